@@ -1,0 +1,1 @@
+//! Kubernetes objects of the contract, parsed once into types.

@@ -1,0 +1,1 @@
+//! One tailnet node as a state machine, without clock, randomness or sockets.

@@ -1,0 +1,1 @@
+//! Tailnet nodes of one process: control connection, relay connections, sockets.

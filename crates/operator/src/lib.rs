@@ -1,0 +1,1 @@
+//! The controllers: watches, work queue, fetch and execute.

@@ -1,0 +1,1 @@
+//! What the operator decides, as pure functions from snapshots to plans.

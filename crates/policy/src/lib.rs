@@ -1,0 +1,1 @@
+//! The policy language: HuJSON to per-node packet filters.

@@ -1,0 +1,1 @@
+//! The pod that hosts tailnet identities and carries their traffic.

@@ -1,0 +1,1 @@
+//! DERP relay and STUN server: a command-emitting machine and its shell.

@@ -1,0 +1,2 @@
+//! The command line: arguments to settings to a running process.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Real peers, clusters and tailnets for tests; never part of the image.

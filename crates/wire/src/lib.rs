@@ -1,0 +1,1 @@
+//! Data that crosses a border of the tailnet: keys, control messages, records and packets.
