@@ -1,0 +1,49 @@
+# Two commands do everything on a fresh Debian or Ubuntu machine with Rust and Go: `make demo` and `make test`.
+TARGET := x86_64-unknown-linux-musl
+RELEASE := target/$(TARGET)/release
+SOURCES := $(shell find crates -name '*.rs' -o -name 'Cargo.toml') Cargo.toml Cargo.lock rust-toolchain.toml
+
+.PHONY: demo demo-down test bench lint setup build image images clean
+
+demo: setup images ## Play the product's story on this machine; KEEP=1 leaves it running
+	cargo run --quiet --release -p tailwharf-demo -- up
+
+demo-down: ## Remove every trace of the demo
+	cargo run --quiet --release -p tailwharf-demo -- down
+
+test: setup images ## Every test; what this machine cannot run is reported as ignored, with the reason
+	./setup/test.sh
+
+bench: setup images ## The measured promises; AREA=first-light runs one area
+	cargo run --quiet --release -p tailwharf-bench -- $(AREA)
+
+lint: ## Formatting, lints, purity, generated files, licences
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo xtask purity
+	cargo xtask generate --check
+
+setup: ## Packages, official peers, Kubernetes
+	@./setup/packages.sh
+	@./setup/peers.sh
+	@./cluster/build-kube.sh
+
+build: $(RELEASE)/tailwharf ## The static release binary
+
+image: build/tailwharf.tar ## The image archive of the release binary
+
+images: image build/nginx.tar ## That, and the servers that demo and tests expose
+
+$(RELEASE)/tailwharf: $(SOURCES)
+	cargo build --release --locked --target $(TARGET) -p tailwharf -p tailwharf-testkit
+	@touch $@
+
+build/tailwharf.tar: $(RELEASE)/tailwharf images/build.sh images/oci-image.py
+	./images/build.sh $@
+
+build/nginx.tar: $(RELEASE)/tailwharf images/servers.sh images/oci-image.py
+	./images/servers.sh build
+
+clean:
+	cargo clean
+	rm -rf build

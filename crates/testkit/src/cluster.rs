@@ -1,0 +1,126 @@
+//! A real cluster of one node, by `cluster/cluster.sh`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::kubectl::Kubectl;
+use crate::process::run;
+use crate::workspace;
+
+/// A running cluster. Dropping it removes every trace, unless [`Cluster::keep`] was called.
+#[derive(Debug)]
+pub struct Cluster {
+    name: String,
+    kubectl: Kubectl,
+    keep: bool,
+}
+
+impl Cluster {
+    /// Starts a cluster, or takes the running one of that name.
+    ///
+    /// # Errors
+    /// When a part does not come up; the message has the end of its log.
+    pub fn up(name: &str) -> Result<Self> {
+        script(&["up", name])?;
+        let path = script(&["kubeconfig", name])?;
+        Ok(Self { name: name.to_owned(), kubectl: Kubectl::new(Path::new(path.trim())), keep: false })
+    }
+
+    /// Removes a cluster of that name, if there is one.
+    ///
+    /// # Errors
+    /// When its processes do not end.
+    pub fn down(name: &str) -> Result<()> {
+        script(&["down", name]).map(drop)
+    }
+
+    /// Leaves the cluster running when this is dropped.
+    pub fn keep(&mut self) {
+        self.keep = true;
+    }
+
+    /// Loads an image archive into the node.
+    ///
+    /// # Errors
+    /// When it cannot be imported.
+    pub fn load(&self, archive: &Path) -> Result<()> {
+        script(&["load", &self.name, &archive.display().to_string()]).map(drop)
+    }
+
+    /// Runs a program inside the node and returns what it printed.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn exec(&self, words: &[&str]) -> Result<String> {
+        script(&[&["exec", self.name.as_str()], words].concat())
+    }
+
+    /// kubectl as the administrator.
+    #[must_use]
+    pub fn kubectl(&self) -> &Kubectl {
+        &self.kubectl
+    }
+
+    /// The process ids, on this machine, of the containers named `container` of a pod.
+    ///
+    /// # Errors
+    /// When the pod or its container is not there.
+    pub fn pids(&self, namespace: &str, pod: &str, container: &str) -> Result<Vec<u32>> {
+        let found = self.kubectl.get(&["pod", pod, "-n", namespace])?;
+        let statuses = found["status"]["containerStatuses"].as_array().cloned().unwrap_or_default();
+        let status = statuses.into_iter().find(|status| status["name"] == container).context("no such container")?;
+        let id = status["containerID"].as_str().unwrap_or_default().trim_start_matches("containerd://").to_owned();
+        anyhow::ensure!(!id.is_empty(), "{pod}/{container} does not run");
+        // The cgroup of a container is named by its id, and lists processes by their number on this machine.
+        let mut find = Command::new("find");
+        find.args(["/sys/fs/cgroup", "-path", &format!("*{id}/cgroup.procs"), "-exec", "cat", "{}", "+"]);
+        let text = run(&mut find)?;
+        let mut pids: Vec<u32> = text.lines().filter_map(|line| line.parse().ok()).collect();
+        pids.sort_unstable();
+        pids.dedup();
+        anyhow::ensure!(!pids.is_empty(), "no process of {pod}/{container}");
+        Ok(pids)
+    }
+
+    /// What a person needs to see of a namespace when a test fails: objects, events and logs.
+    #[must_use]
+    pub fn dump(&self, namespace: &str) -> String {
+        let mut text = String::new();
+        for words in [
+            vec!["get", "pods,services,identities,leases", "-n", namespace, "-o", "wide"],
+            vec!["get", "services", "-A", "-o", "wide"],
+            vec!["get", "events", "-A", "--sort-by=.lastTimestamp"],
+            vec!["get", "identities", "-n", namespace, "-o", "yaml"],
+        ] {
+            let output = self.kubectl.run(&words).unwrap_or_else(|error| format!("{error:#}"));
+            text += &format!("--- kubectl {}\n{output}\n", words.join(" "));
+        }
+        for pod in self.pods(namespace).unwrap_or_default() {
+            let log = self.kubectl.run(&["logs", "-n", namespace, &pod, "--tail=60"]);
+            text += &format!("--- logs {pod}\n{}\n", log.unwrap_or_else(|error| format!("{error:#}")));
+        }
+        text
+    }
+
+    fn pods(&self, namespace: &str) -> Result<Vec<String>> {
+        let list = self.kubectl.get(&["pods", "-n", namespace])?;
+        let name = |pod: &Value| pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        Ok(list["items"].as_array().map(|items| items.iter().map(name).collect()).unwrap_or_default())
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if !self.keep {
+            let _ = Self::down(&self.name);
+        }
+    }
+}
+
+fn script(words: &[&str]) -> Result<String> {
+    let script: PathBuf = workspace::root().join("cluster/cluster.sh");
+    run(Command::new(script).args(words))
+}

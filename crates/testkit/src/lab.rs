@@ -1,0 +1,192 @@
+//! The stage of demo, end-to-end tests and bench: a tailnet, a cluster with the operator, and a laptop.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::cluster::Cluster;
+use crate::kubectl::Kubectl;
+use crate::network::Bridge;
+use crate::official::OfficialClient;
+use crate::process::{end_recorded, run};
+use crate::tailnet::{STORY_POLICY, Tailnet};
+use crate::wait::{eventually, eventually_within};
+use crate::workspace;
+
+/// The namespace of the operator and its pools.
+pub const NAMESPACE: &str = "tailscale";
+/// The nginx of Debian behind a Service, as in the product story.
+pub const NGINX: &str = include_str!("../manifests/nginx.yaml");
+/// A server that echoes what it gets over TCP and UDP.
+pub const ECHO: &str = include_str!("../manifests/echo.yaml");
+
+/// A tailnet, a cluster with the operator installed, and a laptop with the official client.
+///
+/// Fields are dropped in order: clients before the servers and networks that they live in.
+#[derive(Debug)]
+pub struct Lab {
+    /// Alice's machine, with the official client.
+    pub laptop: OfficialClient,
+    /// The coordinator with its relay.
+    pub tailnet: Tailnet,
+    /// The cluster.
+    pub cluster: Cluster,
+    /// The network that they share.
+    pub bridge: Bridge,
+    dir: PathBuf,
+}
+
+impl Lab {
+    /// Puts everything up under `dir`, calling `progress` before each step.
+    ///
+    /// # Errors
+    /// When a part does not come up.
+    pub fn start(name: &str, dir: &Path, progress: impl Fn(&str)) -> Result<Self> {
+        Self::remove(name, dir)?;
+        fs::create_dir_all(dir)?;
+        progress("a Kubernetes cluster: API server, kubelet, containerd, kube-proxy, CoreDNS");
+        let cluster = Cluster::up(name)?;
+        progress("images into the cluster: tailwharf, nginx of Debian, an echo server");
+        for image in [workspace::image(), workspace::test_image("nginx"), workspace::test_image("echo")] {
+            cluster.load(&image)?;
+        }
+        progress("the coordinator with its relay, and the policy");
+        let bridge = Bridge::of_clusters()?;
+        let tailnet = Tailnet::start(bridge.host(), &dir.join("coordinator"), STORY_POLICY)?;
+        progress("a laptop in a network namespace, with the official client, joined as alice@example.com");
+        let laptop = Self::client(&bridge, &tailnet, dir, "laptop", "alice@example.com", "admin")?;
+        let lab = Self { laptop, tailnet, cluster, bridge, dir: dir.to_path_buf() };
+        lab.record()?;
+        progress("the operator");
+        lab.install()?;
+        Ok(lab)
+    }
+
+    /// One more machine with the official client.
+    ///
+    /// # Errors
+    /// When it does not join.
+    pub fn client(
+        bridge: &Bridge,
+        tailnet: &Tailnet,
+        dir: &Path,
+        hostname: &str,
+        user: &str,
+        role: &str,
+    ) -> Result<OfficialClient> {
+        let home = dir.join(hostname);
+        fs::create_dir_all(&home)?;
+        let key = tailnet.user_key(user, role)?;
+        let client = OfficialClient::start(bridge.join(hostname)?, &home)?;
+        client.join(tailnet.url(), &key, hostname)?;
+        Ok(client)
+    }
+
+    /// Installs CRDs, credentials and operator, and waits until the pool is ready.
+    ///
+    /// # Errors
+    /// When a pod does not become ready; the message has objects, events and logs.
+    pub fn install(&self) -> Result<()> {
+        let kubectl = self.kubectl();
+        let (id, secret) = self.tailnet.oauth_client("tag:k8s-operator")?;
+        let deploy = workspace::root().join("deploy");
+        let path = |file: &str| deploy.join(file).display().to_string();
+        kubectl.run(&["apply", "--server-side", "-f", &path("crds")])?;
+        kubectl.run(&["apply", "--server-side", "-f", &path("operator.yaml")])?;
+        kubectl.apply(&format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: operator-oauth, namespace: {NAMESPACE}}}\n\
+             stringData: {{client_id: \"{id}\", client_secret: \"{secret}\"}}\n"
+        ))?;
+        let server = format!("OPERATOR_LOGIN_SERVER={}", self.tailnet.url());
+        kubectl.run(&["-n", NAMESPACE, "set", "env", "deployment/operator", &server])?;
+        self.ready().with_context(|| self.cluster.dump(NAMESPACE))
+    }
+
+    /// Waits until the operator and the pool are ready.
+    ///
+    /// # Errors
+    /// When they are not within two minutes.
+    pub fn ready(&self) -> Result<()> {
+        let limit = Duration::from_secs(120);
+        eventually_within(limit, "operator and pool are ready", || {
+            for target in ["deployment/operator", "statefulset/tailwharf-default"] {
+                self.kubectl().run(&["-n", NAMESPACE, "rollout", "status", target, "--timeout=15s"])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// kubectl as the administrator of the cluster.
+    #[must_use]
+    pub fn kubectl(&self) -> &Kubectl {
+        self.cluster.kubectl()
+    }
+
+    /// Where this lab keeps its files.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Deploys a manifest and waits for the rollout of its Deployment.
+    ///
+    /// # Errors
+    /// When it is not available in time.
+    pub fn deploy(&self, manifest: &str, deployment: &str) -> Result<()> {
+        self.kubectl().apply(manifest)?;
+        let target = format!("deployment/{deployment}");
+        self.kubectl().run(&["rollout", "status", &target, "--timeout=60s"]).map(drop)
+    }
+
+    /// Waits until a URL answers from the laptop.
+    ///
+    /// # Errors
+    /// The last words of curl.
+    pub fn reachable(&self, url: &str) -> Result<String> {
+        eventually(&format!("{url} answers at the laptop"), || self.laptop.curl(url))
+    }
+
+    /// The devices of the tailnet whose name begins with `prefix`.
+    ///
+    /// # Errors
+    /// When the coordinator does not answer.
+    pub fn devices(&self, prefix: &str) -> Result<Vec<String>> {
+        let name = |node: &serde_json::Value| node["name"].as_str().unwrap_or_default().to_owned();
+        Ok(self.tailnet.nodes()?.iter().map(name).filter(|name| name.starts_with(prefix)).collect())
+    }
+
+    /// Leaves everything running; [`Lab::remove`] takes it down later.
+    pub fn leave(self) {
+        std::mem::forget(self);
+    }
+
+    /// Removes what a lab of that name left behind, from its record.
+    ///
+    /// # Errors
+    /// When something does not go away.
+    pub fn remove(name: &str, dir: &Path) -> Result<()> {
+        end_recorded(&dir.join("processes"))?;
+        if let Ok(spaces) = fs::read_to_string(dir.join("namespaces")) {
+            for space in spaces.lines() {
+                let _ = run(Command::new("ip").args(["netns", "del", space]));
+                let _ = fs::remove_dir_all(Path::new("/etc/netns").join(space));
+            }
+        }
+        Cluster::down(name)?;
+        if dir.exists() {
+            fs::remove_dir_all(dir).with_context(|| format!("{}", dir.display()))?;
+        }
+        ensure!(!dir.exists(), "{} is still there", dir.display());
+        Ok(())
+    }
+
+    fn record(&self) -> Result<()> {
+        let processes = format!("{}{}", self.tailnet.record()?, self.laptop.record()?);
+        fs::write(self.dir.join("processes"), processes)?;
+        fs::write(self.dir.join("namespaces"), format!("{}\n", self.laptop.namespace().name()))?;
+        Ok(())
+    }
+}

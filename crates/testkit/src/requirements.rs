@@ -1,0 +1,50 @@
+//! What a test needs of the machine, and the reason to give when it is not there.
+
+use std::path::{Path, PathBuf};
+
+use crate::workspace;
+
+/// Something that a test needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Root, for network namespaces and clusters.
+    Root,
+    /// kube-apiserver, etcd and kubectl.
+    ApiServer,
+    /// A whole cluster: containerd, runc, CNI plugins.
+    Cluster,
+    /// The official client's programs.
+    OfficialClient,
+    /// The static release binary.
+    Binary,
+    /// The image archive.
+    Image,
+}
+
+/// The first need that this machine does not meet, as a sentence that says what to do.
+#[must_use]
+pub fn unmet(needs: &[Need]) -> Option<String> {
+    needs.iter().find_map(|need| match need {
+        Need::Root if !nix::unistd::geteuid().is_root() => Some("needs root".to_owned()),
+        Need::Root => None,
+        Need::ApiServer => missing(
+            &[workspace::kubernetes("kube-apiserver"), workspace::kubernetes("kubectl"), "/usr/bin/etcd".into()],
+            "run `make setup`",
+        ),
+        Need::Cluster => missing(
+            &[workspace::kubernetes("kubelet"), "/usr/bin/containerd".into(), "/usr/lib/cni/bridge".into()],
+            "run `make setup`",
+        ),
+        Need::OfficialClient => {
+            missing(&[workspace::official("tailscaled"), workspace::official("tailscale")], "run `make setup`")
+        }
+        Need::Binary => missing(&[workspace::tailwharf()], "run `make build`"),
+        Need::Image => missing(&[workspace::image()], "run `make image`"),
+    })
+}
+
+fn missing(files: &[PathBuf], remedy: &str) -> Option<String> {
+    let absent = files.iter().find(|file| !file.exists())?;
+    let name = absent.file_name().unwrap_or_default().to_string_lossy();
+    Some(format!("{name} is missing in {}: {remedy}", absent.parent().unwrap_or(Path::new("/")).display()))
+}

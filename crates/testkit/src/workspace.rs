@@ -1,0 +1,52 @@
+//! Where things are: the checkout, what was built of it, and the cached peers.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+/// The release of the official client and operator that tests run against.
+pub const OFFICIAL_VERSION: &str = "1.102.5";
+/// The Kubernetes release that tests run against.
+pub const KUBERNETES_VERSION: &str = "1.36.3";
+
+/// The root of the checkout.
+#[must_use]
+pub fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).unwrap_or(here).to_path_buf()
+}
+
+/// The static release binary that goes into the image.
+#[must_use]
+pub fn tailwharf() -> PathBuf {
+    root().join("target/x86_64-unknown-linux-musl/release/tailwharf")
+}
+
+/// The image archive of the release binary.
+#[must_use]
+pub fn image() -> PathBuf {
+    root().join("build/tailwharf.tar")
+}
+
+/// The image archive of a server that tests expose: `nginx` or `echo`.
+#[must_use]
+pub fn test_image(name: &str) -> PathBuf {
+    root().join("build").join(format!("{name}.tar"))
+}
+
+/// A program of the official peers.
+#[must_use]
+pub fn official(program: &str) -> PathBuf {
+    cache().join("peers").join(OFFICIAL_VERSION).join("bin").join(program)
+}
+
+/// A program of the Kubernetes release.
+#[must_use]
+pub fn kubernetes(program: &str) -> PathBuf {
+    cache().join("kube").join(KUBERNETES_VERSION).join("bin").join(program)
+}
+
+#[expect(clippy::disallowed_methods, reason = "where the build scripts put things; there is no settings module here")]
+fn cache() -> PathBuf {
+    let home = || PathBuf::from(env::var("HOME").unwrap_or_default()).join(".cache");
+    env::var("XDG_CACHE_HOME").map_or_else(|_| home(), PathBuf::from).join("tailwharf")
+}
