@@ -1,1 +1,26 @@
-//! Kubernetes objects of the contract, parsed once into types.
+//! The Kubernetes side of the contract as types: what people write on their objects, what tailwharf writes on its own, and the documents that
+//! operator and proxy exchange.
+//!
+//! - [`contract`]: the fixed names (annotations, labels, finalizers, field managers) in one place.
+//! - [`values`]: [`values::Hostname`] and [`values::Tag`], parsed at the edge with errors that say what to change.
+//! - [`parent`]: which object of a user something was made for, as labels.
+//! - [`names`]: names of the objects tailwharf makes.
+//! - [`identity`] and [`conditions`]: the custom resource `identities.tailwharf.dev` and its conditions.
+//! - [`secret`]: the layout of an identity's state Secret, which is the one of the Go operator.
+//!
+//! Nothing here talks to a cluster, reads a clock or draws randomness.
+#![forbid(unsafe_code)]
+
+pub mod conditions;
+pub mod contract;
+pub mod identity;
+pub mod names;
+pub mod parent;
+pub mod secret;
+pub mod values;
+
+pub use conditions::{ConditionStatus, ConditionType, IdentityReason, Step};
+pub use identity::{Backend, Identity, IdentitySpec, IdentityStatus, Listener, PathKind, Protocol};
+pub use parent::{Parent, ParentKind};
+pub use secret::{AuthKey, StateSecret};
+pub use values::{Hostname, Tag};

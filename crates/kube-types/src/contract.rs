@@ -1,0 +1,70 @@
+//! The fixed names that people's manifests, other tools and older installations rely on.
+
+/// Annotations that people set on their Services.
+pub mod annotation {
+    /// `true`: put the Service on the tailnet.
+    pub const EXPOSE: &str = "tailscale.com/expose";
+    /// The device's name on the tailnet.
+    pub const HOSTNAME: &str = "tailscale.com/hostname";
+    /// Comma-separated tags of the device.
+    pub const TAGS: &str = "tailscale.com/tags";
+    /// The ProxyGroup that serves the Service instead of an identity of its own.
+    pub const PROXY_GROUP: &str = "tailscale.com/proxy-group";
+    /// The ProxyClass of the proxy (label or annotation; the label wins).
+    pub const PROXY_CLASS: &str = "tailscale.com/proxy-class";
+    /// Egress: the tailnet address to reach.
+    pub const TAILNET_IP: &str = "tailscale.com/tailnet-ip";
+    /// Egress: the older name of [`TAILNET_IP`].
+    pub const TAILNET_TARGET_IP: &str = "tailscale.com/ts-tailnet-target-ip";
+    /// Egress: the tailnet name to reach.
+    pub const TAILNET_FQDN: &str = "tailscale.com/tailnet-fqdn";
+    /// `true`: clean up without the control server, which leaves the device there.
+    pub const FORCE_REMOVAL: &str = "tailwharf.dev/force-removal";
+
+    /// On a state Secret: the tags of its device, or of the auth key that waits for a device.
+    pub const DEVICE_TAGS: &str = "tailwharf.dev/device-tags";
+    /// On a state Secret: when the clean-up of its identity began (RFC 3339).
+    pub const RELEASED_AT: &str = "tailwharf.dev/released-at";
+    /// On every object tailwharf applies: a digest of what was applied.
+    pub const APPLIED: &str = "tailwharf.dev/applied";
+}
+
+/// Labels on what tailwharf makes.
+pub mod label {
+    /// `true` on everything made by the operator.
+    pub const MANAGED: &str = "tailscale.com/managed";
+    /// Kind of the parent, see [`crate::ParentKind`].
+    pub const PARENT_TYPE: &str = "tailscale.com/parent-resource-type";
+    /// Name of the parent.
+    pub const PARENT_NAME: &str = "tailscale.com/parent-resource";
+    /// Namespace of the parent.
+    pub const PARENT_NAMESPACE: &str = "tailscale.com/parent-resource-ns";
+    /// The pool whose pods host the identity, or to which a pod or Lease belongs.
+    pub const POOL: &str = "tailwharf.dev/pool";
+}
+
+/// The finalizer that keeps an exposed Service until its device is gone.
+pub const FINALIZER: &str = "tailscale.com/finalizer";
+/// `spec.loadBalancerClass` of Services that ask for a tailnet device.
+pub const LOAD_BALANCER_CLASS: &str = "tailscale";
+/// Field manager of everything the operator applies.
+pub const OPERATOR_FIELD_MANAGER: &str = "tailwharf-operator";
+/// Field manager of the auth key in a state Secret. It is apart from [`OPERATOR_FIELD_MANAGER`] so that applying a Secret's labels again neither
+/// needs the key nor removes it.
+pub const AUTH_KEY_FIELD_MANAGER: &str = "tailwharf-operator-auth-key";
+/// `reportingComponent` of the operator's events.
+pub const EVENT_REPORTER: &str = "tailscale-operator";
+/// Condition on an exposed Service.
+pub const PROXY_READY: &str = "TailscaleProxyReady";
+/// The pool that serves everything that names no other.
+pub const DEFAULT_POOL: &str = "default";
+/// Longest name of an [`crate::Identity`], in bytes: its Secret and the objects of other versions of the operator add suffixes to it.
+pub const MAX_IDENTITY_NAME: usize = 52;
+/// Most listeners of one identity.
+pub const MAX_LISTENERS: usize = 256;
+/// Most backends of one listener.
+pub const MAX_BACKENDS: usize = 128;
+/// Most tags of one device.
+pub const MAX_TAGS: usize = 32;
+/// Most peers remembered in an identity's status.
+pub const MAX_RECENT_PEERS: usize = 32;

@@ -1,0 +1,171 @@
+//! The custom resource `identities.tailwharf.dev`: one device on the tailnet, what it serves, and how far it is.
+//!
+//! `spec` is written by the operator alone, `status` by the pod that hosts the identity. No secret is in either: keys are in the Secret
+//! [`crate::names::secret_name`].
+
+use std::fmt;
+use std::net::IpAddr;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube_derive::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::values::{Hostname, Tag};
+
+/// What the hosting proxy has to do.
+#[derive(CustomResource, JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[kube(
+    group = "tailwharf.dev",
+    version = "v1alpha1",
+    kind = "Identity",
+    plural = "identities",
+    shortname = "tid",
+    category = "tailwharf",
+    namespaced,
+    status = "IdentityStatus",
+    derive = "PartialEq",
+    doc = "A device on the tailnet that a pool of proxies hosts: what it serves, and how far it is.",
+    printcolumn(name = "Hostname", type_ = "string", json_path = ".spec.hostname"),
+    printcolumn(name = "Name", type_ = "string", json_path = ".status.fqdn"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].status"#
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].reason"#
+    ),
+    printcolumn(name = "Host", type_ = "string", json_path = ".status.host"),
+    printcolumn(
+        name = "Addresses",
+        type_ = "string",
+        json_path = ".status.addresses",
+        priority = "1"
+    ),
+    printcolumn(name = "Path", type_ = "string", json_path = ".status.path", priority = "1"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    crates(kube_core = "::kube_core")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct IdentitySpec {
+    /// The name to ask the control server for. The server makes it unique by a suffix.
+    pub hostname: Hostname,
+    /// Tags of the device.
+    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "set"))]
+    pub tags: Vec<Tag>,
+    /// The pool whose pods may host the identity.
+    #[schemars(length(min = 1, max = 40), pattern(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub pool: String,
+    /// URL of the control server.
+    #[schemars(length(min = 1, max = 2048), pattern(r"^https?://"))]
+    pub login_server: String,
+    /// The control server forgets the device soon after it went offline.
+    #[serde(default)]
+    pub ephemeral: bool,
+    /// What the device serves. Empty: it is only present.
+    #[serde(default)]
+    #[schemars(
+        length(max = 256),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["protocol", "port"])
+    )]
+    pub listeners: Vec<Listener>,
+}
+
+/// A port of the device and where its connections go.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Hash)]
+#[serde(rename_all = "camelCase")]
+pub struct Listener {
+    /// A name for messages and metrics.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// The port on the tailnet addresses of the device.
+    #[schemars(range(min = 1, max = 65535), extend("format" = "int32"))]
+    pub port: u16,
+    /// Alternatives, in order of preference. A connection goes to one of the address family in which it came, if there is one, else to the next.
+    #[schemars(length(min = 1, max = 128), extend("x-kubernetes-list-type" = "atomic"))]
+    pub backends: Vec<Backend>,
+}
+
+/// Transport protocol of a [`Listener`].
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        })
+    }
+}
+
+/// Where connections of a [`Listener`] go.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Hash)]
+#[serde(rename_all = "camelCase")]
+pub struct Backend {
+    /// An IP address, or a DNS name that the proxy resolves.
+    #[schemars(length(min = 1, max = 253))]
+    pub address: String,
+    /// Port there.
+    #[schemars(range(min = 1, max = 65535), extend("format" = "int32"))]
+    pub port: u16,
+}
+
+/// How far the hosting pod is.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct IdentityStatus {
+    /// Stable id of the device at the control server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_id: Option<String>,
+    /// Full name of the device, without a trailing dot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fqdn: Option<String>,
+    /// Tailnet addresses of the device.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>", length(max = 16))]
+    pub addresses: Vec<IpAddr>,
+    /// The pod that hosts the identity. Set before its node starts and cleared after it has ended, so no two pods run one node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// The version of the host's member Lease with which it began to hold it. Differs after each take-over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim: Option<String>,
+    /// How packets of the most recently active peer travel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathKind>,
+    /// Generation of the spec that this status tells about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Peers that were active lately, as stable ids, most recent first. The next host starts handshakes with them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(max = 128)), extend("x-kubernetes-list-type" = "atomic"))]
+    pub recent_peers: Vec<String>,
+    /// Registered, Authorized, Advertised, BackendReachable, Ready.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 16),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"])
+    )]
+    pub conditions: Vec<Condition>,
+}
+
+/// How packets travel between a device and its peer.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PathKind {
+    /// Through a DERP relay.
+    Relay,
+    /// Straight, by UDP.
+    Direct,
+}

@@ -1,0 +1,71 @@
+//! Names of the objects tailwharf makes.
+
+use sha2::{Digest, Sha256};
+
+use crate::contract::MAX_IDENTITY_NAME;
+
+/// The identity of the operator's own device.
+pub const OPERATOR_IDENTITY: &str = "ts-operator";
+
+const PREFIX: &str = "ts-";
+const SUFFIX: usize = 5;
+/// The characters of Kubernetes' own generated suffixes: no vowels and no digits that look like letters, so no words.
+const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
+
+/// The name of the identity made for a parent: `ts-<parent>-<5 characters>`, at most 52 bytes.
+///
+/// The suffix is drawn from the parent's UID, so that the name is known before the object exists: making it twice makes it once.
+#[must_use]
+pub fn identity_name(parent: &str, uid: &str) -> String {
+    let room = MAX_IDENTITY_NAME - PREFIX.len() - SUFFIX - 1;
+    let base: String = parent
+        .chars()
+        .map(|c| if c == '.' { '-' } else { c })
+        .take(room)
+        .collect();
+    let suffix: String = Sha256::digest(uid)
+        .iter()
+        .take(SUFFIX)
+        .map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()]))
+        .collect();
+    format!("{PREFIX}{}-{suffix}", base.trim_end_matches('-'))
+}
+
+/// The name of an identity's state Secret.
+#[must_use]
+pub fn secret_name(identity: &str) -> String {
+    format!("{identity}-0")
+}
+
+/// The name of a pool's StatefulSet, ServiceAccount, Role, RoleBinding, PodDisruptionBudget and headless Service.
+#[must_use]
+pub fn pool_objects_name(pool: &str) -> String {
+    format!("tailwharf-{pool}")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn names_show_the_parent() {
+        assert_eq!(
+            identity_name("nginx", "11111111-2222-3333-4444-555555555555"),
+            identity_name("nginx", "11111111-2222-3333-4444-555555555555")
+        );
+        assert!(identity_name("nginx", "a").starts_with("ts-nginx-"));
+        assert_ne!(identity_name("nginx", "a"), identity_name("nginx", "b"));
+    }
+
+    proptest! {
+        #[test]
+        fn names_are_dns_labels_within_their_limit(parent in "[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", uid in "[0-9a-f-]{36}") {
+            let name = identity_name(&parent, &uid);
+            prop_assert!(name.len() <= MAX_IDENTITY_NAME);
+            prop_assert!(name.parse::<crate::Hostname>().is_ok(), "{name}");
+            prop_assert!(!name.contains("--ts") && !name.ends_with('-'));
+        }
+    }
+}
