@@ -33,35 +33,74 @@ impl ApiServer {
     /// # Errors
     /// When a program is missing or does not become ready.
     pub fn start() -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("tailwharf-apiserver-").tempdir()?;
+        let dir = tempfile::Builder::new()
+            .prefix("tailwharf-apiserver-")
+            .tempdir()?;
         let path = |name: &str| dir.path().join(name);
         let (client, peer, secure) = (free_port()?, free_port()?, free_port()?);
         let etcd_url = format!("http://127.0.0.1:{client}");
         let peer_url = format!("http://127.0.0.1:{peer}");
         let mut etcd = Command::new("etcd");
-        etcd.args(["--name", "test", "--unsafe-no-fsync", "--logger", "zap", "--log-level", "error"])
-            .arg("--data-dir")
-            .arg(path("etcd"))
-            .args(["--listen-client-urls", &etcd_url, "--advertise-client-urls", &etcd_url])
-            .args(["--listen-peer-urls", &peer_url, "--initial-advertise-peer-urls", &peer_url])
-            .args(["--initial-cluster", &format!("test={peer_url}")]);
+        etcd.args([
+            "--name",
+            "test",
+            "--unsafe-no-fsync",
+            "--logger",
+            "zap",
+            "--log-level",
+            "error",
+        ])
+        .arg("--data-dir")
+        .arg(path("etcd"))
+        .args([
+            "--listen-client-urls",
+            &etcd_url,
+            "--advertise-client-urls",
+            &etcd_url,
+        ])
+        .args([
+            "--listen-peer-urls",
+            &peer_url,
+            "--initial-advertise-peer-urls",
+            &peer_url,
+        ])
+        .args(["--initial-cluster", &format!("test={peer_url}")]);
         let etcd = Process::start("etcd", &mut etcd, &path("etcd.log"))?;
 
         let ca = certificates(&dir)?;
-        fs::write(path("tokens.csv"), format!("{ADMIN_TOKEN},admin,1,\"system:masters\"\n"))?;
-        fs::write(path("audit.yaml"), "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules: [{level: Metadata}]\n")?;
-        run(Command::new("openssl").args(["genrsa", "-out"]).arg(path("sa.key")).arg("2048"))?;
+        fs::write(
+            path("tokens.csv"),
+            format!("{ADMIN_TOKEN},admin,1,\"system:masters\"\n"),
+        )?;
+        fs::write(
+            path("audit.yaml"),
+            "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules: [{level: Metadata}]\n",
+        )?;
+        run(Command::new("openssl")
+            .args(["genrsa", "-out"])
+            .arg(path("sa.key"))
+            .arg("2048"))?;
         let mut apiserver = Command::new(workspace::kubernetes("kube-apiserver"));
         apiserver
             .args(["--etcd-servers", &etcd_url, "--bind-address", "127.0.0.1"])
-            .args(["--secure-port", &secure.to_string(), "--advertise-address", "127.0.0.1"])
+            .args([
+                "--secure-port",
+                &secure.to_string(),
+                "--advertise-address",
+                "127.0.0.1",
+            ])
             .arg("--tls-cert-file")
             .arg(path("server.crt"))
             .arg("--tls-private-key-file")
             .arg(path("server.key"))
             .arg("--token-auth-file")
             .arg(path("tokens.csv"))
-            .args(["--authorization-mode", "RBAC", "--service-cluster-ip-range", "10.96.0.0/16"])
+            .args([
+                "--authorization-mode",
+                "RBAC",
+                "--service-cluster-ip-range",
+                "10.96.0.0/16",
+            ])
             .args(["--service-account-issuer", "https://kubernetes.default.svc"])
             .arg("--service-account-signing-key-file")
             .arg(path("sa.key"))
@@ -80,10 +119,21 @@ impl ApiServer {
         eventually("the API server is ready", || {
             apiserver.alive()?;
             let mut ready = Command::new(workspace::kubernetes("kubectl"));
-            run(ready.arg("--kubeconfig").arg(&kubeconfig).args(["get", "--raw", "/readyz"])).map(drop)
+            run(ready
+                .arg("--kubeconfig")
+                .arg(&kubeconfig)
+                .args(["get", "--raw", "/readyz"]))
+            .map(drop)
         })?;
         let audit_log = path("audit.log");
-        Ok(Self { url, kubeconfig, audit_log, apiserver, _etcd: etcd, _dir: dir })
+        Ok(Self {
+            url,
+            kubeconfig,
+            audit_log,
+            apiserver,
+            _etcd: etcd,
+            _dir: dir,
+        })
     }
 
     /// The address of the API, `https://127.0.0.1:PORT`.
@@ -104,13 +154,21 @@ impl ApiServer {
     /// When the log cannot be read.
     pub fn requests_of(&self, agent: &str) -> Result<Vec<(String, String, String)>> {
         let text = fs::read_to_string(&self.audit_log).context("reading the audit log")?;
-        let events = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let events = text
+            .lines()
+            .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
         let word = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
         Ok(events
-            .filter(|event| event["stage"] == "ResponseComplete" && word(&event["userAgent"]).starts_with(agent))
+            .filter(|event| {
+                event["stage"] == "ResponseComplete" && word(&event["userAgent"]).starts_with(agent)
+            })
             .map(|event| {
                 let object = &event["objectRef"];
-                (word(&event["verb"]), word(&object["resource"]), word(&object["name"]))
+                (
+                    word(&event["verb"]),
+                    word(&object["resource"]),
+                    word(&object["name"]),
+                )
             })
             .collect())
     }
@@ -133,7 +191,11 @@ fn certificates(dir: &TempDir) -> Result<String> {
     let ca_certificate = ca.self_signed(&ca_key)?;
     let issuer = Issuer::new(ca, ca_key);
     let key = KeyPair::generate()?;
-    let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned(), "kubernetes.default.svc".to_owned()];
+    let names = vec![
+        "127.0.0.1".to_owned(),
+        "localhost".to_owned(),
+        "kubernetes.default.svc".to_owned(),
+    ];
     let server = CertificateParams::new(names)?.signed_by(&key, &issuer)?;
     fs::write(dir.path().join("server.crt"), server.pem())?;
     fs::write(dir.path().join("server.key"), key.serialize_pem())?;

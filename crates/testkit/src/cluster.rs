@@ -26,7 +26,11 @@ impl Cluster {
     pub fn up(name: &str) -> Result<Self> {
         script(&["up", name])?;
         let path = script(&["kubeconfig", name])?;
-        Ok(Self { name: name.to_owned(), kubectl: Kubectl::new(Path::new(path.trim())), keep: false })
+        Ok(Self {
+            name: name.to_owned(),
+            kubectl: Kubectl::new(Path::new(path.trim())),
+            keep: false,
+        })
     }
 
     /// Removes a cluster of that name, if there is one.
@@ -70,13 +74,31 @@ impl Cluster {
     /// When the pod or its container is not there.
     pub fn pids(&self, namespace: &str, pod: &str, container: &str) -> Result<Vec<u32>> {
         let found = self.kubectl.get(&["pod", pod, "-n", namespace])?;
-        let statuses = found["status"]["containerStatuses"].as_array().cloned().unwrap_or_default();
-        let status = statuses.into_iter().find(|status| status["name"] == container).context("no such container")?;
-        let id = status["containerID"].as_str().unwrap_or_default().trim_start_matches("containerd://").to_owned();
+        let statuses = found["status"]["containerStatuses"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        let status = statuses
+            .into_iter()
+            .find(|status| status["name"] == container)
+            .context("no such container")?;
+        let id = status["containerID"]
+            .as_str()
+            .unwrap_or_default()
+            .trim_start_matches("containerd://")
+            .to_owned();
         anyhow::ensure!(!id.is_empty(), "{pod}/{container} does not run");
         // The cgroup of a container is named by its id, and lists processes by their number on this machine.
         let mut find = Command::new("find");
-        find.args(["/sys/fs/cgroup", "-path", &format!("*{id}/cgroup.procs"), "-exec", "cat", "{}", "+"]);
+        find.args([
+            "/sys/fs/cgroup",
+            "-path",
+            &format!("*{id}/cgroup.procs"),
+            "-exec",
+            "cat",
+            "{}",
+            "+",
+        ]);
         let text = run(&mut find)?;
         let mut pids: Vec<u32> = text.lines().filter_map(|line| line.parse().ok()).collect();
         pids.sort_unstable();
@@ -90,17 +112,30 @@ impl Cluster {
     pub fn dump(&self, namespace: &str) -> String {
         let mut text = String::new();
         for words in [
-            vec!["get", "pods,services,identities,leases", "-n", namespace, "-o", "wide"],
+            vec![
+                "get",
+                "pods,services,identities,leases",
+                "-n",
+                namespace,
+                "-o",
+                "wide",
+            ],
             vec!["get", "services", "-A", "-o", "wide"],
             vec!["get", "events", "-A", "--sort-by=.lastTimestamp"],
             vec!["get", "identities", "-n", namespace, "-o", "yaml"],
         ] {
-            let output = self.kubectl.run(&words).unwrap_or_else(|error| format!("{error:#}"));
+            let output = self
+                .kubectl
+                .run(&words)
+                .unwrap_or_else(|error| format!("{error:#}"));
             text += &format!("--- kubectl {}\n{output}\n", words.join(" "));
         }
         for pod in self.pods(namespace).unwrap_or_default() {
             let log = self.kubectl.run(&["logs", "-n", namespace, &pod, "--tail=60"]);
-            text += &format!("--- logs {pod}\n{}\n", log.unwrap_or_else(|error| format!("{error:#}")));
+            text += &format!(
+                "--- logs {pod}\n{}\n",
+                log.unwrap_or_else(|error| format!("{error:#}"))
+            );
         }
         text
     }
@@ -108,7 +143,10 @@ impl Cluster {
     fn pods(&self, namespace: &str) -> Result<Vec<String>> {
         let list = self.kubectl.get(&["pods", "-n", namespace])?;
         let name = |pod: &Value| pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-        Ok(list["items"].as_array().map(|items| items.iter().map(name).collect()).unwrap_or_default())
+        Ok(list["items"]
+            .as_array()
+            .map(|items| items.iter().map(name).collect())
+            .unwrap_or_default())
     }
 }
 

@@ -20,14 +20,20 @@ impl Kubectl {
     /// kubectl with the kubeconfig at `path`.
     #[must_use]
     pub fn new(path: &Path) -> Self {
-        Self { kubeconfig: path.to_path_buf() }
+        Self {
+            kubeconfig: path.to_path_buf(),
+        }
     }
 
     /// The command with `arguments` appended.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(workspace::kubernetes("kubectl"));
-        command.arg("--kubeconfig").arg(&self.kubeconfig).arg("--request-timeout=20s").args(arguments);
+        command
+            .arg("--kubeconfig")
+            .arg(&self.kubeconfig)
+            .arg("--request-timeout=20s")
+            .args(arguments);
         command
     }
 
@@ -53,7 +59,10 @@ impl Kubectl {
     /// # Errors
     /// kubectl's own words.
     pub fn apply(&self, manifest: &str) -> Result<String> {
-        self.feed(&["apply", "--server-side", "--force-conflicts", "-f", "-"], manifest)
+        self.feed(
+            &["apply", "--server-side", "--force-conflicts", "-f", "-"],
+            manifest,
+        )
     }
 
     /// Runs kubectl with `input` on standard input.
@@ -62,9 +71,17 @@ impl Kubectl {
     /// kubectl's own words.
     pub fn feed(&self, arguments: &[&str], input: &str) -> Result<String> {
         let mut command = self.command(arguments);
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("kubectl")?;
-        child.stdin.take().context("no standard input")?.write_all(input.as_bytes())?;
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("kubectl")?;
+        child
+            .stdin
+            .take()
+            .context("no standard input")?
+            .write_all(input.as_bytes())?;
         let output = child.wait_with_output()?;
         ensure!(
             output.status.success(),

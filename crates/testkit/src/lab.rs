@@ -50,7 +50,11 @@ impl Lab {
         progress("a Kubernetes cluster: API server, kubelet, containerd, kube-proxy, CoreDNS");
         let cluster = Cluster::up(name)?;
         progress("images into the cluster: tailwharf, nginx of Debian, an echo server");
-        for image in [workspace::image(), workspace::test_image("nginx"), workspace::test_image("echo")] {
+        for image in [
+            workspace::image(),
+            workspace::test_image("nginx"),
+            workspace::test_image("echo"),
+        ] {
             cluster.load(&image)?;
         }
         progress("the coordinator with its relay, and the policy");
@@ -58,7 +62,13 @@ impl Lab {
         let tailnet = Tailnet::start(bridge.host(), &dir.join("coordinator"), STORY_POLICY)?;
         progress("a laptop in a network namespace, with the official client, joined as alice@example.com");
         let laptop = Self::client(&bridge, &tailnet, dir, "laptop", "alice@example.com", "admin")?;
-        let lab = Self { laptop, tailnet, cluster, bridge, dir: dir.to_path_buf() };
+        let lab = Self {
+            laptop,
+            tailnet,
+            cluster,
+            bridge,
+            dir: dir.to_path_buf(),
+        };
         lab.record()?;
         progress("the operator");
         lab.install()?;
@@ -77,11 +87,25 @@ impl Lab {
         user: &str,
         role: &str,
     ) -> Result<OfficialClient> {
+        let key = tailnet.user_key(user, role)?;
+        Self::join_with(bridge, tailnet, dir, hostname, &key)
+    }
+
+    /// One more machine with the official client, joined by `key`.
+    ///
+    /// # Errors
+    /// When it does not join.
+    pub fn join_with(
+        bridge: &Bridge,
+        tailnet: &Tailnet,
+        dir: &Path,
+        hostname: &str,
+        key: &str,
+    ) -> Result<OfficialClient> {
         let home = dir.join(hostname);
         fs::create_dir_all(&home)?;
-        let key = tailnet.user_key(user, role)?;
         let client = OfficialClient::start(bridge.join(hostname)?, &home)?;
-        client.join(tailnet.url(), &key, hostname)?;
+        client.join(tailnet.url(), key, hostname)?;
         Ok(client)
     }
 
@@ -113,7 +137,8 @@ impl Lab {
         let limit = Duration::from_secs(120);
         eventually_within(limit, "operator and pool are ready", || {
             for target in ["deployment/operator", "statefulset/tailwharf-default"] {
-                self.kubectl().run(&["-n", NAMESPACE, "rollout", "status", target, "--timeout=15s"])?;
+                self.kubectl()
+                    .run(&["-n", NAMESPACE, "rollout", "status", target, "--timeout=15s"])?;
             }
             Ok(())
         })
@@ -138,7 +163,9 @@ impl Lab {
     pub fn deploy(&self, manifest: &str, deployment: &str) -> Result<()> {
         self.kubectl().apply(manifest)?;
         let target = format!("deployment/{deployment}");
-        self.kubectl().run(&["rollout", "status", &target, "--timeout=60s"]).map(drop)
+        self.kubectl()
+            .run(&["rollout", "status", &target, "--timeout=60s"])
+            .map(drop)
     }
 
     /// Waits until a URL answers from the laptop.
@@ -155,7 +182,13 @@ impl Lab {
     /// When the coordinator does not answer.
     pub fn devices(&self, prefix: &str) -> Result<Vec<String>> {
         let name = |node: &serde_json::Value| node["name"].as_str().unwrap_or_default().to_owned();
-        Ok(self.tailnet.nodes()?.iter().map(name).filter(|name| name.starts_with(prefix)).collect())
+        Ok(self
+            .tailnet
+            .nodes()?
+            .iter()
+            .map(name)
+            .filter(|name| name.starts_with(prefix))
+            .collect())
     }
 
     /// Leaves everything running; [`Lab::remove`] takes it down later.
@@ -186,7 +219,10 @@ impl Lab {
     fn record(&self) -> Result<()> {
         let processes = format!("{}{}", self.tailnet.record()?, self.laptop.record()?);
         fs::write(self.dir.join("processes"), processes)?;
-        fs::write(self.dir.join("namespaces"), format!("{}\n", self.laptop.namespace().name()))?;
+        fs::write(
+            self.dir.join("namespaces"),
+            format!("{}\n", self.laptop.namespace().name()),
+        )?;
         Ok(())
     }
 }

@@ -32,13 +32,20 @@ impl Bridge {
             let name = format!("twl{range}");
             let made = run(Command::new("ip").args(["link", "add", &name, "type", "bridge"]));
             if made.is_ok() {
-                let bridge = Self { name, range, next: AtomicU8::new(10), owned: true };
+                let bridge = Self {
+                    name,
+                    range,
+                    next: AtomicU8::new(10),
+                    owned: true,
+                };
                 ip(&format!("addr add {}/24 dev {}", bridge.host(), bridge.name))?;
                 ip(&format!("link set {} up", bridge.name))?;
                 return Ok(bridge);
             }
         }
-        anyhow::bail!("no bridge could be made: it needs root, and one free range of 192.168.234.0/24 to 192.168.249.0/24")
+        anyhow::bail!(
+            "no bridge could be made: it needs root, and one free range of 192.168.234.0/24 to 192.168.249.0/24"
+        )
     }
 
     /// The bridge of the clusters, 192.168.233.0/24; namespaces join it from `.200` on.
@@ -47,7 +54,12 @@ impl Bridge {
     /// When no cluster is up.
     pub fn of_clusters() -> Result<Self> {
         ip("link show twh0").context("no cluster is up")?;
-        Ok(Self { name: "twh0".to_owned(), range: 233, next: AtomicU8::new(200), owned: false })
+        Ok(Self {
+            name: "twh0".to_owned(),
+            range: 233,
+            next: AtomicU8::new(200),
+            owned: false,
+        })
     }
 
     /// The host's address on the bridge.
@@ -97,7 +109,10 @@ impl Namespace {
         let _ = ip(&format!("netns del {name}"));
         let _ = ip(&format!("link del {link}"));
         fs::create_dir_all(self.etc())?;
-        fs::write(self.etc().join("resolv.conf"), "# no resolver beyond the tailnet\n")?;
+        fs::write(
+            self.etc().join("resolv.conf"),
+            "# no resolver beyond the tailnet\n",
+        )?;
         ip(&format!("netns add {name}"))?;
         ip(&format!("link add {link} type veth peer name eth0 netns {name}"))?;
         ip(&format!("link set {link} master {} up", bridge.name))?;

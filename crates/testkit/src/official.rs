@@ -33,7 +33,11 @@ impl OfficialClient {
             .arg(format!("--statedir={}", dir.display()))
             .arg(format!("--socket={}", socket.display()));
         let daemon = Process::start("tailscaled", &mut command, &dir.join("tailscaled.log"))?;
-        let mut client = Self { daemon, socket, namespace };
+        let mut client = Self {
+            daemon,
+            socket,
+            namespace,
+        };
         eventually("tailscaled answers", || {
             client.daemon.alive()?;
             client.json(&["status", "--json"]).map(drop)
@@ -49,14 +53,17 @@ impl OfficialClient {
         let server = format!("--login-server={login_server}");
         let key = format!("--auth-key={auth_key}");
         let name = format!("--hostname={hostname}");
-        run(self.tailscale(&["up", &server, &key, &name, "--accept-routes", "--timeout=60s"]).by_ref()).map(drop)
+        self.run(&["up", &server, &key, &name, "--accept-routes", "--timeout=60s"])
+            .map(drop)
     }
 
     /// A `tailscale` command for this daemon.
     #[must_use]
     pub fn tailscale(&self, arguments: &[&str]) -> Command {
         let mut command = self.namespace.command(workspace::official("tailscale"));
-        command.arg(format!("--socket={}", self.socket.display())).args(arguments);
+        command
+            .arg(format!("--socket={}", self.socket.display()))
+            .args(arguments);
         command
     }
 
@@ -90,7 +97,14 @@ impl OfficialClient {
     /// # Errors
     /// curl's own words.
     pub fn curl(&self, url: &str) -> Result<String> {
-        run(self.namespace.command("curl").args(["--silent", "--show-error", "--fail", "--max-time", "10", url]))
+        run(self.namespace.command("curl").args([
+            "--silent",
+            "--show-error",
+            "--fail",
+            "--max-time",
+            "10",
+            url,
+        ]))
     }
 
     /// The peers of `tailscale status --json`, by host name of the MagicDNS name.
@@ -99,7 +113,10 @@ impl OfficialClient {
     /// When the daemon does not answer.
     pub fn peers(&self) -> Result<Vec<Value>> {
         let status = self.json(&["status", "--json"])?;
-        Ok(status["Peer"].as_object().map(|peers| peers.values().cloned().collect()).unwrap_or_default())
+        Ok(status["Peer"]
+            .as_object()
+            .map(|peers| peers.values().cloned().collect())
+            .unwrap_or_default())
     }
 
     /// The peer whose MagicDNS name begins with `name.`.
@@ -111,7 +128,11 @@ impl OfficialClient {
         let peers = self.peers()?;
         peers
             .into_iter()
-            .find(|peer| peer["DNSName"].as_str().is_some_and(|found| found.starts_with(&prefix)))
+            .find(|peer| {
+                peer["DNSName"]
+                    .as_str()
+                    .is_some_and(|found| found.starts_with(&prefix))
+            })
             .with_context(|| format!("no peer {name}"))
     }
 

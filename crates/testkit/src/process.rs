@@ -37,7 +37,11 @@ impl Process {
             .process_group(0)
             .spawn()
             .with_context(|| format!("starting {name} ({:?})", command.get_program()))?;
-        Ok(Self { name: name.to_owned(), child, log: log.to_path_buf() })
+        Ok(Self {
+            name: name.to_owned(),
+            child,
+            log: log.to_path_buf(),
+        })
     }
 
     /// The process id.
@@ -105,6 +109,14 @@ impl Process {
         self.end()
     }
 
+    /// Like [`Process::stop`], for a process whose owner will replace it.
+    ///
+    /// # Errors
+    /// When the process had to be killed.
+    pub fn terminate(&mut self) -> Result<()> {
+        self.end()
+    }
+
     fn end(&mut self) -> Result<()> {
         if self.child.try_wait()?.is_some() {
             return Ok(());
@@ -136,9 +148,17 @@ impl Drop for Process {
 /// # Errors
 /// When the process is gone.
 pub fn resident(pid: u32) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).with_context(|| format!("process {pid}"))?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS")?;
-    let kib: u64 = line.split_whitespace().nth(1).context("VmRSS without a number")?.parse()?;
+    let status =
+        fs::read_to_string(format!("/proc/{pid}/status")).with_context(|| format!("process {pid}"))?;
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .context("no VmRSS")?;
+    let kib: u64 = line
+        .split_whitespace()
+        .nth(1)
+        .context("VmRSS without a number")?
+        .parse()?;
     Ok(kib * 1024)
 }
 
@@ -148,12 +168,17 @@ pub fn resident(pid: u32) -> Result<u64> {
 /// When one does not end.
 pub fn end_recorded(record: &Path) -> Result<()> {
     for line in fs::read_to_string(record).unwrap_or_default().lines() {
-        let (pid, born) = line.split_once(' ').context("a record has a number and a time in each line")?;
+        let (pid, born) = line
+            .split_once(' ')
+            .context("a record has a number and a time in each line")?;
         let number: u32 = pid.parse()?;
         if start_time(number).is_ok_and(|time| time == born) {
             kill(Pid::from_raw(i32::try_from(number)?), Signal::SIGTERM)?;
             eventually_within(GRACE, "a recorded process ends", || {
-                ensure!(start_time(number).is_ok_and(|time| time == born).eq(&false), "{number} still runs");
+                ensure!(
+                    start_time(number).is_ok_and(|time| time == born).eq(&false),
+                    "{number} still runs"
+                );
                 Ok(())
             })?;
         }
@@ -164,7 +189,12 @@ pub fn end_recorded(record: &Path) -> Result<()> {
 /// When a process started, in the kernel's own unit; `/proc/PID/stat`, field 22. A zombie counts as ended.
 fn start_time(pid: u32) -> Result<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields: Vec<&str> = stat.rsplit_once(')').context("no name in stat")?.1.split_whitespace().collect();
+    let fields: Vec<&str> = stat
+        .rsplit_once(')')
+        .context("no name in stat")?
+        .1
+        .split_whitespace()
+        .collect();
     ensure!(fields.first() != Some(&"Z"), "{pid} has ended");
     Ok(fields.get(19).context("a short stat")?.to_string())
 }
@@ -191,13 +221,18 @@ pub fn run(command: &mut Command) -> Result<String> {
 /// # Errors
 /// When it cannot be started.
 pub fn output(command: &mut Command) -> Result<Output> {
-    command.stdin(Stdio::null()).output().with_context(|| describe(command))
+    command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| describe(command))
 }
 
 /// The command as a person would type it.
 #[must_use]
 pub fn describe(command: &Command) -> String {
-    let program = Path::new(command.get_program()).file_name().unwrap_or_else(|| command.get_program());
+    let program = Path::new(command.get_program())
+        .file_name()
+        .unwrap_or_else(|| command.get_program());
     let mut words = vec![program.to_string_lossy().into_owned()];
     words.extend(command.get_args().map(|word| word.to_string_lossy().into_owned()));
     words.join(" ")

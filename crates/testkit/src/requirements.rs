@@ -28,16 +28,28 @@ pub fn unmet(needs: &[Need]) -> Option<String> {
         Need::Root if !nix::unistd::geteuid().is_root() => Some("needs root".to_owned()),
         Need::Root => None,
         Need::ApiServer => missing(
-            &[workspace::kubernetes("kube-apiserver"), workspace::kubernetes("kubectl"), "/usr/bin/etcd".into()],
+            &[
+                workspace::kubernetes("kube-apiserver"),
+                workspace::kubernetes("kubectl"),
+                "/usr/bin/etcd".into(),
+            ],
             "run `make setup`",
         ),
         Need::Cluster => missing(
-            &[workspace::kubernetes("kubelet"), "/usr/bin/containerd".into(), "/usr/lib/cni/bridge".into()],
+            &[
+                workspace::kubernetes("kubelet"),
+                "/usr/bin/containerd".into(),
+                "/usr/lib/cni/bridge".into(),
+            ],
             "run `make setup`",
         ),
-        Need::OfficialClient => {
-            missing(&[workspace::official("tailscaled"), workspace::official("tailscale")], "run `make setup`")
-        }
+        Need::OfficialClient => missing(
+            &[
+                workspace::official("tailscaled"),
+                workspace::official("tailscale"),
+            ],
+            "run `make setup`",
+        ),
         Need::Binary => missing(&[workspace::tailwharf()], "run `make build`"),
         Need::Image => missing(&[workspace::image()], "run `make image`"),
     })
@@ -46,5 +58,8 @@ pub fn unmet(needs: &[Need]) -> Option<String> {
 fn missing(files: &[PathBuf], remedy: &str) -> Option<String> {
     let absent = files.iter().find(|file| !file.exists())?;
     let name = absent.file_name().unwrap_or_default().to_string_lossy();
-    Some(format!("{name} is missing in {}: {remedy}", absent.parent().unwrap_or(Path::new("/")).display()))
+    Some(format!(
+        "{name} is missing in {}: {remedy}",
+        absent.parent().unwrap_or(Path::new("/")).display()
+    ))
 }

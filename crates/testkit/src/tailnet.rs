@@ -48,7 +48,11 @@ impl Tailnet {
                 policy = dir.join("policy.hujson").display(),
             ),
         )?;
-        let mut tailnet = Self { dir: dir.to_path_buf(), url, process: None };
+        let mut tailnet = Self {
+            dir: dir.to_path_buf(),
+            url,
+            process: None,
+        };
         tailnet.resume()?;
         Ok(tailnet)
     }
@@ -75,7 +79,10 @@ impl Tailnet {
     /// # Errors
     /// When it does not run.
     pub fn kill(&mut self) -> Result<()> {
-        self.process.take().context("the coordinator does not run")?.kill()
+        self.process
+            .take()
+            .context("the coordinator does not run")?
+            .kill()
     }
 
     /// The login server of this tailnet.
@@ -94,7 +101,10 @@ impl Tailnet {
     #[must_use]
     pub fn admin(&self, words: &[&str]) -> Command {
         let mut command = Command::new(workspace::tailwharf());
-        command.args(["coordinator", "--config"]).arg(self.config()).args(words);
+        command
+            .args(["coordinator", "--config"])
+            .arg(self.config())
+            .args(words);
         command
     }
 
@@ -104,7 +114,11 @@ impl Tailnet {
     /// The command's own words.
     pub fn administer(&self, words: &[&str]) -> Result<Value> {
         let text = run(self.admin(words).args(["--output", "json"]))?;
-        if text.trim().is_empty() { Ok(Value::Null) } else { Ok(serde_json::from_str(&text)?) }
+        if text.trim().is_empty() {
+            Ok(Value::Null)
+        } else {
+            Ok(serde_json::from_str(&text)?)
+        }
     }
 
     /// Makes a user and a reusable auth key of that user.
@@ -132,9 +146,20 @@ impl Tailnet {
     /// # Errors
     /// The command's own words.
     pub fn oauth_client(&self, tags: &str) -> Result<(String, String)> {
-        let client = self
-            .administer(&["oauth-client", "create", "--scopes", "auth_keys,devices:core", "--tags", tags])?;
-        let word = |name: &str| client[name].as_str().map(str::to_owned).with_context(|| format!("no {name}"));
+        let client = self.administer(&[
+            "oauth-client",
+            "create",
+            "--scopes",
+            "auth_keys,devices:core",
+            "--tags",
+            tags,
+        ])?;
+        let word = |name: &str| {
+            client[name]
+                .as_str()
+                .map(str::to_owned)
+                .with_context(|| format!("no {name}"))
+        };
         Ok((word("id")?, word("secret")?))
     }
 
@@ -143,13 +168,20 @@ impl Tailnet {
     /// # Errors
     /// The command's own words.
     pub fn nodes(&self) -> Result<Vec<Value>> {
-        Ok(self.administer(&["node", "list"])?.as_array().cloned().unwrap_or_default())
+        Ok(self
+            .administer(&["node", "list"])?
+            .as_array()
+            .cloned()
+            .unwrap_or_default())
     }
 
     /// The end of the coordinator's log.
     #[must_use]
     pub fn log_end(&self, lines: usize) -> String {
-        self.process.as_ref().map(|process| process.log_end(lines)).unwrap_or_default()
+        self.process
+            .as_ref()
+            .map(|process| process.log_end(lines))
+            .unwrap_or_default()
     }
 
     /// The line by which [`crate::process::end_recorded`] finds the coordinator later.
@@ -157,7 +189,10 @@ impl Tailnet {
     /// # Errors
     /// When it does not run.
     pub fn record(&self) -> Result<String> {
-        self.process.as_ref().context("the coordinator does not run")?.record()
+        self.process
+            .as_ref()
+            .context("the coordinator does not run")?
+            .record()
     }
 
     /// Resident memory of the coordinator in bytes.
@@ -165,13 +200,19 @@ impl Tailnet {
     /// # Errors
     /// When it does not run.
     pub fn resident(&self) -> Result<u64> {
-        self.process.as_ref().context("the coordinator does not run")?.resident()
+        self.process
+            .as_ref()
+            .context("the coordinator does not run")?
+            .resident()
     }
 
     fn users(&self) -> Result<Vec<String>> {
         let list = self.administer(&["user", "list"])?;
         let name = |user: &Value| user["login_name"].as_str().unwrap_or_default().to_owned();
-        Ok(list.as_array().map(|users| users.iter().map(name).collect()).unwrap_or_default())
+        Ok(list
+            .as_array()
+            .map(|users| users.iter().map(name).collect())
+            .unwrap_or_default())
     }
 }
 
@@ -186,7 +227,13 @@ impl NodeProcess {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn start(dir: &Path, login_server: &str, auth_key: &str, hostname: &str, extra: &[&str]) -> Result<Self> {
+    pub fn start(
+        dir: &Path,
+        login_server: &str,
+        auth_key: &str,
+        hostname: &str,
+        extra: &[&str],
+    ) -> Result<Self> {
         fs::create_dir_all(dir)?;
         let mut command = Command::new(workspace::tailwharf());
         command
@@ -195,7 +242,9 @@ impl NodeProcess {
             .arg(dir.join("node.json"))
             .args(extra)
             .env("TS_AUTHKEY", auth_key);
-        Ok(Self { process: Process::start(hostname, &mut command, &dir.join("node.log"))? })
+        Ok(Self {
+            process: Process::start(hostname, &mut command, &dir.join("node.log"))?,
+        })
     }
 
     /// The process.

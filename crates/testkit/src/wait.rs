@@ -33,7 +33,10 @@ pub fn eventually_within<T>(limit: Duration, what: &str, mut look: impl FnMut() 
 }
 
 /// The pause between two looks at a condition.
-#[expect(clippy::disallowed_methods, reason = "the one pause between two looks at a condition")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one pause between two looks at a condition"
+)]
 pub(crate) fn pause(time: Duration) {
     std::thread::sleep(time);
 }

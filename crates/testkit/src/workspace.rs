@@ -36,17 +36,30 @@ pub fn test_image(name: &str) -> PathBuf {
 /// A program of the official peers.
 #[must_use]
 pub fn official(program: &str) -> PathBuf {
-    cache().join("peers").join(OFFICIAL_VERSION).join("bin").join(program)
+    cache()
+        .join("peers")
+        .join(OFFICIAL_VERSION)
+        .join("bin")
+        .join(program)
 }
 
 /// A program of the Kubernetes release.
 #[must_use]
 pub fn kubernetes(program: &str) -> PathBuf {
-    cache().join("kube").join(KUBERNETES_VERSION).join("bin").join(program)
+    cache()
+        .join("kube")
+        .join(KUBERNETES_VERSION)
+        .join("bin")
+        .join(program)
 }
 
-#[expect(clippy::disallowed_methods, reason = "where the build scripts put things; there is no settings module here")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "where the build scripts put things; there is no settings module here"
+)]
 fn cache() -> PathBuf {
     let home = || PathBuf::from(env::var("HOME").unwrap_or_default()).join(".cache");
-    env::var("XDG_CACHE_HOME").map_or_else(|_| home(), PathBuf::from).join("tailwharf")
+    env::var("XDG_CACHE_HOME")
+        .map_or_else(|_| home(), PathBuf::from)
+        .join("tailwharf")
 }

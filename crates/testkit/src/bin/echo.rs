@@ -8,7 +8,11 @@ fn main() -> io::Result<()> {
     let echo = TcpListener::bind("[::]:7")?;
     let http = TcpListener::bind("[::]:8080")?;
     let datagrams = UdpSocket::bind("[::]:7")?;
-    thread::spawn(move || serve(&echo, |stream| io::copy(&mut stream.try_clone()?, stream).map(drop)));
+    thread::spawn(move || {
+        serve(&echo, |stream| {
+            io::copy(&mut stream.try_clone()?, stream).map(drop)
+        })
+    });
     thread::spawn(move || serve(&http, answer));
     let mut buffer = [0; 65_535];
     loop {
@@ -29,5 +33,9 @@ fn answer(stream: &mut TcpStream) -> io::Result<()> {
     let _ = stream.read(&mut request)?;
     let host = fs::read_to_string("/etc/hostname").unwrap_or_default();
     let body = format!("{}\n", host.trim());
-    write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+    write!(
+        stream,
+        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
 }

@@ -1,0 +1,91 @@
+//! Plays the product's story: each step shows the command and its real output, and checks it.
+//!
+//! `tailwharf-demo up` plays (and, with `KEEP=1`, leaves everything running); `tailwharf-demo down` removes every trace.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, reason = "a demo is what it prints")]
+
+mod stage;
+mod story;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use tailwharf_testkit::Lab;
+use tailwharf_testkit::requirements::{Need, unmet};
+
+use crate::stage::Stage;
+
+/// The cluster's name and the place of everything else.
+const NAME: &str = "demo";
+const DIR: &str = "/var/lib/tailwharf-demo";
+
+fn main() -> ExitCode {
+    let command = std::env::args().nth(1).unwrap_or_default();
+    let result = match command.as_str() {
+        "up" => play(),
+        "down" => remove(),
+        _ => {
+            usage();
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            println!("\nThe demo could not go on: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn play() -> Result<bool> {
+    let needs = [
+        Need::Root,
+        Need::Cluster,
+        Need::OfficialClient,
+        Need::Binary,
+        Need::Image,
+    ];
+    if let Some(reason) = unmet(&needs) {
+        anyhow::bail!("this machine cannot run it: {reason}");
+    }
+    let mut stage = Stage::new();
+    stage.act("Setting the stage");
+    let lab = Lab::start(NAME, Path::new(DIR), |step| stage.progress(step));
+    let lab = match lab {
+        Ok(lab) => lab,
+        Err(error) => {
+            remove()?;
+            return Err(error);
+        }
+    };
+    story::play(&mut stage, &lab)?;
+    if std::env::var_os("KEEP").is_some_and(|keep| keep == "1") {
+        println!(
+            "\nLeft running: KUBECONFIG={}",
+            lab.kubectl().kubeconfig().display()
+        );
+        println!(
+            "The laptop:   ip netns exec {} tailscale --socket={DIR}/laptop/tailscaled.sock status",
+            lab.laptop.namespace().name()
+        );
+        println!("Remove it all with `make demo-down`.");
+        lab.leave();
+    } else {
+        drop(lab);
+        remove()?;
+    }
+    Ok(stage.summary())
+}
+
+fn remove() -> Result<bool> {
+    Lab::remove(NAME, Path::new(DIR))?;
+    Ok(true)
+}
+
+fn usage() {
+    println!("usage: tailwharf-demo up | down");
+}
