@@ -11,8 +11,8 @@ demo: setup images ## Play the product's story on this machine; KEEP=1 leaves it
 demo-down: ## Remove every trace of the demo
 	cargo run --quiet --release -p tailwharf-demo -- down
 
-test: setup images ## Every test; what this machine cannot run is reported as ignored, with the reason
-	./setup/test.sh
+test: ## Every test; what this machine cannot run is reported as ignored, with the reason
+	@./setup/test.sh
 
 bench: setup images ## The measured promises; AREA=first-light runs one area
 	cargo run --quiet --release -p tailwharf-bench -- $(AREA)
