@@ -23,6 +23,8 @@ pub mod annotation {
 
     /// On a state Secret: the tags of its device, or of the auth key that waits for a device.
     pub const DEVICE_TAGS: &str = "tailwharf.dev/device-tags";
+    /// On a state Secret: when its auth key was minted (RFC 3339).
+    pub const KEY_MINTED_AT: &str = "tailwharf.dev/key-minted-at";
     /// On a state Secret: when the clean-up of its identity began (RFC 3339).
     pub const RELEASED_AT: &str = "tailwharf.dev/released-at";
     /// On every object tailwharf applies: a digest of what was applied.
@@ -49,9 +51,6 @@ pub const FINALIZER: &str = "tailscale.com/finalizer";
 pub const LOAD_BALANCER_CLASS: &str = "tailscale";
 /// Field manager of everything the operator applies.
 pub const OPERATOR_FIELD_MANAGER: &str = "tailwharf-operator";
-/// Field manager of the auth key in a state Secret. It is apart from [`OPERATOR_FIELD_MANAGER`] so that applying a Secret's labels again neither
-/// needs the key nor removes it.
-pub const AUTH_KEY_FIELD_MANAGER: &str = "tailwharf-operator-auth-key";
 /// `reportingComponent` of the operator's events.
 pub const EVENT_REPORTER: &str = "tailscale-operator";
 /// Condition on an exposed Service.

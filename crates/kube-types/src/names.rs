@@ -37,7 +37,7 @@ pub fn secret_name(identity: &str) -> String {
     format!("{identity}-0")
 }
 
-/// The name of a pool's StatefulSet, ServiceAccount, Role, RoleBinding, PodDisruptionBudget and headless Service.
+/// The name of a pool's StatefulSet, ServiceAccount, Role, RoleBinding and PodDisruptionBudget.
 #[must_use]
 pub fn pool_objects_name(pool: &str) -> String {
     format!("tailwharf-{pool}")

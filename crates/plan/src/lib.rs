@@ -1,1 +1,38 @@
-//! What the operator decides, as pure functions from snapshots to plans.
+//! What the operator decides.
+//!
+//! Each kind is a pipeline of pure functions around two that touch the world and live in the operator:
+//!
+//! ```text
+//! fetch    (operator)  caches               -> Snapshot
+//! validate             Snapshot, Settings   -> Validated | problems that the user has to solve
+//! build                Validated, now       -> Plan
+//! execute  (operator)  Plan                 -> Applied
+//! status               all of these, now    -> StatusPatch and events, computed last
+//! ```
+//!
+//! - [`service`]: exposed Services. Start reading there.
+//! - [`operator_device`]: the operator's own device.
+//! - [`pool`]: the pods that host identities, and which Secrets they may read.
+//! - [`identity`]: what the first two share: making and removing one device.
+//!
+//! A [`Plan`] is a value: printable, comparable, free of secrets. What it does not do yet is in its [`Report`], with the reason. Planning what a plan
+//! left behind changes nothing.
+#![forbid(unsafe_code)]
+
+mod applied;
+mod diff;
+pub mod identity;
+pub mod operator_device;
+mod plan;
+pub mod pool;
+mod report;
+pub mod service;
+mod settings;
+
+pub use applied::{Applied, Failure, FailureKind, Retry};
+pub use diff::APPLIED_HASH_LENGTH;
+pub use plan::{
+    Event, EventType, Filled, Kind, Manifest, ObjectRef, Plan, Slot, SlotUse, Step, UnfilledSlot,
+};
+pub use report::{Reason, Report};
+pub use settings::{PoolSettings, Settings};

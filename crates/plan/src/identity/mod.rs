@@ -1,0 +1,223 @@
+//! One device on the tailnet: an Identity, its Secret, and the device at the control server.
+//!
+//! [`provision`] brings them into being in the order *Secret with auth key, right of the pool to read it, Identity*; [`release`] removes them in the
+//! order *device, Identity, Secret*, so that what is needed to find the device goes last.
+
+mod provision;
+mod release;
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Secret;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tailwharf_kube_types::contract::{annotation, label};
+use tailwharf_kube_types::secret::key;
+use tailwharf_kube_types::{
+    ConditionStatus, ConditionType, Identity, IdentityReason, IdentitySpec, Parent, Tag, names,
+};
+
+pub(crate) use provision::provision;
+pub(crate) use release::release;
+
+use crate::diff;
+use crate::plan::{Kind, Manifest, ObjectRef};
+use crate::report::Reason;
+
+/// How long a host may take from reading an auth key to writing down the device that it registered.
+pub const REGISTRATION_LIMIT: SignedDuration = SignedDuration::from_secs(10);
+/// How long a refused auth key stays before it is replaced.
+pub const KEY_REPLACEMENT_PAUSE: SignedDuration = SignedDuration::from_mins(5);
+
+/// What exists for one parent.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    /// Identities with the parent's labels.
+    pub identities: Vec<Identity>,
+    /// Secrets with the parent's labels.
+    pub secrets: Vec<SecretView>,
+    /// Names of the Secrets that the pool's Role lets its pods read.
+    pub granted: Arc<BTreeSet<String>>,
+}
+
+/// What plans know of a state Secret. It holds no secret, so that it can be kept and printed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct SecretView {
+    /// Name.
+    pub name: String,
+    /// UID.
+    pub uid: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations.
+    pub annotations: BTreeMap<String, String>,
+    /// Stable id of the device, once it is registered.
+    pub device_id: Option<String>,
+    /// Whether an auth key waits for its host.
+    pub has_auth_key: bool,
+}
+
+impl SecretView {
+    /// Reads a Secret.
+    #[must_use]
+    pub fn from_secret(secret: &Secret) -> Self {
+        let value = |key: &str| {
+            secret
+                .data
+                .as_ref()
+                .and_then(|data| data.get(key))
+                .filter(|value| !value.0.is_empty())
+        };
+        Self {
+            name: secret.metadata.name.clone().unwrap_or_default(),
+            uid: secret.metadata.uid.clone().unwrap_or_default(),
+            labels: secret.metadata.labels.clone().unwrap_or_default(),
+            annotations: secret.metadata.annotations.clone().unwrap_or_default(),
+            device_id: value(key::DEVICE_ID).map(|id| String::from_utf8_lossy(&id.0).into_owned()),
+            has_auth_key: value(key::AUTH_KEY).is_some(),
+        }
+    }
+
+    /// Whether operator and pool share this Secret: it belongs to `pool` and tailwharf made it.
+    #[must_use]
+    pub fn belongs_to_pool(&self, pool: &str) -> bool {
+        Parent::from_labels(&self.labels).is_some()
+            && self.labels.get(label::POOL).map(String::as_str) == Some(pool)
+    }
+
+    fn time(&self, key: &str) -> Option<Timestamp> {
+        self.annotations.get(key)?.parse().ok()
+    }
+
+    fn tags(&self) -> Option<&str> {
+        self.annotations.get(annotation::DEVICE_TAGS).map(String::as_str)
+    }
+
+    fn observed(&self) -> Value {
+        json!({"metadata": {"labels": self.labels, "annotations": self.annotations}})
+    }
+}
+
+/// The device that a parent is to have.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wanted {
+    /// For what.
+    pub parent: Parent,
+    /// Name of the Identity.
+    pub name: String,
+    /// What the Identity says.
+    pub spec: IdentitySpec,
+}
+
+impl Wanted {
+    fn labels(&self) -> BTreeMap<String, String> {
+        labels(&self.parent, &self.spec.pool)
+    }
+
+    /// The Identity to apply.
+    fn manifest(&self, namespace: &str) -> Manifest {
+        let object = ObjectRef::new(Kind::Identity, namespace, &self.name);
+        let body = body(&object, &self.labels(), json!({"spec": self.spec}));
+        Manifest {
+            object,
+            body: diff::stamp(body),
+            slots: Vec::new(),
+        }
+    }
+}
+
+/// The Identity of the parent among those observed. `Err` names them if there are several: then someone copied labels.
+pub(crate) fn only_identity(observed: &Observed) -> Result<Option<&Identity>, Vec<String>> {
+    match observed.identities.as_slice() {
+        [] => Ok(None),
+        [one] => Ok(Some(one)),
+        several => Err(several
+            .iter()
+            .filter_map(|identity| identity.metadata.name.clone())
+            .collect()),
+    }
+}
+
+/// What the Identity still waits for. `None`: the device is ready.
+pub(crate) fn waits_for(identity: &Identity) -> Option<Reason> {
+    let Some(status) = identity
+        .status
+        .as_ref()
+        .filter(|status| status.condition(ConditionType::Ready).is_some())
+    else {
+        return Some(Reason::NotHosted {
+            pool: identity.spec.pool.clone(),
+        });
+    };
+    if status.observed_generation != identity.metadata.generation {
+        return Some(Reason::HostBehind);
+    }
+    match status.step(ConditionType::Ready) {
+        (ConditionStatus::True, _) => None,
+        (_, reason) => {
+            let message = status
+                .condition(ConditionType::Ready)
+                .map(|ready| ready.message.clone())
+                .unwrap_or_default();
+            Some(Reason::IdentityNotReady { reason, message })
+        }
+    }
+}
+
+/// Whether the host says that the control server refused the auth key.
+fn key_rejected(identity: &Identity) -> bool {
+    identity.status.as_ref().is_some_and(|status| {
+        status.step(ConditionType::Registered)
+            == (ConditionStatus::False, Some(IdentityReason::AuthKeyRejected))
+    })
+}
+
+fn labels(parent: &Parent, pool: &str) -> BTreeMap<String, String> {
+    let mut labels = parent.labels();
+    labels.insert(label::POOL.to_owned(), pool.to_owned());
+    labels
+}
+
+/// The frame of an object to apply, and the fields of `rest`.
+pub(crate) fn body(object: &ObjectRef, labels: &BTreeMap<String, String>, rest: Value) -> Value {
+    let mut body = json!({
+        "apiVersion": object.kind.api_version(),
+        "kind": object.kind.as_str(),
+        "metadata": {"name": object.name, "namespace": object.namespace, "labels": labels},
+    });
+    if let (Value::Object(body), Value::Object(rest)) = (&mut body, rest) {
+        body.extend(rest);
+    }
+    body
+}
+
+/// The state Secret to apply. Its data is the host's, but for an auth key that a slot puts there.
+fn secret_manifest(
+    namespace: &str,
+    name: &str,
+    labels: &BTreeMap<String, String>,
+    annotations: &BTreeMap<&str, String>,
+) -> Manifest {
+    let object = ObjectRef::new(Kind::Secret, namespace, name);
+    let mut body = body(&object, labels, json!({}));
+    if !annotations.is_empty() {
+        body["metadata"]["annotations"] = json!(annotations);
+    }
+    Manifest {
+        object,
+        body: diff::stamp(body),
+        slots: Vec::new(),
+    }
+}
+
+fn secret_of(identity: &Identity) -> String {
+    names::secret_name(identity.metadata.name.as_deref().unwrap_or_default())
+}
+
+fn join(tags: &[Tag]) -> String {
+    Tag::join(tags)
+}

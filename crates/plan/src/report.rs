@@ -1,0 +1,122 @@
+//! What a plan does not do, and why. Conditions, events and metrics are derived from it, so they cannot disagree.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use tailwharf_kube_types::IdentityReason;
+
+/// Everything that waits or is blocked, the most important first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Report(pub Vec<Reason>);
+
+impl Report {
+    pub(crate) fn add(&mut self, reason: Reason) {
+        self.0.push(reason);
+    }
+
+    /// The reasons, the most important first.
+    pub fn iter(&self) -> std::slice::Iter<'_, Reason> {
+        self.0.iter()
+    }
+}
+
+/// Why something is not done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub enum Reason {
+    /// The pool's Role does not name the identity's Secret yet; the pool's plan adds it.
+    PoolGrantPending {
+        /// The pool.
+        pool: String,
+    },
+    /// The identity exists and has no status yet.
+    NotHosted {
+        /// The pool.
+        pool: String,
+    },
+    /// The host tells about an older version of the identity.
+    HostBehind,
+    /// The identity is not ready.
+    IdentityNotReady {
+        /// Why, if the host gave a reason known here.
+        reason: Option<IdentityReason>,
+        /// The host's sentence.
+        message: String,
+    },
+    /// A new auth key is minted later, so that a refused one is not replaced in a loop.
+    KeyReplacementPending {
+        /// When.
+        at: Timestamp,
+    },
+    /// Ports of the Service with a protocol that the tailnet does not carry are left out.
+    PortsLeftOut {
+        /// The ports, as `port/protocol`.
+        ports: Vec<String>,
+    },
+    /// A host may be registering the device at this moment; its Secret is kept until that is settled.
+    RegistrationInFlight {
+        /// When it is settled at the latest.
+        until: Timestamp,
+    },
+    /// A device stays at the control server, since the user asked for removal without it.
+    DeviceLeftBehind {
+        /// Stable id.
+        device: String,
+    },
+}
+
+impl Reason {
+    /// A fixed word for metrics.
+    #[must_use]
+    pub const fn category(&self) -> &'static str {
+        match self {
+            Self::PoolGrantPending { .. } => "pool_grant_pending",
+            Self::NotHosted { .. } => "not_hosted",
+            Self::HostBehind => "host_behind",
+            Self::IdentityNotReady { .. } => "identity_not_ready",
+            Self::KeyReplacementPending { .. } => "key_replacement_pending",
+            Self::PortsLeftOut { .. } => "ports_left_out",
+            Self::RegistrationInFlight { .. } => "registration_in_flight",
+            Self::DeviceLeftBehind { .. } => "device_left_behind",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PoolGrantPending { pool } => {
+                write!(
+                    f,
+                    "Waiting until the pods of pool {pool:?} may read the keys of this device."
+                )
+            }
+            Self::NotHosted { pool } => {
+                write!(
+                    f,
+                    "Waiting for a pod of pool {pool:?} to host this device; check that its pods run."
+                )
+            }
+            Self::HostBehind => f.write_str("Waiting for the host to take over the last change."),
+            Self::IdentityNotReady { reason, message } => match (message.is_empty(), reason) {
+                (false, _) => f.write_str(message),
+                (true, Some(reason)) => write!(f, "The device is not ready: {reason}."),
+                (true, None) => f.write_str("The device is not ready."),
+            },
+            Self::KeyReplacementPending { at } => write!(f, "A new auth key is made at {at}."),
+            Self::PortsLeftOut { ports } => {
+                write!(
+                    f,
+                    "Not carried, since a tailnet device serves TCP and UDP only: {}.",
+                    ports.join(", ")
+                )
+            }
+            Self::RegistrationInFlight { until } => {
+                write!(f, "The device may be registering; its removal ends by {until}.")
+            }
+            Self::DeviceLeftBehind { device } => {
+                write!(f, "Device {device} stays at the control server; remove it there.")
+            }
+        }
+    }
+}

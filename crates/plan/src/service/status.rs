@@ -1,0 +1,387 @@
+//! What to tell the user about a Service: its condition, its load balancer addresses, events.
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{LoadBalancerIngress, Service};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use serde::Serialize;
+use serde_json::{Value, json};
+use tailwharf_kube_types::contract::{PROXY_READY, annotation};
+use tailwharf_kube_types::{ConditionStatus, Identity, IdentityReason, conditions, values};
+
+use super::validate::is_load_balancer;
+use super::{Problem, Snapshot, Validated};
+use crate::applied::{Applied, Failure, FailureKind};
+use crate::identity::only_identity;
+use crate::plan::{Event, EventType, Kind, ObjectRef, Plan};
+use crate::report::Reason;
+use crate::settings::Settings;
+
+/// What to tell the user.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Status {
+    /// The change of the Service's status, if there is one.
+    pub patch: Option<StatusPatch>,
+    /// Events on the Service. They tell of changes, so a plan that changes nothing has none.
+    pub events: Vec<Event>,
+}
+
+/// A server-side apply of the status subresource by the operator's field manager.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StatusPatch {
+    /// Whose status.
+    pub object: ObjectRef,
+    /// The fields to apply.
+    pub body: Value,
+}
+
+/// What the condition says.
+struct Verdict {
+    status: ConditionStatus,
+    reason: &'static str,
+    message: String,
+    /// Reason of the warning event that goes with a change to this verdict.
+    event: Option<&'static str>,
+}
+
+/// Computes the status last, from what was found, planned and done.
+#[must_use]
+pub fn status(
+    snapshot: &Snapshot,
+    validated: &Result<Validated, Vec<Problem>>,
+    plan: &Plan,
+    applied: &Applied,
+    settings: &Settings,
+    now: Timestamp,
+) -> Status {
+    let Some(service) = &snapshot.service else {
+        return Status::default();
+    };
+    if let Some(Failure {
+        kind: FailureKind::Conflict,
+        ..
+    }) = &applied.failure
+    {
+        return Status::default();
+    }
+    let verdict = verdict(snapshot, validated, plan, applied);
+    let mut events: Vec<Event> = verdict
+        .iter()
+        .filter_map(|verdict| event(verdict, snapshot.condition()))
+        .collect();
+    if applied.failure.is_none() {
+        events.extend(left_behind(plan));
+    }
+    let patch = if matches!(validated, Ok(Validated::Ignore)) || is_gone(snapshot, validated, plan, applied) {
+        None
+    } else {
+        patch(snapshot, service, verdict.as_ref(), settings, now)
+    };
+    Status { patch, events }
+}
+
+/// Whether the Service disappeared with the finalizer that the plan removed.
+fn is_gone(
+    snapshot: &Snapshot,
+    validated: &Result<Validated, Vec<Problem>>,
+    plan: &Plan,
+    applied: &Applied,
+) -> bool {
+    let finished = applied.failure.is_none() && applied.done == plan.steps.len();
+    match validated {
+        Ok(Validated::Release(release)) => {
+            snapshot.living().is_none()
+                && finished
+                && (release.remove_finalizer.is_none() || removes_finalizer(plan))
+        }
+        Ok(Validated::Expose(_) | Validated::Ignore) | Err(_) => false,
+    }
+}
+
+fn removes_finalizer(plan: &Plan) -> bool {
+    plan.steps
+        .iter()
+        .any(|step| matches!(step, crate::Step::SetFinalizers { .. }))
+}
+
+/// What the condition is to say; `None`: there is to be none.
+fn verdict(
+    snapshot: &Snapshot,
+    validated: &Result<Validated, Vec<Problem>>,
+    plan: &Plan,
+    applied: &Applied,
+) -> Option<Verdict> {
+    match validated {
+        Err(problems) => Some(Verdict {
+            status: ConditionStatus::False,
+            reason: "ProxyInvalid",
+            message: sentences(problems),
+            event: Some("INVALIDSERVICE"),
+        }),
+        Ok(Validated::Ignore) => None,
+        Ok(Validated::Expose(_)) => Some(match &applied.failure {
+            Some(failure) => failed(failure, &explain(failure)),
+            None => progress(snapshot, plan),
+        }),
+        Ok(Validated::Release(release)) => match &applied.failure {
+            Some(failure) => {
+                let hint = format!(
+                    "The device is not removed yet. {} To give up, set annotation {}: \"true\"; the device then stays at the control server.",
+                    explain(failure),
+                    annotation::FORCE_REMOVAL,
+                );
+                Some(failed(failure, &hint))
+            }
+            None if release.remove_finalizer.is_some() && !removes_finalizer(plan) => Some(Verdict {
+                status: ConditionStatus::False,
+                reason: "ProxyPending",
+                message: "Removing the device.".to_owned(),
+                event: None,
+            }),
+            None => None,
+        },
+    }
+}
+
+fn failed(failure: &Failure, message: &str) -> Verdict {
+    Verdict {
+        status: ConditionStatus::False,
+        reason: "ProxyFailed",
+        message: message.to_owned(),
+        event: Some(match failure.kind {
+            FailureKind::AuthKeyRefused { .. } => "AuthKeyRefused",
+            FailureKind::ControlServerRefused => "ControlServerRefused",
+            FailureKind::ControlServerUnreachable => "ControlServerUnreachable",
+            FailureKind::Conflict | FailureKind::ClusterRefused | FailureKind::ClusterUnreachable => {
+                "ProxyFailed"
+            }
+        }),
+    }
+}
+
+fn explain(failure: &Failure) -> String {
+    let said = sentence(&failure.message);
+    match &failure.kind {
+        FailureKind::AuthKeyRefused { tags } => format!(
+            "The control server gives no auth key for {}. {said} Make the operator's OAuth client an owner of these tags, or change annotation {}.",
+            values::Tag::join(tags),
+            annotation::TAGS,
+        ),
+        FailureKind::ControlServerRefused => {
+            format!("The control server refused the operator. {said} Check the operator's OAuth client.")
+        }
+        FailureKind::ControlServerUnreachable => {
+            format!("The control server does not answer. {said} It is tried again.")
+        }
+        FailureKind::ClusterRefused => format!("The Kubernetes API refused an object. {said}"),
+        FailureKind::Conflict | FailureKind::ClusterUnreachable => {
+            format!("The Kubernetes API did not take a change. {said} It is tried again.")
+        }
+    }
+}
+
+/// How far the device is, from the plan's report.
+fn progress(snapshot: &Snapshot, plan: &Plan) -> Verdict {
+    let left_out = plan
+        .report
+        .iter()
+        .find(|reason| matches!(reason, Reason::PortsLeftOut { .. }));
+    let with_note = |text: String| match left_out {
+        Some(note) => format!("{text} {note}"),
+        None => text,
+    };
+    let waiting = plan.report.iter().find(|reason| is_step(reason));
+    let Some(waiting) = waiting else {
+        let name = current_identity(snapshot).and_then(|identity| identity.status.as_ref()?.fqdn.clone());
+        let text = name.map_or_else(
+            || "Reachable on the tailnet.".to_owned(),
+            |name| format!("Reachable as {name}."),
+        );
+        return Verdict {
+            status: ConditionStatus::True,
+            reason: "ProxyCreated",
+            message: with_note(text),
+            event: None,
+        };
+    };
+    let rejected = matches!(
+        waiting,
+        Reason::IdentityNotReady {
+            reason: Some(IdentityReason::AuthKeyRejected | IdentityReason::ControlServerRefused),
+            ..
+        }
+    );
+    Verdict {
+        status: ConditionStatus::False,
+        reason: if rejected { "ProxyFailed" } else { "ProxyPending" },
+        message: with_note(waiting.to_string()),
+        event: rejected.then_some("AuthKeyRejected"),
+    }
+}
+
+/// Whether a reason keeps the device from being ready.
+fn is_step(reason: &Reason) -> bool {
+    match reason {
+        Reason::PoolGrantPending { .. }
+        | Reason::NotHosted { .. }
+        | Reason::HostBehind
+        | Reason::IdentityNotReady { .. } => true,
+        Reason::KeyReplacementPending { .. }
+        | Reason::PortsLeftOut { .. }
+        | Reason::RegistrationInFlight { .. }
+        | Reason::DeviceLeftBehind { .. } => false,
+    }
+}
+
+/// The event for a verdict that the condition does not tell yet.
+fn event(verdict: &Verdict, current: Option<&Condition>) -> Option<Event> {
+    let reason = verdict.event?;
+    let told = current.is_some_and(|current| is_told(verdict, current));
+    (!told).then(|| Event {
+        type_: EventType::Warning,
+        reason,
+        message: verdict.message.clone(),
+    })
+}
+
+fn is_told(verdict: &Verdict, current: &Condition) -> bool {
+    current.status == verdict.status.as_str()
+        && current.reason == verdict.reason
+        && current.message == verdict.message
+}
+
+fn left_behind(plan: &Plan) -> impl Iterator<Item = Event> {
+    plan.report
+        .iter()
+        .filter(|reason| matches!(reason, Reason::DeviceLeftBehind { .. }))
+        .map(|reason| Event {
+            type_: EventType::Warning,
+            reason: "DeviceLeftBehind",
+            message: reason.to_string(),
+        })
+}
+
+fn patch(
+    snapshot: &Snapshot,
+    service: &Service,
+    verdict: Option<&Verdict>,
+    settings: &Settings,
+    now: Timestamp,
+) -> Option<StatusPatch> {
+    let current = snapshot.condition();
+    let ingress = verdict.and_then(|_| load_balancer(snapshot, service, settings));
+    let same_condition = match (verdict, current) {
+        (Some(verdict), Some(current)) => is_told(verdict, current),
+        (None, None) => true,
+        (Some(_), None) | (None, Some(_)) => false,
+    };
+    let same_ingress = ingress
+        .as_ref()
+        .is_none_or(|wanted| *wanted == current_ingress(service));
+    if same_condition && same_ingress {
+        return None;
+    }
+    let object = ObjectRef::new(Kind::Service, &snapshot.namespace, &snapshot.name);
+    let mut status = json!({});
+    if let Some(Verdict {
+        status: value,
+        reason,
+        message,
+        ..
+    }) = verdict
+    {
+        let previous = current.map(std::slice::from_ref).unwrap_or_default();
+        status["conditions"] = json!([conditions::condition(
+            PROXY_READY,
+            *value,
+            reason,
+            message,
+            None,
+            previous,
+            now
+        )]);
+    }
+    if let Some(ingress) = ingress {
+        status["loadBalancer"] = json!({"ingress": ingress.iter().map(Ingress::to_json).collect::<Vec<_>>()});
+    }
+    let metadata = json!({"name": object.name, "namespace": object.namespace});
+    let body = json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "status": status});
+    Some(StatusPatch { object, body })
+}
+
+/// One entry of `status.loadBalancer.ingress`.
+#[derive(PartialEq)]
+enum Ingress {
+    Hostname(String),
+    Ip(String),
+}
+
+impl Ingress {
+    fn to_json(&self) -> Value {
+        match self {
+            Self::Hostname(name) => json!({"hostname": name}),
+            Self::Ip(ip) => json!({"ip": ip}),
+        }
+    }
+}
+
+fn current_ingress(service: &Service) -> Vec<Ingress> {
+    let entries = || service.status.as_ref()?.load_balancer.as_ref()?.ingress.as_ref();
+    let read = |entry: &LoadBalancerIngress| match (&entry.hostname, &entry.ip) {
+        (Some(name), _) => Some(Ingress::Hostname(name.clone())),
+        (None, Some(ip)) => Some(Ingress::Ip(ip.clone())),
+        (None, None) => None,
+    };
+    entries().into_iter().flatten().filter_map(read).collect()
+}
+
+/// Name of the device, and its addresses of the family of the Service's cluster address. `None` if the Service is no load balancer of ours.
+fn load_balancer(snapshot: &Snapshot, service: &Service, settings: &Settings) -> Option<Vec<Ingress>> {
+    let spec = service
+        .spec
+        .as_ref()
+        .filter(|spec| is_load_balancer(spec, settings))?;
+    let Some(status) = current_identity(snapshot).and_then(|identity| identity.status.as_ref()) else {
+        return Some(Vec::new());
+    };
+    let Some(name) = &status.fqdn else {
+        return Some(Vec::new());
+    };
+    let cluster: Option<IpAddr> = spec.cluster_ip.as_ref().and_then(|ip| ip.parse().ok());
+    let same_family = |ip: &&IpAddr| cluster.is_some_and(|cluster| cluster.is_ipv4() == ip.is_ipv4());
+    let ips = status
+        .addresses
+        .iter()
+        .filter(same_family)
+        .map(|ip| Ingress::Ip(ip.to_string()));
+    Some(
+        [Ingress::Hostname(name.trim_end_matches('.').to_owned())]
+            .into_iter()
+            .chain(ips)
+            .collect(),
+    )
+}
+
+fn current_identity(snapshot: &Snapshot) -> Option<&Identity> {
+    only_identity(&snapshot.observed).ok().flatten()
+}
+
+fn sentences(problems: &[Problem]) -> String {
+    problems
+        .iter()
+        .map(|problem| sentence(&problem.to_string()))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// A text with a capital first letter and a full stop, short enough for a condition.
+fn sentence(text: &str) -> String {
+    const LONGEST: usize = 900;
+    let text: String = text.trim().trim_end_matches('.').chars().take(LONGEST).collect();
+    let mut chars = text.chars();
+    match chars.next() {
+        Some(first) => format!("{}{}.", first.to_uppercase(), chars.as_str()),
+        None => String::new(),
+    }
+}

@@ -1,0 +1,39 @@
+//! What the operator is told at its start.
+
+use serde::{Deserialize, Serialize};
+use tailwharf_kube_types::{Hostname, Tag};
+
+/// What plans depend on besides the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Settings {
+    /// The operator's namespace, where everything is made.
+    pub namespace: String,
+    /// URL of the control server.
+    pub login_server: String,
+    /// Tags of devices whose object names none, sorted.
+    pub default_tags: Vec<Tag>,
+    /// Name of the operator's own device.
+    pub operator_hostname: Hostname,
+    /// Tags of the operator's own device, sorted.
+    pub operator_tags: Vec<Tag>,
+    /// Whether Services of type LoadBalancer without a class are exposed, too.
+    pub default_load_balancer: bool,
+    /// The default pool.
+    pub pool: PoolSettings,
+}
+
+/// A pool of proxy pods.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PoolSettings {
+    /// Its name.
+    pub name: String,
+    /// How many pods.
+    pub replicas: u16,
+    /// Image of the pods.
+    pub image: String,
+    /// `RUST_LOG`-like filter or level for the pods; empty for the binary's default.
+    #[serde(default)]
+    pub logging: String,
+}
