@@ -25,8 +25,16 @@ impl Policy {
     ///
     /// Every expectation that does not hold, at the place of its destination.
     pub fn check(&self, tailnet: &Tailnet) -> Result<(), Vec<PolicyError>> {
-        let failures: Vec<_> = self.tests.iter().flat_map(|test| self.check_test(test, tailnet)).collect();
-        if failures.is_empty() { Ok(()) } else { Err(failures) }
+        let failures: Vec<_> = self
+            .tests
+            .iter()
+            .flat_map(|test| self.check_test(test, tailnet))
+            .collect();
+        if failures.is_empty() {
+            Ok(())
+        } else {
+            Err(failures)
+        }
     }
 
     fn check_test(&self, test: &Test, tailnet: &Tailnet) -> Vec<PolicyError> {
@@ -39,7 +47,12 @@ impl Policy {
                     let found = if allowed { "accepted" } else { "denied" };
                     if found != expected {
                         let (source, destination) = (source.to_string(), probe.text.clone());
-                        let what = Problem::TestFailed { source_name: source, destination, found, expected };
+                        let what = Problem::TestFailed {
+                            source_name: source,
+                            destination,
+                            found,
+                            expected,
+                        };
                         failures.push(PolicyError::new(probe.at, what));
                     }
                 }
@@ -51,15 +64,31 @@ impl Policy {
     /// The single things that a selector stands for: a group stands for each of its members.
     fn stand_for(&self, selector: &Selector) -> Vec<Selector> {
         match selector {
-            Selector::Group(group) => {
-                self.groups.get(group).into_iter().flatten().cloned().map(Selector::User).collect()
-            }
+            Selector::Group(group) => self
+                .groups
+                .get(group)
+                .into_iter()
+                .flatten()
+                .cloned()
+                .map(Selector::User)
+                .collect(),
             other => vec![other.clone()],
         }
     }
 
-    fn try_one(&self, tailnet: &Tailnet, source: &Selector, test: &Test, destination: &Selector, port: u16) -> bool {
-        let mut stage = Tailnet { prefixes: tailnet.prefixes.clone(), users: tailnet.users.clone(), nodes: Vec::new() };
+    fn try_one(
+        &self,
+        tailnet: &Tailnet,
+        source: &Selector,
+        test: &Test,
+        destination: &Selector,
+        port: u16,
+    ) -> bool {
+        let mut stage = Tailnet {
+            prefixes: tailnet.prefixes.clone(),
+            users: tailnet.users.clone(),
+            nodes: Vec::new(),
+        };
         let from = place(&mut stage, tailnet, source, SOURCE, &test.attributes);
         let to = place(&mut stage, tailnet, destination, DESTINATION, &Attributes::new());
         compile(self, &stage).allows(from, to, test.protocol.unwrap_or(TCP), port)
@@ -67,7 +96,13 @@ impl Policy {
 }
 
 /// Puts the device that a selector stands for on the stage, and gives its address.
-fn place(stage: &mut Tailnet, tailnet: &Tailnet, who: &Selector, address: IpAddr, attributes: &Attributes) -> IpAddr {
+fn place(
+    stage: &mut Tailnet,
+    tailnet: &Tailnet,
+    who: &Selector,
+    address: IpAddr,
+    attributes: &Attributes,
+) -> IpAddr {
     let owner = match who {
         Selector::Tag(tag) => Owner::Tags([tag.clone()].into()),
         Selector::User(login) => Owner::User(user_id(stage, login)),
@@ -86,16 +121,30 @@ fn place(stage: &mut Tailnet, tailnet: &Tailnet, who: &Selector, address: IpAddr
     };
     let id = NodeId(i64::MAX - i64::try_from(stage.nodes.len()).unwrap_or(0));
     let attributes = attributes.clone();
-    stage.nodes.push(Node { id, owner, addresses: vec![address], routes: Vec::new(), attributes });
+    stage.nodes.push(Node {
+        id,
+        owner,
+        addresses: vec![address],
+        routes: Vec::new(),
+        attributes,
+    });
     address
 }
 
 /// The id of a user, who joins the stage if need be.
 fn user_id(stage: &mut Tailnet, login: &str) -> UserId {
-    if let Some(user) = stage.users.iter().find(|user| user.login == login) {
+    if let Some(user) = stage
+        .users
+        .iter()
+        .find(|user| user.login.eq_ignore_ascii_case(login))
+    {
         return user.id;
     }
     let id = UserId(UNKNOWN_USERS + i64::try_from(stage.users.len()).unwrap_or(0));
-    stage.users.push(User { id, login: login.to_owned(), role: Role::Member });
+    stage.users.push(User {
+        id,
+        login: login.to_owned(),
+        role: Role::Member,
+    });
     id
 }

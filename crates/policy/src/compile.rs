@@ -113,23 +113,38 @@ pub fn compile(policy: &Policy, tailnet: &Tailnet) -> Compiled {
     let rules = policy.rules.as_deref().unwrap_or(&allow_all);
     let mut resolver = Resolver::new(policy, tailnet);
     let mut nodes: Vec<NodeEntry> = resolver.nodes.iter().map(|node| NodeEntry::new(node)).collect();
-    let rules: Vec<CompiledRule> = rules.iter().map(|rule| CompiledRule::new(rule, &mut resolver, &nodes)).collect();
+    let rules: Vec<CompiledRule> = rules
+        .iter()
+        .map(|rule| CompiledRule::new(rule, &mut resolver, &nodes))
+        .collect();
     for (index, rule) in (0..).zip(&rules) {
         for &node in &rule.sources.nodes {
             nodes[node as usize].outbound.push(index);
         }
-        let inbound: BTreeSet<u32> = rule.reached.iter().chain(&rule.reached_by_owner).copied().collect();
+        let inbound: BTreeSet<u32> = rule
+            .reached
+            .iter()
+            .chain(&rule.reached_by_owner)
+            .copied()
+            .collect();
         for node in inbound {
             nodes[node as usize].inbound.push(index);
         }
     }
     let mut attributes = Vec::with_capacity(policy.node_attributes.len());
     for entry in &policy.node_attributes {
-        let targets: BTreeSet<u32> =
-            entry.targets.iter().flat_map(|target| resolver.members(target).to_vec()).collect();
+        let targets: BTreeSet<u32> = entry
+            .targets
+            .iter()
+            .flat_map(|target| resolver.members(target).to_vec())
+            .collect();
         attributes.push((targets.into_iter().collect(), entry.attributes.clone()));
     }
-    Compiled { nodes, rules, attributes }
+    Compiled {
+        nodes,
+        rules,
+        attributes,
+    }
 }
 
 impl Compiled {
@@ -137,7 +152,9 @@ impl Compiled {
     /// may, or if there is no such node.
     pub fn rules_for(&self, node: NodeId) -> Vec<FilterRule> {
         let mut filter = Vec::new();
-        let Some(index) = self.index(node) else { return filter };
+        let Some(index) = self.index(node) else {
+            return filter;
+        };
         let entry = &self.nodes[index as usize];
         for rule in entry.inbound.iter().map(|rule| &self.rules[*rule as usize]) {
             self.add_rules(&mut filter, rule, index, entry);
@@ -148,8 +165,14 @@ impl Compiled {
     /// The capabilities that `nodeAttrs` gives to a node.
     pub fn attributes_of(&self, node: NodeId) -> CapMap {
         let mut merged = CapMap::new();
-        let Some(index) = self.index(node) else { return merged };
-        for (_, attributes) in self.attributes.iter().filter(|(targets, _)| targets.binary_search(&index).is_ok()) {
+        let Some(index) = self.index(node) else {
+            return merged;
+        };
+        for (_, attributes) in self
+            .attributes
+            .iter()
+            .filter(|(targets, _)| targets.binary_search(&index).is_ok())
+        {
             for (name, values) in attributes {
                 merged.entry(name.clone()).or_default().extend_from_slice(values);
             }
@@ -167,30 +190,47 @@ impl Compiled {
 
     /// All peers of a node, in the order of their ids.
     pub fn peers_of(&self, node: NodeId) -> Vec<NodeId> {
-        let Some(index) = self.index(node) else { return Vec::new() };
+        let Some(index) = self.index(node) else {
+            return Vec::new();
+        };
         let entry = &self.nodes[index as usize];
         let mut peers: BTreeSet<u32> = BTreeSet::new();
         for rule in entry.inbound.iter().map(|rule| &self.rules[*rule as usize]) {
-            peers.extend(rule.sources.nodes.iter().filter(|source| self.rule_joins(rule, **source, index)));
+            peers.extend(
+                rule.sources
+                    .nodes
+                    .iter()
+                    .filter(|source| self.rule_joins(rule, **source, index)),
+            );
         }
         for rule in entry.outbound.iter().map(|rule| &self.rules[*rule as usize]) {
             let reached = rule.reached.iter().chain(&rule.reached_by_owner);
             peers.extend(reached.filter(|target| self.rule_joins(rule, index, **target)));
         }
         peers.remove(&index);
-        peers.into_iter().map(|peer| self.nodes[peer as usize].id).collect()
+        peers
+            .into_iter()
+            .map(|peer| self.nodes[peer as usize].id)
+            .collect()
     }
 
     /// Whether the policy as a whole lets a packet pass, wherever its destination is. `protocol` is an IP protocol number;
     /// the port counts only for protocols that have ports.
     pub fn allows(&self, source: IpAddr, destination: IpAddr, protocol: u8, port: u16) -> bool {
         let sender = self.nodes.iter().find(|node| node.addresses.contains(&source));
-        let receiver = (0..).zip(&self.nodes).find(|(_, node)| node.addresses.contains(&destination));
+        let receiver = (0..)
+            .zip(&self.nodes)
+            .find(|(_, node)| node.addresses.contains(&destination));
         let leads_there = |target: &Target| match target {
             Target::Any => true,
-            Target::Nodes(members) => receiver.is_some_and(|(index, _)| members.binary_search(&index).is_ok()),
+            Target::Nodes(members) => {
+                receiver.is_some_and(|(index, _)| members.binary_search(&index).is_ok())
+            }
             Target::Range(range) => range.contains(destination),
-            Target::OwnDevices => match (sender.and_then(|node| node.user), receiver.and_then(|(_, node)| node.user)) {
+            Target::OwnDevices => match (
+                sender.and_then(|node| node.user),
+                receiver.and_then(|(_, node)| node.user),
+            ) {
                 (Some(a), Some(b)) => a == b,
                 _ => false,
             },
@@ -199,20 +239,36 @@ impl Compiled {
         let port_fits = |ports: &[PortRange]| {
             !WITH_PORTS.contains(&protocol) || ports.iter().any(|range| range.contains(port))
         };
-        self.rules.iter().filter(|rule| rule.sources.ips.contains(source)).flat_map(|rule| &rule.flows).any(|flow| {
-            let protocols = if flow.protocols.is_empty() { DEFAULT_PROTOCOLS } else { &flow.protocols };
-            protocols.contains(&protocol)
-                && flow.targets.iter().any(|(target, ports)| leads_there(target) && port_fits(ports))
-        })
+        self.rules
+            .iter()
+            .filter(|rule| rule.sources.ips.contains(source))
+            .flat_map(|rule| &rule.flows)
+            .any(|flow| {
+                let protocols = if flow.protocols.is_empty() {
+                    DEFAULT_PROTOCOLS
+                } else {
+                    &flow.protocols
+                };
+                protocols.contains(&protocol)
+                    && flow
+                        .targets
+                        .iter()
+                        .any(|(target, ports)| leads_there(target) && port_fits(ports))
+            })
     }
 
     fn index(&self, node: NodeId) -> Option<u32> {
-        self.nodes.binary_search_by_key(&node, |entry| entry.id).ok().and_then(|index| u32::try_from(index).ok())
+        self.nodes
+            .binary_search_by_key(&node, |entry| entry.id)
+            .ok()
+            .and_then(|index| u32::try_from(index).ok())
     }
 
     fn may_reach(&self, source: u32, target: u32) -> bool {
         let inbound = &self.nodes[target as usize].inbound;
-        inbound.iter().any(|rule| self.rule_joins(&self.rules[*rule as usize], source, target))
+        inbound
+            .iter()
+            .any(|rule| self.rule_joins(&self.rules[*rule as usize], source, target))
     }
 
     /// Whether the rule lets one node reach the other.
@@ -230,7 +286,9 @@ impl Compiled {
     /// `autogroup:self` is a destination, for the devices of the node's own user.
     fn add_rules(&self, filter: &mut Vec<FilterRule>, rule: &CompiledRule, index: u32, node: &NodeEntry) {
         let own = match node.user {
-            Some(user) if rule.reached_by_owner.binary_search(&index).is_ok() => self.addresses_of(rule, user),
+            Some(user) if rule.reached_by_owner.binary_search(&index).is_ok() => {
+                self.addresses_of(rule, user)
+            }
             _ => Vec::new(),
         };
         for (for_owner, sources) in [(false, &rule.sources.texts), (true, &own)] {
@@ -238,30 +296,60 @@ impl Compiled {
                 continue;
             }
             for flow in &rule.flows {
-                let targets = flow.targets.iter().filter(|(target, _)| matches!(target, Target::OwnDevices) == for_owner);
-                let dst_ports: Vec<NetPortRange> =
-                    targets.flat_map(|(target, ports)| net_ports(target, ports, index, node)).collect();
+                let targets = flow
+                    .targets
+                    .iter()
+                    .filter(|(target, _)| matches!(target, Target::OwnDevices) == for_owner);
+                let dst_ports: Vec<NetPortRange> = targets
+                    .flat_map(|(target, ports)| net_ports(target, ports, index, node))
+                    .collect();
                 if !dst_ports.is_empty() {
                     let ip_proto = flow.protocols.iter().copied().map(i32::from).collect();
-                    filter.push(FilterRule { src_ips: sources.clone(), dst_ports, ip_proto, ..FilterRule::default() });
+                    filter.push(FilterRule {
+                        src_ips: sources.clone(),
+                        dst_ports,
+                        ip_proto,
+                        ..FilterRule::default()
+                    });
                 }
             }
-            let Some(application) = &rule.application else { continue };
-            let targets = application.targets.iter().filter(|target| matches!(target, Target::OwnDevices) == for_owner);
-            let dsts: BTreeSet<IpNet> = targets.flat_map(|target| own_prefixes(target, index, node)).collect();
+            let Some(application) = &rule.application else {
+                continue;
+            };
+            let targets = application
+                .targets
+                .iter()
+                .filter(|target| matches!(target, Target::OwnDevices) == for_owner);
+            let dsts: BTreeSet<IpNet> = targets
+                .flat_map(|target| own_prefixes(target, index, node))
+                .collect();
             if !dsts.is_empty() {
                 let cap_map = application.capabilities.clone();
-                let grant = CapGrant { dsts: dsts.into_iter().collect(), cap_map, ..CapGrant::default() };
-                filter.push(FilterRule { src_ips: sources.clone(), cap_grant: vec![grant], ..FilterRule::default() });
+                let grant = CapGrant {
+                    dsts: dsts.into_iter().collect(),
+                    cap_map,
+                    ..CapGrant::default()
+                };
+                filter.push(FilterRule {
+                    src_ips: sources.clone(),
+                    cap_grant: vec![grant],
+                    ..FilterRule::default()
+                });
             }
         }
     }
 
     /// The addresses of those sources of a rule that belong to a user.
     fn addresses_of(&self, rule: &CompiledRule, user: UserId) -> Vec<String> {
-        let nodes = rule.sources.nodes.iter().map(|index| &self.nodes[*index as usize]);
+        let nodes = rule
+            .sources
+            .nodes
+            .iter()
+            .map(|index| &self.nodes[*index as usize]);
         let own = nodes.filter(|node| node.user == Some(user));
-        own.flat_map(|node| node.addresses.iter().copied().map(IpRange::from)).collect::<IpSet>().to_texts()
+        own.flat_map(|node| node.addresses.iter().copied().map(IpRange::from))
+            .collect::<IpSet>()
+            .to_texts()
     }
 }
 
@@ -278,7 +366,10 @@ fn net_ports(target: &Target, ports: &[PortRange], index: u32, node: &NodeEntry)
     };
     let each = |ip: &String| {
         let ip = ip.clone();
-        ports.iter().map(move |ports| NetPortRange { ip: ip.clone(), ports: *ports })
+        ports.iter().map(move |ports| NetPortRange {
+            ip: ip.clone(),
+            ports: *ports,
+        })
     };
     ips.iter().flat_map(each).collect()
 }
@@ -291,12 +382,18 @@ fn own_prefixes(target: &Target, index: u32, node: &NodeEntry) -> Vec<IpNet> {
         Target::Range(range) => range.contains(*ip),
         Target::Internet => false,
     };
-    node.addresses.iter().filter(|ip| valid(ip)).copied().map(IpNet::from).collect()
+    node.addresses
+        .iter()
+        .filter(|ip| valid(ip))
+        .copied()
+        .map(IpNet::from)
+        .collect()
 }
 
 impl NodeEntry {
     fn new(node: &crate::Node) -> Self {
-        let (exit, routes): (Vec<IpNet>, Vec<IpNet>) = node.routes.iter().partition(|route| route.prefix_len() == 0);
+        let (exit, routes): (Vec<IpNet>, Vec<IpNet>) =
+            node.routes.iter().partition(|route| route.prefix_len() == 0);
         Self {
             id: node.id,
             user: match node.owner {
@@ -324,8 +421,15 @@ impl CompiledRule {
     fn new<'a>(rule: &'a Rule, resolver: &mut Resolver<'a>, nodes: &[NodeEntry]) -> Self {
         let sources = resolver.sources(rule, nodes);
         let destinations = || {
-            let flows = rule.flows.iter().flat_map(|flow| flow.targets.iter().map(|(selector, _)| selector));
-            flows.chain(rule.application.iter().flat_map(|application| &application.destinations))
+            let flows = rule
+                .flows
+                .iter()
+                .flat_map(|flow| flow.targets.iter().map(|(selector, _)| selector));
+            flows.chain(
+                rule.application
+                    .iter()
+                    .flat_map(|application| &application.destinations),
+            )
         };
         let mut reached = BTreeSet::new();
         for selector in destinations() {
@@ -337,10 +441,17 @@ impl CompiledRule {
             for (selector, ports) in &flow.targets {
                 targets.push((resolver.target(selector), ports.clone()));
             }
-            flows.push(CompiledFlow { protocols: flow.protocols.clone(), targets });
+            flows.push(CompiledFlow {
+                protocols: flow.protocols.clone(),
+                targets,
+            });
         }
         let application = rule.application.as_ref().map(|application| CompiledApplication {
-            targets: application.destinations.iter().map(|selector| resolver.target(selector)).collect(),
+            targets: application
+                .destinations
+                .iter()
+                .map(|selector| resolver.target(selector))
+                .collect(),
             capabilities: application.capabilities.clone(),
         });
         let own_devices = destinations().any(|selector| selector.is_own_devices());
@@ -348,6 +459,12 @@ impl CompiledRule {
             true => resolver.devices_of_same_users(&sources.nodes, nodes),
             false => Members::new(),
         };
-        Self { sources, flows, application, reached: reached.into_iter().collect(), reached_by_owner }
+        Self {
+            sources,
+            flows,
+            application,
+            reached: reached.into_iter().collect(),
+            reached_by_owner,
+        }
     }
 }

@@ -19,7 +19,12 @@ pub struct PolicyError {
 
 impl PolicyError {
     pub(crate) fn new(at: Position, what: Problem) -> Self {
-        Self { line: at.line, column: at.column, what, suggestion: None }
+        Self {
+            line: at.line,
+            column: at.column,
+            what,
+            suggestion: None,
+        }
     }
 
     /// Adds the candidate nearest to `name`, if one is near.

@@ -61,9 +61,12 @@ impl Item {
             Value::Number(number) => Json::Number(number.clone()),
             Value::String(text) => Json::String(text.clone()),
             Value::Array(items) => items.iter().map(Self::to_json).collect(),
-            Value::Object(members) => {
-                Json::Object(members.iter().map(|m| (m.name.clone(), m.item.to_json())).collect::<Map<_, _>>())
-            }
+            Value::Object(members) => Json::Object(
+                members
+                    .iter()
+                    .map(|m| (m.name.clone(), m.item.to_json()))
+                    .collect::<Map<_, _>>(),
+            ),
         }
     }
 }
@@ -79,14 +82,21 @@ pub fn to_json(text: &str) -> Result<Json, PolicyError> {
 
 /// Reads one document.
 pub(crate) fn parse(text: &str) -> Result<Item, PolicyError> {
-    let mut parser = Parser { rest: text, at: Position { line: 1, column: 1 } };
+    let mut parser = Parser {
+        rest: text,
+        at: Position { line: 1, column: 1 },
+    };
     if text.len() > MAX_TEXT {
         return Err(parser.fail(Problem::TooLong));
     }
     parser.blank()?;
     let item = parser.item(0)?;
     parser.blank()?;
-    if parser.rest.is_empty() { Ok(item) } else { Err(parser.fail(Problem::TrailingText)) }
+    if parser.rest.is_empty() {
+        Ok(item)
+    } else {
+        Err(parser.fail(Problem::TrailingText))
+    }
 }
 
 struct Parser<'a> {
@@ -111,7 +121,10 @@ impl<'a> Parser<'a> {
         let c = self.peek()?;
         self.rest = &self.rest[c.len_utf8()..];
         if c == '\n' {
-            self.at = Position { line: self.at.line + 1, column: 1 };
+            self.at = Position {
+                line: self.at.line + 1,
+                column: 1,
+            };
         } else {
             self.at.column += 1;
         }
@@ -157,9 +170,15 @@ impl<'a> Parser<'a> {
                     }
                     previous = c;
                 }
-                Err(PolicyError::new(start, Problem::Syntax("this comment has no end; close it with */")))
+                Err(PolicyError::new(
+                    start,
+                    Problem::Syntax("this comment has no end; close it with */"),
+                ))
             }
-            _ => Err(PolicyError::new(start, Problem::Syntax("a comment begins with // or /*"))),
+            _ => Err(PolicyError::new(
+                start,
+                Problem::Syntax("a comment begins with // or /*"),
+            )),
         }
     }
 
@@ -245,7 +264,10 @@ impl<'a> Parser<'a> {
                 Some('\\') => text.push(self.escape(at)?),
                 Some('\n') | None => return Err(PolicyError::new(start, Problem::Syntax(NO_END))),
                 Some(c) if c < ' ' => {
-                    return Err(PolicyError::new(at, Problem::Syntax("control characters in strings are written as \\u00..")));
+                    return Err(PolicyError::new(
+                        at,
+                        Problem::Syntax("control characters in strings are written as \\u00.."),
+                    ));
                 }
                 Some(c) => text.push(c),
             }
@@ -262,11 +284,15 @@ impl<'a> Parser<'a> {
             Some('r') => '\r',
             Some('t') => '\t',
             Some('u') => {
-                const BROKEN: &str = "\\u needs four hexadecimal digits of a character, or of both halves of a pair";
+                const BROKEN: &str =
+                    "\\u needs four hexadecimal digits of a character, or of both halves of a pair";
                 let first = self.hex4().ok_or_else(|| bad(BROKEN))?;
                 let code = if (0xd800..0xdc00).contains(&first) {
                     let paired = self.take('\\') && self.take('u');
-                    let second = paired.then(|| self.hex4()).flatten().filter(|low| (0xdc00..0xe000).contains(low));
+                    let second = paired
+                        .then(|| self.hex4())
+                        .flatten()
+                        .filter(|low| (0xdc00..0xe000).contains(low));
                     0x10000 + ((first - 0xd800) << 10) + (second.ok_or_else(|| bad(BROKEN))? - 0xdc00)
                 } else {
                     first
@@ -285,7 +311,9 @@ impl<'a> Parser<'a> {
         let start = self.at;
         let text = self.token(|c| matches!(c, '-' | '+' | '.' | '0'..='9' | 'a'..='z' | 'A'..='Z'));
         let number = serde_json::from_str::<Number>(text).ok();
-        number.map(Value::Number).ok_or(PolicyError::new(start, Problem::Syntax("this is not a number")))
+        number
+            .map(Value::Number)
+            .ok_or(PolicyError::new(start, Problem::Syntax("this is not a number")))
     }
 
     fn word(&mut self) -> Result<Value, PolicyError> {
@@ -294,7 +322,12 @@ impl<'a> Parser<'a> {
             "null" => Value::Null,
             "true" => Value::Bool(true),
             "false" => Value::Bool(false),
-            _ => return Err(PolicyError::new(start, Problem::Syntax("strings stand in double quotes"))),
+            _ => {
+                return Err(PolicyError::new(
+                    start,
+                    Problem::Syntax("strings stand in double quotes"),
+                ));
+            }
         })
     }
 

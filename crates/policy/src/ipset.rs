@@ -62,7 +62,10 @@ impl From<IpAddr> for IpRange {
 
 impl From<IpNet> for IpRange {
     fn from(prefix: IpNet) -> Self {
-        Self { first: prefix.network(), last: prefix.broadcast() }
+        Self {
+            first: prefix.network(),
+            last: prefix.broadcast(),
+        }
     }
 }
 
@@ -78,8 +81,15 @@ impl FromStr for IpRange {
             return Ok(Self::from(prefix));
         }
         let (first, last) = text.split_once('-').ok_or(())?;
-        let (first, last) = (first.parse::<IpAddr>().map_err(drop)?, last.parse::<IpAddr>().map_err(drop)?);
-        if first.is_ipv4() == last.is_ipv4() && first <= last { Ok(Self { first, last }) } else { Err(()) }
+        let (first, last) = (
+            first.parse::<IpAddr>().map_err(drop)?,
+            last.parse::<IpAddr>().map_err(drop)?,
+        );
+        if first.is_ipv4() == last.is_ipv4() && first <= last {
+            Ok(Self { first, last })
+        } else {
+            Err(())
+        }
     }
 }
 
@@ -133,8 +143,14 @@ impl FromIterator<IpRange> for IpSet {
 /// The next address of the same family.
 fn successor(ip: IpAddr) -> Option<IpAddr> {
     match ip {
-        IpAddr::V4(ip) => ip.to_bits().checked_add(1).map(|bits| Ipv4Addr::from_bits(bits).into()),
-        IpAddr::V6(ip) => ip.to_bits().checked_add(1).map(|bits| Ipv6Addr::from_bits(bits).into()),
+        IpAddr::V4(ip) => ip
+            .to_bits()
+            .checked_add(1)
+            .map(|bits| Ipv4Addr::from_bits(bits).into()),
+        IpAddr::V6(ip) => ip
+            .to_bits()
+            .checked_add(1)
+            .map(|bits| Ipv6Addr::from_bits(bits).into()),
     }
 }
 
@@ -143,13 +159,28 @@ mod tests {
     use super::{IpRange, IpSet};
 
     fn set(texts: &[&str]) -> IpSet {
-        texts.iter().map(|text| text.parse::<IpRange>().unwrap()).collect()
+        texts
+            .iter()
+            .map(|text| text.parse::<IpRange>().unwrap())
+            .collect()
     }
 
     #[test]
     fn neighbours_merge_and_families_stay_apart() {
-        let merged = set(&["10.0.0.2", "10.0.0.1", "10.0.0.3", "fd7a::/64", "10.0.0.0", "fd7a::1", "255.255.255.255", "::"]);
-        assert_eq!(merged.to_texts(), ["10.0.0.0/30", "255.255.255.255", "::", "fd7a::/64"]);
+        let merged = set(&[
+            "10.0.0.2",
+            "10.0.0.1",
+            "10.0.0.3",
+            "fd7a::/64",
+            "10.0.0.0",
+            "fd7a::1",
+            "255.255.255.255",
+            "::",
+        ]);
+        assert_eq!(
+            merged.to_texts(),
+            ["10.0.0.0/30", "255.255.255.255", "::", "fd7a::/64"]
+        );
     }
 
     #[test]
@@ -167,7 +198,14 @@ mod tests {
 
     #[test]
     fn texts_that_are_no_ranges_are_refused() {
-        for text in ["", "10.0.0", "10.0.0.9-10.0.0.5", "10.0.0.1-fd7a::1", "10.0.0.0/33", "a-b"] {
+        for text in [
+            "",
+            "10.0.0",
+            "10.0.0.9-10.0.0.5",
+            "10.0.0.1-fd7a::1",
+            "10.0.0.0/33",
+            "a-b",
+        ] {
             assert!(text.parse::<IpRange>().is_err(), "{text}");
         }
     }

@@ -16,6 +16,7 @@ use crate::{PolicyError, Role, Tag};
 /// A checked policy document.
 #[derive(Clone, Debug)]
 pub struct Policy {
+    /// Group → logins in lower case.
     pub(crate) groups: BTreeMap<String, BTreeSet<String>>,
     pub(crate) tag_owners: BTreeMap<Tag, Vec<Selector>>,
     /// `None` if neither `acls` nor `grants` is given: everything is allowed.
@@ -44,6 +45,7 @@ pub enum Principal {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Selector {
     Any,
+    /// The login in lower case.
     User(String),
     Group(String),
     Tag(Tag),
@@ -158,9 +160,14 @@ impl Policy {
     /// Whether the principal may give the tag to a device. Administrators may give every tag of `tagOwners`; tags may give
     /// themselves and what they own.
     pub fn may_assign_tag(&self, owner: &Principal, tag: &Tag) -> bool {
-        let Some(owners) = self.tag_owners.get(tag) else { return false };
+        let Some(owners) = self.tag_owners.get(tag) else {
+            return false;
+        };
         match owner {
-            Principal::User { role: Role::Admin | Role::Owner, .. } => true,
+            Principal::User {
+                role: Role::Admin | Role::Owner,
+                ..
+            } => true,
             Principal::Tags(own) if own.contains(tag) => true,
             _ => self.names(owners, owner),
         }
@@ -182,9 +189,10 @@ impl Policy {
     fn names(&self, selectors: &[Selector], principal: &Principal) -> bool {
         selectors.iter().any(|selector| match (selector, principal) {
             (Selector::Any, _) => true,
-            (Selector::User(name), Principal::User { login, .. }) => name == login,
+            (Selector::User(name), Principal::User { login, .. }) => name.eq_ignore_ascii_case(login),
             (Selector::Group(group), Principal::User { login, .. }) => {
-                self.groups.get(group).is_some_and(|members| members.contains(login))
+                let members = self.groups.get(group);
+                members.is_some_and(|members| members.contains(&login.to_ascii_lowercase()))
             }
             (Selector::Tag(tag), Principal::Tags(tags)) => tags.contains(tag),
             (Selector::Auto(group), Principal::User { role, .. }) => group.has_role(*role),
@@ -198,12 +206,28 @@ impl Rule {
     /// What holds if a policy has no rules: everything in the tailnet may reach everything.
     pub(crate) fn allow_all() -> Self {
         let targets = vec![(Selector::Any, vec![PortRange::ANY])];
-        let flows = vec![Flow { protocols: Vec::new(), targets }];
-        Self { sources: vec![Selector::Any], postures: Vec::new(), flows, application: None }
+        let flows = vec![Flow {
+            protocols: Vec::new(),
+            targets,
+        }];
+        Self {
+            sources: vec![Selector::Any],
+            postures: Vec::new(),
+            flows,
+            application: None,
+        }
     }
 }
 
 impl Selector {
+    /// Whether this names nodes by whose they are. Others speak of addresses.
+    pub(crate) fn is_identity(&self) -> bool {
+        !matches!(
+            self,
+            Self::Any | Self::Range(_) | Self::Auto(Autogroup::DangerAll)
+        )
+    }
+
     /// Whether this is `autogroup:self`.
     pub(crate) fn is_own_devices(&self) -> bool {
         *self == Self::Auto(Autogroup::OwnDevices)
@@ -255,5 +279,71 @@ impl Autogroup {
             Self::Owner => role == Role::Owner,
             Self::Tagged | Self::OwnDevices | Self::Internet | Self::DangerAll => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Policy, Principal};
+    use crate::Role;
+
+    fn policy() -> Policy {
+        let text = r#"{
+            "groups": {"group:ops": ["olga@example.com"]},
+            "tagOwners": {
+                "tag:k8s-operator": [],
+                "tag:k8s": ["tag:k8s-operator"],
+                "tag:web": ["tag:k8s", "group:ops", "bob@example.com"],
+                "tag:any": ["autogroup:member"],
+            },
+            "autoApprovers": {
+                "routes": {"10.0.0.0/8": ["tag:k8s", "bob@example.com"]},
+                "exitNode": ["tag:k8s"],
+            },
+        }"#;
+        Policy::parse(text).unwrap()
+    }
+
+    fn user(login: &str, role: Role) -> Principal {
+        Principal::User {
+            login: login.to_owned(),
+            role,
+        }
+    }
+
+    fn tags(names: &[&str]) -> Principal {
+        Principal::Tags(names.iter().map(|name| name.parse().unwrap()).collect())
+    }
+
+    #[test]
+    fn tags_are_given_by_their_owners() {
+        let policy = policy();
+        let may = |who: &Principal, tag: &str| policy.may_assign_tag(who, &tag.parse().unwrap());
+        let operator = tags(&["tag:k8s-operator"]);
+        assert!(may(&operator, "tag:k8s-operator"), "a tag gives itself");
+        assert!(may(&operator, "tag:k8s"));
+        assert!(!may(&operator, "tag:web"), "ownership does not pass on");
+        assert!(!may(&operator, "tag:any"), "members are people");
+        assert!(!may(&operator, "tag:undefined"));
+        assert!(!may(&tags(&[]), "tag:k8s"));
+        assert!(may(&user("Bob@Example.com", Role::Member), "tag:web"));
+        assert!(may(&user("olga@example.com", Role::Member), "tag:web"));
+        assert!(!may(&user("carol@example.com", Role::Member), "tag:web"));
+        assert!(may(&user("carol@example.com", Role::Member), "tag:any"));
+        assert!(may(&user("carol@example.com", Role::Admin), "tag:k8s-operator"));
+        assert!(!may(&user("carol@example.com", Role::Admin), "tag:undefined"));
+    }
+
+    #[test]
+    fn routes_are_approved_within_their_prefix() {
+        let policy = policy();
+        let may = |who: &Principal, route: &str| policy.may_advertise(who, &route.parse().unwrap());
+        assert!(may(&tags(&["tag:k8s"]), "10.1.0.0/16"));
+        assert!(may(&tags(&["tag:k8s"]), "10.0.0.0/8"));
+        assert!(may(&user("bob@example.com", Role::Member), "10.1.2.3/32"));
+        assert!(!may(&tags(&["tag:k8s"]), "0.0.0.0/1"));
+        assert!(!may(&tags(&["tag:web"]), "10.1.0.0/16"));
+        assert!(may(&tags(&["tag:k8s"]), "::/0"));
+        assert!(!may(&user("bob@example.com", Role::Member), "0.0.0.0/0"));
     }
 }

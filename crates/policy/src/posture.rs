@@ -34,10 +34,14 @@ impl AttributeValue {
 
 /// Compares dotted versions part by part: numbers as numbers, the rest as text, missing parts as 0.
 fn compare_versions(a: &str, b: &str) -> Ordering {
-    let parts = |text: &str| -> Vec<String> { text.split(['.', '-', '+', '_', ' ']).map(str::to_owned).collect() };
+    let parts =
+        |text: &str| -> Vec<String> { text.split(['.', '-', '+', '_', ' ']).map(str::to_owned).collect() };
     let (a, b) = (parts(a), parts(b));
     for i in 0..a.len().max(b.len()) {
-        let (x, y) = (a.get(i).map_or("0", String::as_str), b.get(i).map_or("0", String::as_str));
+        let (x, y) = (
+            a.get(i).map_or("0", String::as_str),
+            b.get(i).map_or("0", String::as_str),
+        );
         let order = match (x.parse::<u64>(), y.parse::<u64>()) {
             (Ok(x), Ok(y)) => x.cmp(&y),
             _ => x.cmp(y),
@@ -106,13 +110,20 @@ pub fn host_attributes(host: &Hostinfo) -> Attributes {
     let version = host.ipn_version.split('-').next().unwrap_or_default();
     set("node:tsVersion", version);
     set("node:tsReleaseTrack", release_track(version));
-    attributes.insert("node:tsAutoUpdate".to_owned(), AttributeValue::Bool(host.allows_update));
+    attributes.insert(
+        "node:tsAutoUpdate".to_owned(),
+        AttributeValue::Bool(host.allows_update),
+    );
     attributes
 }
 
 /// Releases with an even second number are stable, the others are not.
 fn release_track(version: &str) -> &'static str {
-    match version.split('.').nth(1).and_then(|minor| minor.parse::<u32>().ok()) {
+    match version
+        .split('.')
+        .nth(1)
+        .and_then(|minor| minor.parse::<u32>().ok())
+    {
         Some(minor) if minor % 2 == 0 => "stable",
         Some(_) => "unstable",
         None => "",

@@ -18,7 +18,7 @@ pub(crate) struct Resolver<'a> {
     /// In the order of the ids, as everywhere in a compiled policy.
     pub(crate) nodes: Vec<&'a Node>,
     users: &'a [User],
-    by_login: HashMap<&'a str, UserId>,
+    by_login: HashMap<String, UserId>,
     by_user: HashMap<UserId, Members>,
     by_tag: HashMap<&'a Tag, Members>,
     by_address: BTreeMap<IpAddr, u32>,
@@ -37,7 +37,11 @@ impl<'a> Resolver<'a> {
             policy,
             nodes: Vec::new(),
             users: &tailnet.users,
-            by_login: tailnet.users.iter().map(|user| (user.login.as_str(), user.id)).collect(),
+            by_login: tailnet
+                .users
+                .iter()
+                .map(|user| (user.login.to_ascii_lowercase(), user.id))
+                .collect(),
             by_user: HashMap::new(),
             by_tag: HashMap::new(),
             by_address: BTreeMap::new(),
@@ -55,8 +59,11 @@ impl<'a> Resolver<'a> {
                     }
                 }
             }
-            resolver.by_address.extend(node.addresses.iter().map(|ip| (*ip, index)));
-            let (exit, routes): (Vec<IpNet>, Vec<IpNet>) = node.routes.iter().partition(|net| net.prefix_len() == 0);
+            resolver
+                .by_address
+                .extend(node.addresses.iter().map(|ip| (*ip, index)));
+            let (exit, routes): (Vec<IpNet>, Vec<IpNet>) =
+                node.routes.iter().partition(|net| net.prefix_len() == 0);
             if !exit.is_empty() {
                 resolver.exit_nodes.push(index);
             }
@@ -81,20 +88,26 @@ impl<'a> Resolver<'a> {
 
     fn find_members(&self, selector: &Selector) -> Members {
         match selector {
-            Selector::Any | Selector::Auto(Autogroup::DangerAll) => (0..).zip(&self.nodes).map(|(i, _)| i).collect(),
-            Selector::User(login) => self.devices_of(self.by_login.get(login.as_str()).copied()),
+            Selector::Any | Selector::Auto(Autogroup::DangerAll) => {
+                (0..).zip(&self.nodes).map(|(i, _)| i).collect()
+            }
+            Selector::User(login) => self.devices_of(self.by_login.get(login).copied()),
             Selector::Group(group) => {
                 let logins = self.policy.groups.get(group).into_iter().flatten();
-                self.devices_of(logins.filter_map(|login| self.by_login.get(login.as_str()).copied()))
+                self.devices_of(logins.filter_map(|login| self.by_login.get(login).copied()))
             }
             Selector::Tag(tag) => self.by_tag.get(tag).cloned().unwrap_or_default(),
             Selector::Range(range) => self.holders_of(range),
             Selector::Auto(Autogroup::Tagged) => union(self.by_tag.values()),
             Selector::Auto(Autogroup::Internet) => self.exit_nodes.clone(),
             Selector::Auto(Autogroup::OwnDevices) => Members::new(),
-            Selector::Auto(group @ (Autogroup::Member | Autogroup::Admin | Autogroup::Owner)) => {
-                self.devices_of(self.users.iter().filter(|user| group.has_role(user.role)).map(|user| user.id))
-            }
+            Selector::Auto(group @ (Autogroup::Member | Autogroup::Admin | Autogroup::Owner)) => self
+                .devices_of(
+                    self.users
+                        .iter()
+                        .filter(|user| group.has_role(user.role))
+                        .map(|user| user.id),
+                ),
         }
     }
 
@@ -104,41 +117,74 @@ impl<'a> Resolver<'a> {
 
     /// The nodes with an address in the range.
     fn holders_of(&self, range: &IpRange) -> Members {
-        let holders: BTreeSet<u32> = self.by_address.range(range.bounds()).map(|(_, index)| *index).collect();
+        let holders: BTreeSet<u32> = self
+            .by_address
+            .range(range.bounds())
+            .map(|(_, index)| *index)
+            .collect();
         holders.into_iter().collect()
     }
 
     /// The sources of a rule. With postures, only nodes that satisfy one count, for nothing is known of other addresses.
     pub(crate) fn sources(&mut self, rule: &'a Rule, entries: &[NodeEntry]) -> Sources {
-        let mut nodes = BTreeSet::new();
+        let mut named = BTreeSet::new();
         let mut ranges = Vec::new();
         for selector in &rule.sources {
             match selector {
                 Selector::Any => ranges.extend_from_slice(&self.everywhere),
                 Selector::Range(range) => ranges.push(*range),
                 Selector::Auto(Autogroup::DangerAll) => {
-                    ranges.extend([IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())].map(IpRange::from));
+                    ranges.extend(
+                        [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())].map(IpRange::from),
+                    );
                 }
-                _ => {}
+                _ => named.extend(self.members(selector).iter().copied()),
             }
-            nodes.extend(self.members(selector).iter().copied());
         }
+        let covered = &ranges.iter().copied().collect::<IpSet>();
+        let holders = rule.sources.iter().filter(|selector| !selector.is_identity());
+        let mut nodes: BTreeSet<u32> = holders
+            .flat_map(|selector| self.members(selector).to_vec())
+            .collect();
+        nodes.extend(&named);
         if !rule.postures.is_empty() {
             nodes.retain(|index| {
                 let attributes = &self.nodes[*index as usize].attributes;
-                rule.postures.iter().any(|posture| posture.iter().all(|assertion| assertion.holds(attributes)))
+                rule.postures
+                    .iter()
+                    .any(|posture| posture.iter().all(|assertion| assertion.holds(attributes)))
             });
             ranges.clear();
         }
-        let named = nodes.iter().flat_map(|index| self.nodes[*index as usize].addresses.iter().copied().map(IpRange::from));
-        let ips: IpSet = named.chain(ranges.iter().copied()).collect();
+        // A node that was named is meant with all its addresses; others only with those that were written.
+        let addresses = nodes.iter().flat_map(|index| {
+            let all = named.contains(index);
+            self.nodes[*index as usize]
+                .addresses
+                .iter()
+                .copied()
+                .filter(move |ip| all || covered.contains(*ip))
+        });
+        let ips: IpSet = addresses
+            .map(IpRange::from)
+            .chain(ranges.iter().copied())
+            .collect();
         // A router carries traffic of its routes, so it must see, and be seen by, those whom its routes may reach.
         for &index in &self.routers {
-            if ranges.iter().any(|range| entries[index as usize].routes.iter().any(|route| route.overlaps(range))) {
+            if ranges.iter().any(|range| {
+                entries[index as usize]
+                    .routes
+                    .iter()
+                    .any(|route| route.overlaps(range))
+            }) {
                 nodes.insert(index);
             }
         }
-        Sources { nodes: nodes.into_iter().collect(), texts: ips.to_texts(), ips }
+        Sources {
+            nodes: nodes.into_iter().collect(),
+            texts: ips.to_texts(),
+            ips,
+        }
     }
 
     /// Where a destination leads.
@@ -155,15 +201,22 @@ impl<'a> Resolver<'a> {
     /// The nodes at which a destination arrives, without `autogroup:self`.
     pub(crate) fn reached(&mut self, selector: &'a Selector, entries: &[NodeEntry]) -> Arc<Members> {
         let members = self.members(selector);
-        let Selector::Range(range) = selector else { return members };
+        let Selector::Range(range) = selector else {
+            return members;
+        };
         let carriers = self.routers.iter().chain(&self.exit_nodes).copied();
-        let routed: Members = carriers.filter(|index| entries[*index as usize].answers_for(range)).collect();
+        let routed: Members = carriers
+            .filter(|index| entries[*index as usize].answers_for(range))
+            .collect();
         Arc::new(union([&*members, &routed]))
     }
 
     /// The devices of all users who have one among the given nodes.
     pub(crate) fn devices_of_same_users(&self, nodes: &[u32], entries: &[NodeEntry]) -> Members {
-        let users: HashSet<UserId> = nodes.iter().filter_map(|index| entries[*index as usize].user).collect();
+        let users: HashSet<UserId> = nodes
+            .iter()
+            .filter_map(|index| entries[*index as usize].user)
+            .collect();
         self.devices_of(users)
     }
 }

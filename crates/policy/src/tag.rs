@@ -34,7 +34,11 @@ impl FromStr for Tag {
                 name.starts_with(|c: char| c.is_ascii_alphabetic())
                     && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
             });
-        if valid { Ok(Self(text.to_owned())) } else { Err(InvalidTag(text.chars().take(MAX_LENGTH).collect())) }
+        if valid {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(InvalidTag(text.chars().take(MAX_LENGTH).collect()))
+        }
     }
 }
 

@@ -38,8 +38,15 @@ const FIELDS: &[&str] = &[
 ];
 
 /// Fields that policies of other control servers may have and that have no meaning here.
-const UNSUPPORTED: &[&str] =
-    &["derpMap", "disableIPv4", "ipsets", "OneCGNATRoute", "randomizeClientPort", "extraRecords", "workloads"];
+const UNSUPPORTED: &[&str] = &[
+    "derpMap",
+    "disableIPv4",
+    "ipsets",
+    "OneCGNATRoute",
+    "randomizeClientPort",
+    "extraRecords",
+    "workloads",
+];
 
 /// What rules may refer to.
 #[derive(Default)]
@@ -57,8 +64,7 @@ impl Policy {
     ///
     /// # Errors
     ///
-    /// Every problem found, in the order of the text: the first one if the text is not HuJSON, at most
-    /// [`reader::MAX_ERRORS`] otherwise.
+    /// The problems found, at most 50, in the order of the text. If the text is not HuJSON, the first one.
     pub fn parse(text: &str) -> Result<Self, Vec<PolicyError>> {
         let document = hujson::parse(text).map_err(|error| vec![error])?;
         let mut reader = Reader::default();
@@ -72,17 +78,32 @@ fn read_document(reader: &mut Reader, document: &Item) -> Policy {
         return Policy::allow_all();
     };
     let mut defined = Definitions {
-        groups: fields.get("groups").map(|item| read_groups(reader, item)).unwrap_or_default(),
-        hosts: fields.get("hosts").map(|item| read_hosts(reader, item)).unwrap_or_default(),
-        tags: fields.get("tagOwners").map(|item| read_tag_names(reader, item)).unwrap_or_default(),
-        postures: fields.get("postures").map(|item| posture::read_postures(reader, item)).unwrap_or_default(),
+        groups: fields
+            .get("groups")
+            .map(|item| read_groups(reader, item))
+            .unwrap_or_default(),
+        hosts: fields
+            .get("hosts")
+            .map(|item| read_hosts(reader, item))
+            .unwrap_or_default(),
+        tags: fields
+            .get("tagOwners")
+            .map(|item| read_tag_names(reader, item))
+            .unwrap_or_default(),
+        postures: fields
+            .get("postures")
+            .map(|item| posture::read_postures(reader, item))
+            .unwrap_or_default(),
         default_posture: Vec::new(),
     };
     if let Some(item) = fields.get("defaultSrcPosture") {
         defined.default_posture = rules::read_posture_names(reader, &defined, item);
     }
     let mut policy = Policy {
-        tag_owners: fields.get("tagOwners").map(|item| read_tag_owners(reader, &defined, item)).unwrap_or_default(),
+        tag_owners: fields
+            .get("tagOwners")
+            .map(|item| read_tag_owners(reader, &defined, item))
+            .unwrap_or_default(),
         node_attributes: fields
             .get("nodeAttrs")
             .map(|item| read_node_attributes(reader, &defined, item))
@@ -91,20 +112,31 @@ fn read_document(reader: &mut Reader, document: &Item) -> Policy {
             .get("autoApprovers")
             .map(|item| read_approvers(reader, &defined, item))
             .unwrap_or_default(),
-        tests: fields.get("tests").map(|item| rules::read_tests(reader, &defined, item)).unwrap_or_default(),
+        tests: fields
+            .get("tests")
+            .map(|item| rules::read_tests(reader, &defined, item))
+            .unwrap_or_default(),
         ..Policy::allow_all()
     };
     let (acls, grants) = (fields.get("acls"), fields.get("grants"));
     if acls.is_some() || grants.is_some() {
-        let mut list = acls.map(|item| rules::read_acls(reader, &defined, item)).unwrap_or_default();
-        list.extend(grants.map(|item| rules::read_grants(reader, &defined, item)).unwrap_or_default());
+        let mut list = acls
+            .map(|item| rules::read_acls(reader, &defined, item))
+            .unwrap_or_default();
+        list.extend(
+            grants
+                .map(|item| rules::read_grants(reader, &defined, item))
+                .unwrap_or_default(),
+        );
         policy.rules = Some(list);
     }
     for name in ["ssh", "sshTests"] {
         if let Some(item) = fields.get(name) {
             let entries = reader.objects(item, "an SSH section");
             if !entries.is_empty() {
-                policy.warnings.push(PolicyError::new(item.at, Problem::Rule(SSH_NOT_ENFORCED)));
+                policy
+                    .warnings
+                    .push(PolicyError::new(item.at, Problem::Rule(SSH_NOT_ENFORCED)));
             }
         }
     }
@@ -124,9 +156,13 @@ fn read_groups(reader: &mut Reader, item: &Item) -> BTreeMap<String, BTreeSet<St
         let mut members = BTreeSet::new();
         for (at, member) in reader.strings(item, "a group") {
             if member.contains('@') && !member.starts_with("group:") {
-                members.insert(member.to_owned());
+                members.insert(member.to_ascii_lowercase());
             } else {
-                reader.invalid(at, member, "the login name of a user, such as \"alice@example.com\"");
+                reader.invalid(
+                    at,
+                    member,
+                    "the login name of a user, such as \"alice@example.com\"",
+                );
             }
         }
         groups.insert(name.clone(), members);
@@ -137,12 +173,15 @@ fn read_groups(reader: &mut Reader, item: &Item) -> BTreeMap<String, BTreeSet<St
 fn read_hosts(reader: &mut Reader, item: &Item) -> BTreeMap<String, IpRange> {
     let mut hosts = BTreeMap::new();
     for Member { at, name, item } in reader.members(item, "\"hosts\"") {
-        let is_name = !name.is_empty() && !name.contains([':', '@', '*', '/']) && name.parse::<IpRange>().is_err();
+        let is_name =
+            !name.is_empty() && !name.contains([':', '@', '*', '/']) && name.parse::<IpRange>().is_err();
         if !is_name {
             reader.invalid(*at, name, "a host name; it has none of : @ * / and is no address");
             continue;
         }
-        let Some(text) = reader.string(item, "the address of a host") else { continue };
+        let Some(text) = reader.string(item, "the address of a host") else {
+            continue;
+        };
         match text.parse::<IpRange>() {
             Ok(range) => {
                 hosts.insert(name.clone(), range);
@@ -175,7 +214,9 @@ fn read_tag_owners(reader: &mut Reader, defined: &Definitions, item: &Item) -> B
         let list = reader
             .strings(item, "the owners of a tag")
             .into_iter()
-            .filter_map(|(at, text)| selector::read_principal(reader, defined, at, text, "as the owner of a tag"))
+            .filter_map(|(at, text)| {
+                selector::read_principal(reader, defined, at, text, "as the owner of a tag")
+            })
             .collect();
         if let Ok(tag) = name.parse() {
             owners.insert(tag, list);
@@ -187,7 +228,8 @@ fn read_tag_owners(reader: &mut Reader, defined: &Definitions, item: &Item) -> B
 fn read_approvers(reader: &mut Reader, defined: &Definitions, item: &Item) -> Approvers {
     const WHERE: &str = "as an auto-approver";
     let mut approvers = Approvers::default();
-    let Some(fields) = reader.fields(item, "\"autoApprovers\"", &["routes", "exitNode"], &["services"]) else {
+    let Some(fields) = reader.fields(item, "\"autoApprovers\"", &["routes", "exitNode"], &["services"])
+    else {
         return approvers;
     };
     let principals = |reader: &mut Reader, item: &Item| -> Vec<Selector> {
@@ -216,8 +258,13 @@ fn read_node_attributes(reader: &mut Reader, defined: &Definitions, item: &Item)
     const WITHIN: &str = "an entry of \"nodeAttrs\"";
     let mut entries = Vec::new();
     for item in reader.objects(item, "\"nodeAttrs\"") {
-        let Some(fields) = reader.fields(item, WITHIN, &["target", "attr", "app"], &["ipPool"]) else { continue };
-        let mut entry = NodeAttributes { targets: Vec::new(), attributes: BTreeMap::new() };
+        let Some(fields) = reader.fields(item, WITHIN, &["target", "attr", "app"], &["ipPool"]) else {
+            continue;
+        };
+        let mut entry = NodeAttributes {
+            targets: Vec::new(),
+            attributes: BTreeMap::new(),
+        };
         match fields.get("target") {
             Some(target) => entry.targets = selector::read_targets(reader, defined, target),
             None => reader.missing(item.at, "target", WITHIN),
@@ -227,7 +274,9 @@ fn read_node_attributes(reader: &mut Reader, defined: &Definitions, item: &Item)
         }
         if let Some(list) = fields.get("attr") {
             let names = reader.strings(list, "node attributes");
-            entry.attributes.extend(names.into_iter().map(|(_, name)| (name.to_owned(), Vec::new())));
+            entry
+                .attributes
+                .extend(names.into_iter().map(|(_, name)| (name.to_owned(), Vec::new())));
         }
         if let Some(app) = fields.get("app") {
             entry.attributes.extend(rules::read_capabilities(reader, app));

@@ -17,14 +17,15 @@ pub(super) fn read_postures(reader: &mut Reader, item: &Item) -> BTreeMap<String
             continue;
         }
         let mut assertions = Vec::new();
-        for (at, text) in reader.strings(item, "a posture") {
+        let texts = reader.strings(item, "a posture");
+        if texts.is_empty() {
+            reader.invalid(*at, name, "a posture with at least one assertion");
+        }
+        for (at, text) in texts {
             match parse_assertion(text) {
                 Ok(assertion) => assertions.push(assertion),
                 Err(expected) => reader.invalid(at, text, expected),
             }
-        }
-        if assertions.is_empty() {
-            reader.invalid(*at, name, "a posture with at least one assertion");
         }
         postures.insert(name.clone(), Arc::from(assertions));
     }
@@ -39,16 +40,27 @@ const NAMESPACE: &str = "an assertion on an attribute; attributes look like node
 
 fn parse_assertion(text: &str) -> Result<Assertion, &'static str> {
     let text = text.trim();
-    let end = text.find(|c: char| c.is_whitespace() || "=!<>".contains(c)).ok_or(FORM)?;
+    let end = text
+        .find(|c: char| c.is_whitespace() || "=!<>".contains(c))
+        .ok_or(FORM)?;
     let (attribute, rest) = text.split_at(end);
     let is_name = |part: &str| {
-        !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'))
+        !part.is_empty()
+            && part
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'))
     };
-    if !attribute.split_once(':').is_some_and(|(space, name)| is_name(space) && is_name(name)) {
+    if !attribute
+        .split_once(':')
+        .is_some_and(|(space, name)| is_name(space) && is_name(name))
+    {
         return Err(NAMESPACE);
     }
     let test = parse_test(rest.trim_start())?;
-    Ok(Assertion { attribute: attribute.to_owned(), test })
+    Ok(Assertion {
+        attribute: attribute.to_owned(),
+        test,
+    })
 }
 
 fn parse_test(text: &str) -> Result<Test, &'static str> {
@@ -68,7 +80,10 @@ fn parse_test(text: &str) -> Result<Test, &'static str> {
     }
     let (words, list) = text.split_at(text.find('[').unwrap_or(text.len()));
     let words: Vec<String> = words.split_whitespace().map(str::to_ascii_uppercase).collect();
-    match (words.iter().map(String::as_str).collect::<Vec<_>>().as_slice(), list.is_empty()) {
+    match (
+        words.iter().map(String::as_str).collect::<Vec<_>>().as_slice(),
+        list.is_empty(),
+    ) {
         (["IN"], _) => parse_list(list).map(Test::In).ok_or(LIST),
         (["NOT", "IN"], _) => parse_list(list).map(Test::NotIn).ok_or(LIST),
         (["IS", "SET"], true) => Ok(Test::IsSet),
@@ -93,7 +108,9 @@ fn parse_list(text: &str) -> Option<Vec<AttributeValue>> {
 
 /// A whole text that is one value.
 fn parse_value(text: &str) -> Option<AttributeValue> {
-    split_value(text).filter(|(_, rest)| rest.is_empty()).map(|(value, _)| value)
+    split_value(text)
+        .filter(|(_, rest)| rest.is_empty())
+        .map(|(value, _)| value)
 }
 
 /// The value at the start of the text, and what follows it.

@@ -17,7 +17,10 @@ pub(super) struct Fields<'a>(Vec<(&'static str, &'a Item)>);
 
 impl<'a> Fields<'a> {
     pub(super) fn get(&self, name: &str) -> Option<&'a Item> {
-        self.0.iter().find(|(known, _)| *known == name).map(|(_, item)| *item)
+        self.0
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, item)| *item)
     }
 }
 
@@ -50,7 +53,14 @@ impl Reader {
     }
 
     fn wrong_kind(&mut self, item: &Item, what: &'static str, expected: &'static str) {
-        self.report(PolicyError::new(item.at, Problem::WrongKind { what, expected, found: item.kind() }));
+        self.report(PolicyError::new(
+            item.at,
+            Problem::WrongKind {
+                what,
+                expected,
+                found: item.kind(),
+            },
+        ));
     }
 
     /// The fields of an object with a fixed set of names. Upper and lower case are alike, as policies have always been
@@ -76,9 +86,15 @@ impl Reader {
                     fields.push((field, item));
                 }
             } else if unsupported.iter().any(|field| field.eq_ignore_ascii_case(name)) {
-                self.report(PolicyError::new(*at, Problem::Unsupported(format!("field {name:?}"))));
+                self.report(PolicyError::new(
+                    *at,
+                    Problem::Unsupported(format!("field {name:?}")),
+                ));
             } else {
-                let what = Problem::UnknownField { field: name.clone(), within };
+                let what = Problem::UnknownField {
+                    field: name.clone(),
+                    within,
+                };
                 self.report(PolicyError::new(*at, what).suggest(name, known.iter().copied()));
             }
         }
@@ -122,7 +138,10 @@ impl Reader {
     /// The elements of an array of strings, each with its place.
     pub(super) fn strings<'a>(&mut self, item: &'a Item, what: &'static str) -> Vec<(Position, &'a str)> {
         let items = self.array(item, what);
-        items.iter().filter_map(|item| self.string(item, what).map(|text| (item.at, text))).collect()
+        items
+            .iter()
+            .filter_map(|item| self.string(item, what).map(|text| (item.at, text)))
+            .collect()
     }
 
     /// A string.

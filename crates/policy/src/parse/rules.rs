@@ -32,18 +32,33 @@ const PROTOCOLS: &[(&str, &[u8])] = &[
 
 /// Reads the section `acls`.
 pub(super) fn read_acls(reader: &mut Reader, defined: &Definitions, item: &Item) -> Vec<Rule> {
-    reader.objects(item, "\"acls\"").into_iter().filter_map(|item| read_acl(reader, defined, item)).collect()
+    reader
+        .objects(item, "\"acls\"")
+        .into_iter()
+        .filter_map(|item| read_acl(reader, defined, item))
+        .collect()
 }
 
 fn read_acl(reader: &mut Reader, defined: &Definitions, item: &Item) -> Option<Rule> {
     const WITHIN: &str = "an entry of \"acls\"";
-    let fields = reader.fields(item, WITHIN, &["action", "src", "dst", "proto", "srcPosture"], &[])?;
-    match fields.get("action").map(|item| (item, reader.string(item, "\"action\""))) {
+    let fields = reader.fields(
+        item,
+        WITHIN,
+        &["action", "src", "dst", "proto", "srcPosture"],
+        &[],
+    )?;
+    match fields
+        .get("action")
+        .map(|item| (item, reader.string(item, "\"action\"")))
+    {
         Some((_, Some("accept") | None)) => {}
         Some((item, Some(other))) => reader.invalid(item.at, other, "an action; the only one is \"accept\""),
         None => reader.missing(item.at, "action", WITHIN),
     }
-    let protocols = fields.get("proto").map(|item| read_protocol(reader, item)).unwrap_or_default();
+    let protocols = fields
+        .get("proto")
+        .map(|item| read_protocol(reader, item))
+        .unwrap_or_default();
     let mut targets = Vec::new();
     match fields.get("dst") {
         Some(dst) => {
@@ -53,19 +68,34 @@ fn read_acl(reader: &mut Reader, defined: &Definitions, item: &Item) -> Option<R
         }
         None => reader.missing(item.at, "dst", WITHIN),
     }
-    let places: Vec<(Position, Selector)> = targets.iter().map(|(at, (selector, _))| (*at, selector.clone())).collect();
+    let places: Vec<(Position, Selector)> = targets
+        .iter()
+        .map(|(at, (selector, _))| (*at, selector.clone()))
+        .collect();
     for (at, (_, ports)) in &targets {
         check_ports(reader, *at, &protocols, ports);
     }
     let sources = read_rule_sources(reader, defined, item, fields.get("src"), &places, WITHIN);
-    let flow = Flow { protocols, targets: targets.into_iter().map(|(_, target)| target).collect() };
+    let flow = Flow {
+        protocols,
+        targets: targets.into_iter().map(|(_, target)| target).collect(),
+    };
     let postures = read_rule_postures(reader, defined, fields.get("srcPosture"));
-    Some(Rule { sources, postures, flows: vec![flow], application: None })
+    Some(Rule {
+        sources,
+        postures,
+        flows: vec![flow],
+        application: None,
+    })
 }
 
 /// Reads the section `grants`.
 pub(super) fn read_grants(reader: &mut Reader, defined: &Definitions, item: &Item) -> Vec<Rule> {
-    reader.objects(item, "\"grants\"").into_iter().filter_map(|item| read_grant(reader, defined, item)).collect()
+    reader
+        .objects(item, "\"grants\"")
+        .into_iter()
+        .filter_map(|item| read_grant(reader, defined, item))
+        .collect()
 }
 
 fn read_grant(reader: &mut Reader, defined: &Definitions, item: &Item) -> Option<Rule> {
@@ -84,26 +114,40 @@ fn read_grant(reader: &mut Reader, defined: &Definitions, item: &Item) -> Option
     let sources = read_rule_sources(reader, defined, item, fields.get("src"), &destinations, WITHIN);
     let destinations: Vec<Selector> = destinations.into_iter().map(|(_, selector)| selector).collect();
     if fields.get("ip").is_none() && fields.get("app").is_none() {
-        const EITHER: &str = "a grant needs \"ip\" (what may be reached), \"app\" (which capabilities are given), or both";
+        const EITHER: &str =
+            "a grant needs \"ip\" (what may be reached), \"app\" (which capabilities are given), or both";
         reader.report(PolicyError::new(item.at, Problem::Rule(EITHER)));
     }
     // One flow for each choice of protocols.
     let mut opened: BTreeMap<Vec<u8>, Vec<PortRange>> = BTreeMap::new();
-    for (protocols, ports) in fields.get("ip").map(|item| read_openings(reader, item)).unwrap_or_default() {
+    for (protocols, ports) in fields
+        .get("ip")
+        .map(|item| read_openings(reader, item))
+        .unwrap_or_default()
+    {
         opened.entry(protocols).or_default().extend(ports);
     }
     let flows = opened
         .into_iter()
         .map(|(protocols, ports)| Flow {
             protocols,
-            targets: destinations.iter().map(|selector| (selector.clone(), ports.clone())).collect(),
+            targets: destinations
+                .iter()
+                .map(|selector| (selector.clone(), ports.clone()))
+                .collect(),
         })
         .collect();
-    let application = fields
-        .get("app")
-        .map(|app| Application { destinations, capabilities: read_capabilities(reader, app) });
+    let application = fields.get("app").map(|app| Application {
+        destinations,
+        capabilities: read_capabilities(reader, app),
+    });
     let postures = read_rule_postures(reader, defined, fields.get("srcPosture"));
-    Some(Rule { sources, postures, flows, application })
+    Some(Rule {
+        sources,
+        postures,
+        flows,
+        application,
+    })
 }
 
 /// The sources of a rule, which must be people if one of its destinations is `autogroup:self`.
@@ -122,7 +166,8 @@ fn read_rule_sources(
     let sources = selector::read_sources(reader, defined, item);
     let own = destinations.iter().any(|(_, selector)| selector.is_own_devices());
     if own {
-        const PEOPLE: &str = "\"autogroup:self\" as a destination needs users, groups or autogroups of users as sources";
+        const PEOPLE: &str =
+            "\"autogroup:self\" as a destination needs users, groups or autogroups of users as sources";
         let person = |selector: &Selector| {
             matches!(
                 selector,
@@ -139,7 +184,11 @@ fn read_rule_sources(
     sources.into_iter().map(|(_, selector)| selector).collect()
 }
 
-fn read_rule_postures(reader: &mut Reader, defined: &Definitions, item: Option<&Item>) -> Vec<Arc<[Assertion]>> {
+fn read_rule_postures(
+    reader: &mut Reader,
+    defined: &Definitions,
+    item: Option<&Item>,
+) -> Vec<Arc<[Assertion]>> {
     match item {
         Some(item) => read_posture_names(reader, defined, item),
         None => defined.default_posture.clone(),
@@ -147,7 +196,11 @@ fn read_rule_postures(reader: &mut Reader, defined: &Definitions, item: Option<&
 }
 
 /// A list of names of postures.
-pub(super) fn read_posture_names(reader: &mut Reader, defined: &Definitions, item: &Item) -> Vec<Arc<[Assertion]>> {
+pub(super) fn read_posture_names(
+    reader: &mut Reader,
+    defined: &Definitions,
+    item: &Item,
+) -> Vec<Arc<[Assertion]>> {
     let mut postures = Vec::new();
     for (at, name) in reader.strings(item, "\"srcPosture\"") {
         match defined.postures.get(name) {
@@ -165,11 +218,19 @@ pub(super) fn read_posture_names(reader: &mut Reader, defined: &Definitions, ite
 pub(super) fn read_capabilities(reader: &mut Reader, item: &Item) -> BTreeMap<String, Vec<Json>> {
     let mut capabilities = BTreeMap::new();
     for Member { at, name, item } in reader.members(item, "\"app\"") {
-        let values = reader.array(item, "the values of a capability").iter().map(Item::to_json).collect();
+        let values = reader
+            .array(item, "the values of a capability")
+            .iter()
+            .map(Item::to_json)
+            .collect();
         if name.contains('/') {
             capabilities.insert(name.clone(), values);
         } else {
-            reader.invalid(*at, name, "the name of a capability, such as \"tailscale.com/cap/kubernetes\"");
+            reader.invalid(
+                *at,
+                name,
+                "the name of a capability, such as \"tailscale.com/cap/kubernetes\"",
+            );
         }
     }
     capabilities
@@ -177,7 +238,8 @@ pub(super) fn read_capabilities(reader: &mut Reader, item: &Item) -> BTreeMap<St
 
 /// What a grant opens: protocols and ports.
 fn read_openings(reader: &mut Reader, item: &Item) -> Vec<(Vec<u8>, Vec<PortRange>)> {
-    const FORM: &str = "an opening; write \"*\", ports such as \"443\" or \"80-90\", or both with a protocol: \"tcp:443\"";
+    const FORM: &str =
+        "an opening; write \"*\", ports such as \"443\" or \"80-90\", or both with a protocol: \"tcp:443\"";
     let mut openings = Vec::new();
     for (at, text) in reader.strings(item, "\"ip\"") {
         let (protocols, ports) = match text.split_once(':') {
@@ -208,7 +270,11 @@ fn read_protocol(reader: &mut Reader, item: &Item) -> Vec<u8> {
         },
     };
     protocol_by_name(&name).unwrap_or_else(|| {
-        reader.invalid(item.at, &name, "a protocol; write a name such as \"tcp\", or a number from 1 to 255");
+        reader.invalid(
+            item.at,
+            &name,
+            "a protocol; write a name such as \"tcp\", or a number from 1 to 255",
+        );
         Vec::new()
     })
 }
@@ -216,7 +282,11 @@ fn read_protocol(reader: &mut Reader, item: &Item) -> Vec<u8> {
 fn protocol_by_name(name: &str) -> Option<Vec<u8>> {
     match PROTOCOLS.iter().find(|(known, _)| *known == name) {
         Some((_, numbers)) => Some(numbers.to_vec()),
-        None => name.parse().ok().filter(|number| *number > 0).map(|number| vec![number]),
+        None => name
+            .parse()
+            .ok()
+            .filter(|number| *number > 0)
+            .map(|number| vec![number]),
     }
 }
 
@@ -262,13 +332,18 @@ fn parse_ports(text: &str) -> Option<Vec<PortRange>> {
         return Some(vec![PortRange::ANY]);
     }
     let number = |text: &str| -> Option<u16> {
-        text.starts_with(|c: char| c.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+        text.starts_with(|c: char| c.is_ascii_digit())
+            .then(|| text.parse().ok())
+            .flatten()
     };
     text.split(',')
         .map(str::trim)
         .map(|part| match part.split_once('-') {
             Some((first, last)) => {
-                let range = PortRange { first: number(first)?, last: number(last)? };
+                let range = PortRange {
+                    first: number(first)?,
+                    last: number(last)?,
+                };
                 (range.first <= range.last).then_some(range)
             }
             None => number(part).map(PortRange::single),
@@ -278,13 +353,22 @@ fn parse_ports(text: &str) -> Option<Vec<PortRange>> {
 
 /// Reads the section `tests`.
 pub(super) fn read_tests(reader: &mut Reader, defined: &Definitions, item: &Item) -> Vec<Test> {
-    reader.objects(item, "\"tests\"").into_iter().filter_map(|item| read_test(reader, defined, item)).collect()
+    reader
+        .objects(item, "\"tests\"")
+        .into_iter()
+        .filter_map(|item| read_test(reader, defined, item))
+        .collect()
 }
 
 fn read_test(reader: &mut Reader, defined: &Definitions, item: &Item) -> Option<Test> {
     const WITHIN: &str = "an entry of \"tests\"";
     const SOURCE: &str = "as the source of a test; write a user, a group, a tag, a host or an address";
-    let fields = reader.fields(item, WITHIN, &["src", "proto", "accept", "deny", "srcPostureAttrs"], &[])?;
+    let fields = reader.fields(
+        item,
+        WITHIN,
+        &["src", "proto", "accept", "deny", "srcPostureAttrs"],
+        &[],
+    )?;
     let Some(src) = fields.get("src") else {
         reader.missing(item.at, "src", WITHIN);
         return None;
@@ -292,20 +376,37 @@ fn read_test(reader: &mut Reader, defined: &Definitions, item: &Item) -> Option<
     let text = reader.string(src, "\"src\"")?;
     let source = selector::read_source(reader, defined, src.at, text)?;
     if matches!(source, Selector::Any | Selector::Auto(_)) {
-        let what = Problem::Misplaced { selector: text.to_owned(), place: SOURCE };
+        let what = Problem::Misplaced {
+            selector: text.to_owned(),
+            place: SOURCE,
+        };
         reader.report(PolicyError::new(src.at, what));
     }
-    let protocol = fields.get("proto").and_then(|item| read_protocol(reader, item).first().copied());
-    let attributes = fields.get("srcPostureAttrs").map(|item| read_attributes(reader, item)).unwrap_or_default();
+    let protocol = fields
+        .get("proto")
+        .and_then(|item| read_protocol(reader, item).first().copied());
+    let attributes = fields
+        .get("srcPostureAttrs")
+        .map(|item| read_attributes(reader, item))
+        .unwrap_or_default();
     let mut probes = |name: &'static str| match fields.get(name) {
         Some(item) => {
             let texts = reader.strings(item, "the destinations of a test");
-            texts.into_iter().filter_map(|(at, text)| read_probe(reader, defined, at, text)).collect()
+            texts
+                .into_iter()
+                .filter_map(|(at, text)| read_probe(reader, defined, at, text))
+                .collect()
         }
         None => Vec::new(),
     };
     let (accept, deny) = (probes("accept"), probes("deny"));
-    Some(Test { source, attributes, protocol, accept, deny })
+    Some(Test {
+        source,
+        attributes,
+        protocol,
+        accept,
+        deny,
+    })
 }
 
 /// A destination of a test: one thing, one port.
@@ -321,7 +422,12 @@ fn read_probe(reader: &mut Reader, defined: &Definitions, at: Position, text: &s
             reader.invalid(at, text, FORM);
             None
         }
-        target => Some(Probe { at, text: text.to_owned(), target, port }),
+        target => Some(Probe {
+            at,
+            text: text.to_owned(),
+            target,
+            port,
+        }),
     }
 }
 

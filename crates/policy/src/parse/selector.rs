@@ -18,9 +18,16 @@ const OTHER_AUTOGROUPS: &[&str] = &[
 ];
 
 /// The sources of a rule.
-pub(super) fn read_sources(reader: &mut Reader, defined: &Definitions, item: &Item) -> Vec<(Position, Selector)> {
+pub(super) fn read_sources(
+    reader: &mut Reader,
+    defined: &Definitions,
+    item: &Item,
+) -> Vec<(Position, Selector)> {
     let texts = reader.strings(item, "\"src\"");
-    texts.into_iter().filter_map(|(at, text)| Some((at, read_source(reader, defined, at, text)?))).collect()
+    texts
+        .into_iter()
+        .filter_map(|(at, text)| Some((at, read_source(reader, defined, at, text)?)))
+        .collect()
 }
 
 /// One source.
@@ -32,7 +39,9 @@ pub(super) fn read_source(
 ) -> Option<Selector> {
     let selector = read(reader, defined, at, text)?;
     match selector {
-        Selector::Auto(Autogroup::OwnDevices | Autogroup::Internet) => misplaced(reader, at, text, "as a source"),
+        Selector::Auto(Autogroup::OwnDevices | Autogroup::Internet) => {
+            misplaced(reader, at, text, "as a source")
+        }
         selector => Some(selector),
     }
 }
@@ -76,19 +85,29 @@ pub(super) fn read_principal(
         selector @ (Selector::User(_)
         | Selector::Group(_)
         | Selector::Tag(_)
-        | Selector::Auto(Autogroup::Member | Autogroup::Tagged | Autogroup::Admin | Autogroup::Owner)) => Some(selector),
+        | Selector::Auto(
+            Autogroup::Member | Autogroup::Tagged | Autogroup::Admin | Autogroup::Owner,
+        )) => Some(selector),
         Selector::Any | Selector::Range(_) | Selector::Auto(_) => misplaced(reader, at, text, place),
     }
 }
 
 fn misplaced(reader: &mut Reader, at: Position, text: &str, place: &'static str) -> Option<Selector> {
-    reader.report(PolicyError::new(at, Problem::Misplaced { selector: text.to_owned(), place }));
+    reader.report(PolicyError::new(
+        at,
+        Problem::Misplaced {
+            selector: text.to_owned(),
+            place,
+        },
+    ));
     None
 }
 
 fn read(reader: &mut Reader, defined: &Definitions, at: Position, text: &str) -> Option<Selector> {
     let result = resolve(defined, text);
-    result.map_err(|(what, candidates)| reader.report(PolicyError::new(at, what).suggest(text, candidates))).ok()
+    result
+        .map_err(|(what, candidates)| reader.report(PolicyError::new(at, what).suggest(text, candidates)))
+        .ok()
 }
 
 /// A problem, and the names that may have been meant.
@@ -104,17 +123,40 @@ fn resolve<'a>(defined: &'a Definitions, text: &str) -> Result<Selector, Unresol
     match text.split_once(':') {
         Some(("group", _)) => match defined.groups.contains_key(text) {
             true => Ok(Selector::Group(text.to_owned())),
-            false => Err((Problem::UndefinedGroup(text.to_owned()), defined.groups.keys().map(String::as_str).collect())),
+            false => Err((
+                Problem::UndefinedGroup(text.to_owned()),
+                defined.groups.keys().map(String::as_str).collect(),
+            )),
         },
         Some(("tag", _)) => resolve_tag(defined, text),
         Some(("autogroup", _)) => resolve_autogroup(text),
         Some(("svc" | "ipset", _)) => Err((Problem::Unsupported(format!("selector {text:?}")), Vec::new())),
-        _ if text.starts_with("user:*@") => Err((Problem::Unsupported(format!("selector {text:?}")), Vec::new())),
-        _ if text.contains('@') && !text.contains([' ', ':']) => Ok(Selector::User(text.to_owned())),
-        Some(_) => Err((Problem::Invalid { value: text.to_owned(), expected: SELECTOR }, Vec::new())),
+        _ if text.starts_with("user:*@") => {
+            Err((Problem::Unsupported(format!("selector {text:?}")), Vec::new()))
+        }
+        _ if text.contains('@') && !text.contains([' ', ':']) => {
+            Ok(Selector::User(text.to_ascii_lowercase()))
+        }
+        Some(_) => Err((
+            Problem::Invalid {
+                value: text.to_owned(),
+                expected: SELECTOR,
+            },
+            Vec::new(),
+        )),
+        None if text.is_empty() || text.contains('/') => Err((
+            Problem::Invalid {
+                value: text.to_owned(),
+                expected: SELECTOR,
+            },
+            Vec::new(),
+        )),
         None => match defined.hosts.get(text) {
             Some(range) => Ok(Selector::Range(*range)),
-            None => Err((Problem::UndefinedHost(text.to_owned()), defined.hosts.keys().map(String::as_str).collect())),
+            None => Err((
+                Problem::UndefinedHost(text.to_owned()),
+                defined.hosts.keys().map(String::as_str).collect(),
+            )),
         },
     }
 }
@@ -123,11 +165,20 @@ const SELECTOR: &str = "\"*\", a user, a group, a tag, an autogroup, a host, an 
 
 fn resolve_tag<'a>(defined: &'a Definitions, text: &str) -> Result<Selector, Unresolved<'a>> {
     let Ok(tag) = text.parse::<Tag>() else {
-        return Err((Problem::Invalid { value: text.to_owned(), expected: TAG }, Vec::new()));
+        return Err((
+            Problem::Invalid {
+                value: text.to_owned(),
+                expected: TAG,
+            },
+            Vec::new(),
+        ));
     };
     match defined.tags.contains(&tag) {
         true => Ok(Selector::Tag(tag)),
-        false => Err((Problem::TagWithoutOwner(text.to_owned()), defined.tags.iter().map(Tag::as_str).collect())),
+        false => Err((
+            Problem::TagWithoutOwner(text.to_owned()),
+            defined.tags.iter().map(Tag::as_str).collect(),
+        )),
     }
 }
 
@@ -138,5 +189,8 @@ fn resolve_autogroup(text: &str) -> Result<Selector, Unresolved<'static>> {
     if OTHER_AUTOGROUPS.contains(&text) {
         return Err((Problem::Unsupported(format!("selector {text:?}")), Vec::new()));
     }
-    Err((Problem::UnknownAutogroup(text.to_owned()), Autogroup::ALL.map(Autogroup::name).to_vec()))
+    Err((
+        Problem::UnknownAutogroup(text.to_owned()),
+        Autogroup::ALL.map(Autogroup::name).to_vec(),
+    ))
 }
