@@ -1,1 +1,51 @@
 //! One tailnet node as a state machine, without clock, randomness or sockets.
+//!
+//! [`Core`] is driven in four classes of methods: `handle_*` takes what came from outside, verbs are what an application wants, getters look, and `poll_*`
+//! tells what to do: [`Core::poll_transmit`] until it is empty, [`Core::poll_event`] until it is empty, and [`Core::poll_timeout`] for when to call
+//! [`Core::handle_timeout`]. Packets run to completion: `handle_*` for a batch, then one drain of `poll_transmit`, in which all TCP connections that the batch
+//! touched answer together.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`netmap`] | the tailnet as a snapshot, map responses applied to it, records shared between identities |
+//! | [`filter`] | the packet filter and capabilities |
+//! | `paths` | which way packets take to a peer |
+//! | `tunnel`, `session` | sessions with the peers that talk |
+//! | `disco`, `tsmp` | pings of both kinds |
+//! | `tcp`, `udp` | the userspace stack |
+//! | `core` | all of it together |
+//!
+//! **Exception to purity**: `boringtun` reads the monotonic and the system clock and the system's randomness inside `session`, the only module that uses it;
+//! when it does so follows from our own deadlines alone.
+
+#![forbid(unsafe_code)]
+
+mod budget;
+mod core;
+mod disco;
+
+mod event;
+pub mod filter;
+pub mod netmap;
+mod outbox;
+pub mod packet;
+mod paths;
+mod pings;
+mod session;
+mod slab;
+mod tcp;
+mod tsmp;
+mod udp;
+mod whois;
+mod tunnel;
+
+pub use self::budget::MemoryBudget;
+pub use self::core::{Core, CoreConfig, Counters};
+pub use self::event::{
+    Accepted, BindError, CloseReason, ConnError, ConnId, ConnectError, Event, Io, ListenerId, PingError, PingId,
+    PingKind, Reason, UdpError, UdpId,
+};
+pub use self::outbox::Transmit;
+pub use self::paths::Path;
+pub use self::udp::Datagram;
+pub use self::whois::WhoIs;

@@ -1,0 +1,468 @@
+//! One tailnet node: everything put together.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use rand_chacha::ChaCha20Rng;
+use rand_core::{RngCore, SeedableRng};
+use tailwharf_wire::disco;
+use tailwharf_wire::key::{DiscoPrivate, NodePrivate, NodePublic};
+use tailwharf_wire::tailcfg::{NodeId, RegionId};
+use tailwharf_wire::tsmp::Message;
+
+use crate::budget::MemoryBudget;
+use crate::disco::{Disco, Heard};
+use crate::event::{
+    Accepted, BindError, ConnError, ConnId, ConnectError, Event, Io, ListenerId, PingError, PingId, PingKind, Reason,
+    UdpError, UdpId,
+};
+use crate::filter::{Conntrack, DropReason, Verdict};
+use crate::netmap::{Netmap, Peer};
+use crate::outbox::Transmit;
+use crate::packet::{Fragment, Parsed, proto, write_echo_reply, write_tsmp, write_udp};
+use crate::paths::Path;
+use crate::pings::{Pings, Token};
+use crate::tcp::{FlowKey, TcpStack};
+use crate::tsmp::{self, Rejecter};
+use crate::tunnel::Tunnel;
+use crate::udp::{Datagram, UdpStack};
+use crate::whois::{WhoIs, whois};
+
+/// Largest message that is taken from a relay or socket. WireGuard's own limit; a tailnet's packets are far smaller.
+const MAX_MESSAGE: usize = 65_535;
+
+/// What a [`Core`] is made of.
+#[derive(Debug)]
+pub struct CoreConfig {
+    /// The node's identity.
+    pub node_key: NodePrivate,
+    /// The disco key of this run: new at each start, so that peers drop their sessions with the last one.
+    pub disco_key: DiscoPrivate,
+    /// Memory for TCP buffers, shared by all cores of the process.
+    pub budget: Arc<MemoryBudget>,
+    /// Whether packets for subnets that peers route go there.
+    pub accept_routes: bool,
+}
+
+/// What a core has counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// IP packets sealed for peers.
+    pub packets_out: u64,
+    /// IP packets of peers opened.
+    pub packets_in: u64,
+    /// Messages that were not authentic, late, repeated, or for a session that is gone.
+    pub invalid: u64,
+    /// Packets that the filter dropped.
+    pub denied: u64,
+    /// Packets whose source does not belong to the peer that sent them, or that are malformed.
+    pub bogus: u64,
+    /// Packets for addresses or ports of ours where nothing listens, and fragments, which are not put together.
+    pub undelivered: u64,
+    /// Packets that no peer takes, or for whose peer no way is known.
+    pub no_route: u64,
+    /// Connections that were not opened for lack of backlog, half-open places or memory.
+    pub syn_dropped: u64,
+}
+
+/// One tailnet node as a state machine.
+pub struct Core {
+    tunnel: Tunnel,
+    disco: Disco,
+    conntrack: Conntrack,
+    tcp: TcpStack,
+    udp: UdpStack,
+    pings: Pings,
+    rejecter: Rejecter,
+    rng: ChaCha20Rng,
+    /// The packet that was opened last.
+    plain: Vec<u8>,
+    /// A packet that we write ourselves.
+    scratch: Vec<u8>,
+}
+
+impl Core {
+    /// A node that knows nothing of its tailnet yet. `seed` comes from a secure source.
+    #[must_use]
+    pub fn new(config: CoreConfig, seed: [u8; 32], now: Instant) -> Self {
+        let mut rng = ChaCha20Rng::from_seed(seed);
+        let node_key = config.node_key.public();
+        Self {
+            tunnel: Tunnel::new(&config.node_key, config.accept_routes, rng.next_u32()),
+            disco: Disco::new(config.disco_key, node_key),
+            conntrack: Conntrack::default(),
+            tcp: TcpStack::new(config.budget, rng.next_u64(), now),
+            udp: UdpStack::default(),
+            pings: Pings::default(),
+            rejecter: Rejecter::default(),
+            rng,
+            plain: Vec::new(),
+            scratch: Vec::new(),
+        }
+    }
+
+    /// Takes a new view of the tailnet.
+    pub fn handle_netmap(&mut self, netmap: Netmap, now: Instant) {
+        let same_peers = self.tunnel.netmap.same_peers(&netmap);
+        self.tunnel.set_netmap(netmap, &mut self.plain, now);
+        if !same_peers {
+            self.tcp.drop_unroutable(&mut self.tunnel);
+        }
+    }
+
+    /// Takes a packet that the relay of a region brought from a node. The packet's bytes are used as working space.
+    pub fn handle_derp(&mut self, region: RegionId, from: NodePublic, packet: &mut [u8], now: Instant) {
+        self.handle_packet(Path::Derp { region, peer: from }, packet, now);
+    }
+
+    /// Takes a datagram of the tunnel's socket. Its bytes are used as working space.
+    pub fn handle_udp(&mut self, from: SocketAddr, packet: &mut [u8], now: Instant) {
+        self.handle_packet(Path::Udp(from), packet, now);
+    }
+
+    /// A relay says that a node is not, or no longer, connected to it.
+    pub fn handle_peer_gone(&mut self, peer: NodePublic) {
+        self.tunnel.paths.forget(&peer);
+    }
+
+    fn handle_packet(&mut self, path: Path, packet: &mut [u8], now: Instant) {
+        if packet.len() > MAX_MESSAGE {
+            self.tunnel.counters.invalid += 1;
+        } else if disco::sender(packet).is_some() {
+            self.handle_disco(path, packet, now);
+        } else if let Some((peer, length)) = self.tunnel.receive(packet, path, &mut self.plain, now) {
+            let plain = std::mem::take(&mut self.plain);
+            self.handle_inner(&peer, &plain[..length], path, now);
+            self.plain = plain;
+        }
+    }
+
+    fn handle_disco(&mut self, path: Path, packet: &mut [u8], now: Instant) {
+        let Tunnel { netmap, outbox, .. } = &mut self.tunnel;
+        match self.disco.handle(packet, path, netmap, outbox, &mut self.rng) {
+            Some(Heard::Ping(peer) | Heard::CallMeMaybe(peer)) => {
+                self.tunnel.paths.heard(&peer.key, path, now);
+                self.tunnel.revive(&peer.key, now);
+            }
+            Some(Heard::Pong { tx_id, seen_as }) => self.handle_pong(Token::Disco(tx_id), path, Some(seen_as), now),
+            None => self.tunnel.counters.invalid += 1,
+        }
+    }
+
+    fn handle_pong(&mut self, token: Token, path: Path, seen_as: Option<SocketAddr>, now: Instant) {
+        if let Some((ping, latency)) = self.pings.answered(token, now) {
+            self.tunnel.events.push_back(Event::PingReply { ping, latency, path, seen_as });
+        }
+    }
+
+    /// Takes an IP packet of a peer.
+    fn handle_inner(&mut self, peer: &Arc<Peer>, packet: &[u8], path: Path, now: Instant) {
+        let parsed = match Parsed::parse(packet) {
+            Ok(parsed) if peer.may_send_from(parsed.src) => parsed,
+            _ => {
+                self.tunnel.counters.bogus += 1;
+                return;
+            }
+        };
+        let filter = Arc::clone(self.tunnel.netmap.filter());
+        if let Verdict::Drop(reason) = filter.check(&parsed, peer, &self.conntrack) {
+            self.tunnel.counters.denied += 1;
+            if reason == DropReason::NoRule
+                && parsed.is_bare_syn()
+                && self.rejecter.reject(&parsed, &mut self.scratch, now)
+            {
+                self.tunnel.send_to(peer, &self.scratch, now);
+            }
+            return;
+        }
+        self.deliver(peer, packet, &parsed, path, now);
+    }
+
+    fn deliver(&mut self, peer: &Arc<Peer>, packet: &[u8], parsed: &Parsed, path: Path, now: Instant) {
+        let is_own = self.tunnel.netmap.addresses().any(|own| own == parsed.dst);
+        let is_whole = parsed.fragment == Fragment::No;
+        match parsed.proto {
+            proto::TCP if is_whole && (is_own || self.tcp.is_bound(parsed.dst)) => {
+                self.tcp.handle_segment(packet, parsed, &mut self.tunnel, now);
+            }
+            proto::UDP if is_whole && (is_own || self.udp.is_bound(parsed.dst)) => {
+                if !self.udp.handle_datagram(packet, parsed, &mut self.tunnel.events) {
+                    self.tunnel.counters.undelivered += 1;
+                }
+            }
+            proto::TSMP if is_whole && is_own => self.handle_tsmp(peer, packet, parsed, path, now),
+            proto::ICMP | proto::ICMP6 if is_whole && is_own && parsed.is_icmp_echo() => {
+                write_echo_reply(&mut self.scratch, packet, parsed);
+                self.tunnel.send_to(peer, &self.scratch, now);
+            }
+            proto::ICMP | proto::ICMP6 => {}
+            _ => self.tunnel.counters.undelivered += 1,
+        }
+    }
+
+    fn handle_tsmp(&mut self, peer: &Arc<Peer>, packet: &[u8], parsed: &Parsed, path: Path, now: Instant) {
+        match Message::decode(&packet[parsed.transport..parsed.end]) {
+            Ok(Message::Ping(data)) => {
+                // There is no peer API yet, which zero says.
+                tsmp::write(&mut self.scratch, parsed, &Message::Pong { data, peer_api_port: 0 });
+                self.tunnel.send_to(peer, &self.scratch, now);
+            }
+            Ok(Message::Pong { data, .. }) => self.handle_pong(Token::Tsmp(data), path, None, now),
+            Ok(Message::Reject { protocol: proto::TCP, src_port, dst_port, maybe_broken: false, .. }) => {
+                let tuple = FlowKey {
+                    local: SocketAddr::new(parsed.dst, src_port),
+                    remote: SocketAddr::new(parsed.src, dst_port),
+                };
+                self.tcp.handle_reject(&tuple, &mut self.tunnel);
+            }
+            Ok(_) => {}
+            Err(_) => self.tunnel.counters.bogus += 1,
+        }
+    }
+
+    /// Does what is due at `now`.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.tunnel.handle_timeout(now);
+        self.tcp.handle_timeout(now);
+        self.tunnel.events.extend(self.pings.handle_timeout(now));
+        if self.tunnel.session_count() == 0 {
+            self.disco.release();
+        }
+    }
+
+    /// The next datagram to send. Call it until it returns `None` after each `handle_*` and each verb; what TCP connections have to say is produced here.
+    pub fn poll_transmit(&mut self, now: Instant) -> Option<Transmit<'_>> {
+        while self.tunnel.outbox.is_empty() {
+            if !self.tcp.serve(&mut self.tunnel, now) {
+                self.plain = Vec::new();
+                self.scratch = Vec::new();
+                break;
+            }
+        }
+        self.tunnel.outbox.pop()
+    }
+
+    /// The next event. Call it until it returns `None`, once [`Self::poll_transmit`] has.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.tunnel.events.pop_front()
+    }
+
+    /// When to call [`Self::handle_timeout`], and for what.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<(Instant, Reason)> {
+        let deadlines = [
+            (self.tcp.next_deadline(), Reason::Tcp),
+            (self.tunnel.next_tick(), Reason::WireGuard),
+            (self.tunnel.next_held(), Reason::HeldHandshake),
+            (self.pings.next_deadline(), Reason::Ping),
+        ];
+        deadlines.into_iter().filter_map(|(at, reason)| Some((at?, reason))).min()
+    }
+
+    /// The tailnet as it was last told.
+    #[must_use]
+    pub fn netmap(&self) -> &Netmap {
+        &self.tunnel.netmap
+    }
+
+    /// What was counted.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.tunnel.counters
+    }
+
+    /// Peers with a session, those that talked last first.
+    #[must_use]
+    pub fn active_peers(&self) -> Vec<Arc<Peer>> {
+        self.tunnel.active_peers()
+    }
+
+    /// How many TCP connections there are, in all stages.
+    #[must_use]
+    pub fn connection_count(&self) -> usize {
+        self.tcp.flow_count()
+    }
+
+    /// Who calls from `remote`, and what it may do at our address `local` (by default the one of the same family). `None` if no visible node has the address
+    /// or its user is not known.
+    #[must_use]
+    pub fn whois(&self, remote: IpAddr, local: Option<IpAddr>) -> Option<WhoIs> {
+        whois(self.netmap(), remote, local)
+    }
+
+    /// Starts handshakes with peers that talked to this node before it moved here, so that they need not find out by their timers.
+    pub fn wake_peers(&mut self, peers: &[NodePublic], now: Instant) {
+        for peer in peers {
+            self.tunnel.revive(peer, now);
+        }
+    }
+
+    /// Pings a peer. The answer is an [`Event::PingReply`], its absence an [`Event::PingTimeout`].
+    ///
+    /// # Errors
+    /// When no way to the peer is known, it does not take this kind of ping, or too many are under way.
+    pub fn ping(&mut self, peer: NodeId, kind: PingKind, now: Instant) -> Result<PingId, PingError> {
+        self.pings.check_room()?;
+        let peer = self.netmap().peer(peer).cloned().ok_or(PingError::NoPath)?;
+        let path = self.tunnel.paths.choose(&peer, now).ok_or(PingError::NoPath)?;
+        let token = match kind {
+            PingKind::Disco => Token::Disco(self.disco.ping(&peer, path, &mut self.tunnel.outbox, &mut self.rng)?),
+            PingKind::Tsmp => {
+                let mut data = [0; 8];
+                self.rng.fill_bytes(&mut data);
+                let to = *peer.addresses.first().ok_or(PingError::Unsupported)?;
+                let from = self.netmap().address_like(to).ok_or(PingError::Unsupported)?;
+                let mut body = Vec::with_capacity(9);
+                Message::Ping(data).encode(&mut body);
+                write_tsmp(&mut self.scratch, from, to, &body);
+                self.tunnel.send_to(&peer, &self.scratch, now);
+                Token::Tsmp(data)
+            }
+        };
+        Ok(self.pings.add(token, now))
+    }
+}
+
+/// TCP.
+impl Core {
+    /// Listens on a port of all own addresses, or of one. Own addresses need not be known yet.
+    ///
+    /// # Errors
+    /// When the port is zero or in use.
+    pub fn listen_tcp(
+        &mut self,
+        address: Option<IpAddr>,
+        port: u16,
+        backlog: usize,
+    ) -> Result<ListenerId, BindError> {
+        self.tcp.listen(address, port, backlog)
+    }
+
+    /// The next connection of a listener. An [`Event::Acceptable`] tells of each.
+    pub fn accept(&mut self, listener: ListenerId) -> Option<Accepted> {
+        self.tcp.accept(listener)
+    }
+
+    /// Closes a listener. Connections that were not accepted are reset.
+    pub fn close_listener(&mut self, listener: ListenerId) {
+        self.tcp.close_listener(listener);
+    }
+
+    /// Opens a connection. [`Event::Connected`] or [`Event::Closed`] follows.
+    ///
+    /// # Errors
+    /// When no peer has that address, we have none to send from, or ports or memory are used up.
+    pub fn connect_tcp(&mut self, remote: SocketAddr) -> Result<ConnId, ConnectError> {
+        let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
+        if self.tunnel.route(remote.ip()).is_none() {
+            return Err(ConnectError::NoRoute { remote });
+        }
+        let local = self.netmap().address_like(remote.ip()).ok_or(ConnectError::NoAddress { remote })?;
+        self.tcp.connect(local, remote, &mut self.rng)
+    }
+
+    /// Reads what has arrived. Zero bytes: the other side has sent everything.
+    ///
+    /// # Errors
+    /// When the connection is not open, or ended with an error.
+    pub fn read(&mut self, conn: ConnId, buffer: &mut [u8]) -> Result<Io<usize>, ConnError> {
+        self.tcp.read(conn, buffer)
+    }
+
+    /// Writes as much as there is room for.
+    ///
+    /// # Errors
+    /// When the connection is not open, was shut down for writing, or ended.
+    pub fn write(&mut self, conn: ConnId, data: &[u8]) -> Result<Io<usize>, ConnError> {
+        self.tcp.write(conn, data)
+    }
+
+    /// Tells the other side that nothing more follows what was written. Reading goes on.
+    ///
+    /// # Errors
+    /// When the connection is not open.
+    pub fn shutdown_write(&mut self, conn: ConnId) -> Result<(), ConnError> {
+        self.tcp.shutdown_write(conn)
+    }
+
+    /// Lets go of a connection. What was written is still delivered; if something that arrived was not read, the other side is told by a reset.
+    pub fn close(&mut self, conn: ConnId) {
+        self.tcp.close(conn);
+    }
+
+    /// Ends a connection at once with a reset.
+    pub fn abort(&mut self, conn: ConnId) {
+        self.tcp.abort(conn);
+    }
+
+    /// Our and the other side's address of a connection.
+    #[must_use]
+    pub fn connection_addresses(&self, conn: ConnId) -> Option<(SocketAddr, SocketAddr)> {
+        self.tcp.addresses(conn)
+    }
+}
+
+/// UDP.
+impl Core {
+    /// A UDP socket on a port of all own addresses, or of one. Port zero takes a free one.
+    ///
+    /// # Errors
+    /// When the port is in use, or none is free.
+    pub fn bind_udp(&mut self, address: Option<IpAddr>, port: u16) -> Result<UdpId, BindError> {
+        self.udp.bind(address, port, &mut self.rng)
+    }
+
+    /// Takes datagrams of one sender alone from now on, and sends to it by default.
+    ///
+    /// # Errors
+    /// When the socket is closed.
+    pub fn connect_udp(&mut self, socket: UdpId, remote: SocketAddr) -> Result<(), UdpError> {
+        self.udp.connect(socket, remote)
+    }
+
+    /// The port of a socket.
+    #[must_use]
+    pub fn udp_port(&self, socket: UdpId) -> Option<u16> {
+        self.udp.local_port(socket)
+    }
+
+    /// Sends a datagram, to the connected side if `to` is `None`, from `from`, the socket's own address, or our address of the same family.
+    ///
+    /// # Errors
+    /// When the socket is closed or has no destination, the datagram is too large, or no peer has that address.
+    pub fn send_udp(
+        &mut self,
+        socket: UdpId,
+        from: Option<IpAddr>,
+        to: Option<SocketAddr>,
+        payload: &[u8],
+        now: Instant,
+    ) -> Result<(), UdpError> {
+        let (bound, port, remote) = self.udp.route(socket, to, payload.len())?;
+        let no_route = UdpError::NoRoute { remote };
+        let peer = self.tunnel.route(remote.ip()).cloned().ok_or(no_route)?;
+        let from = from.or(bound).or_else(|| self.netmap().address_like(remote.ip())).ok_or(no_route)?;
+        if from.is_ipv4() != remote.is_ipv4() {
+            return Err(no_route);
+        }
+        let local = SocketAddr::new(from, port);
+        self.conntrack.record(proto::UDP, local, remote);
+        write_udp(&mut self.scratch, local, remote, payload);
+        self.tunnel.send_to(&peer, &self.scratch, now);
+        Ok(())
+    }
+
+    /// The next datagram of a socket.
+    ///
+    /// # Errors
+    /// When the socket is closed.
+    pub fn recv_udp(&mut self, socket: UdpId) -> Result<Io<Datagram>, UdpError> {
+        self.udp.recv(socket)
+    }
+
+    /// Closes a socket.
+    pub fn close_udp(&mut self, socket: UdpId) {
+        self.udp.close(socket);
+    }
+}

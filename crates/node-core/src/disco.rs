@@ -1,0 +1,137 @@
+//! Path discovery: answers pings, sends those that were asked for.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use rand_core::CryptoRngCore;
+use tailwharf_wire::disco::{Message, TxId, sender};
+use tailwharf_wire::key::{DiscoPrivate, DiscoPublic, NodePublic, SharedBox};
+
+use crate::event::PingError;
+use crate::netmap::{Netmap, Peer};
+use crate::outbox::Outbox;
+use crate::paths::Path;
+
+/// Peers whose shared box is kept; making one costs a Diffie-Hellman exchange.
+const MAX_BOXES: usize = 4;
+
+/// By this address, with the region as the port, official nodes name a relay where an address of a peer is expected.
+const RELAY_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 3, 3, 40);
+
+/// Our side of path discovery.
+pub(crate) struct Disco {
+    key: DiscoPrivate,
+    public: DiscoPublic,
+    node_key: NodePublic,
+    /// Boxes shared with the peers that were last heard of, newest last.
+    boxes: Vec<(DiscoPublic, SharedBox)>,
+}
+
+/// What a disco packet means to the rest of the core.
+#[derive(Debug)]
+pub(crate) enum Heard {
+    /// This peer is alive, and asked for a pong, which was sent.
+    Ping(Arc<Peer>),
+    /// This peer answered a ping.
+    Pong {
+        /// Which ping.
+        tx_id: TxId,
+        /// Where the peer saw it come from.
+        seen_as: SocketAddr,
+    },
+    /// This peer would like to be pinged directly.
+    CallMeMaybe(Arc<Peer>),
+}
+
+impl Disco {
+    pub(crate) fn new(key: DiscoPrivate, node_key: NodePublic) -> Self {
+        Self { public: key.public(), key, node_key, boxes: Vec::new() }
+    }
+
+    /// Takes a disco packet from `path`. Packets of unknown senders and those that do not open are dropped.
+    pub(crate) fn handle(
+        &mut self,
+        packet: &mut [u8],
+        path: Path,
+        netmap: &Netmap,
+        outbox: &mut Outbox,
+        rng: &mut impl CryptoRngCore,
+    ) -> Option<Heard> {
+        let from = sender(packet)?;
+        let peer = Arc::clone(match path {
+            Path::Derp { peer, .. } => netmap.peer_by_key(&peer).filter(|peer| peer.disco == from)?,
+            Path::Udp(_) => netmap.peers().find(|peer| peer.disco == from)?,
+        });
+        let message = Message::open(packet, self.shared(from)).ok()?;
+        match message {
+            Message::Ping { tx_id, node_key, .. } => {
+                if !node_key.is_zero() && node_key != peer.key {
+                    return None;
+                }
+                let src = match path {
+                    Path::Udp(address) => address,
+                    Path::Derp { region, .. } => SocketAddr::from((RELAY_ADDRESS, u16::try_from(region.0).unwrap_or(0))),
+                };
+                self.send(&Message::Pong { tx_id, src }, from, path, outbox, rng);
+                Some(Heard::Ping(peer))
+            }
+            Message::Pong { tx_id, src } => Some(Heard::Pong { tx_id, seen_as: src }),
+            Message::CallMeMaybe { .. } => match path {
+                Path::Derp { .. } => Some(Heard::CallMeMaybe(peer)),
+                Path::Udp(_) => None,
+            },
+            Message::Unknown(_) => None,
+        }
+    }
+
+    /// Sends a ping to `peer` on `path`.
+    pub(crate) fn ping(
+        &mut self,
+        peer: &Peer,
+        path: Path,
+        outbox: &mut Outbox,
+        rng: &mut impl CryptoRngCore,
+    ) -> Result<TxId, PingError> {
+        if peer.disco.is_zero() {
+            return Err(PingError::Unsupported);
+        }
+        let tx_id = TxId::generate(rng);
+        let message = Message::Ping { tx_id, node_key: self.node_key, padding: 0 };
+        self.send(&message, peer.disco, path, outbox, rng);
+        Ok(tx_id)
+    }
+
+    fn send(
+        &mut self,
+        message: &Message,
+        to: DiscoPublic,
+        path: Path,
+        outbox: &mut Outbox,
+        rng: &mut impl CryptoRngCore,
+    ) {
+        let public = self.public;
+        let mut packet = Vec::with_capacity(128);
+        if message.seal(&public, self.shared(to), rng, &mut packet).is_ok() {
+            outbox.push(path, &packet);
+        }
+    }
+
+    fn shared(&mut self, with: DiscoPublic) -> &SharedBox {
+        let at = match self.boxes.iter().position(|(key, _)| *key == with) {
+            Some(at) => at,
+            None => {
+                if self.boxes.len() == MAX_BOXES {
+                    self.boxes.remove(0);
+                }
+                self.boxes.push((with, self.key.shared(&with)));
+                self.boxes.len() - 1
+            }
+        };
+        &self.boxes[at].1
+    }
+
+    /// Gives back what is only kept for speed.
+    pub(crate) fn release(&mut self) {
+        self.boxes = Vec::new();
+    }
+}

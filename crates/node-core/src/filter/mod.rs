@@ -1,0 +1,108 @@
+//! The packet filter: what peers may send to this node. It stands before the stack, so nothing reaches a listener that it did not allow.
+//!
+//! The rules are those of official nodes: a TCP segment that does not ask for a new connection passes, UDP passes when it answers something we sent, ICMP
+//! answers pass, later fragments pass (without their first they are of no use), TSMP passes. Everything else needs a rule.
+
+mod addr_set;
+mod conntrack;
+mod rules;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use tailwharf_wire::tailcfg::CapMap;
+
+use self::addr_set::AddrSet;
+pub(crate) use self::conntrack::Conntrack;
+use self::rules::{Packet, Ports};
+pub use self::rules::{FilterPart, RuleError};
+use crate::netmap::Peer;
+use crate::packet::{Fragment, Parsed, proto};
+
+/// The one link-local address that may be reached through the tailnet: the metadata service of cloud providers.
+const METADATA_SERVICE: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254));
+
+/// What the filter says about a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may pass.
+    Accept,
+    /// It is dropped.
+    Drop(DropReason),
+}
+
+/// Why a packet was dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DropReason {
+    /// To a multicast or link-local address.
+    Scope,
+    /// To an address that is not ours.
+    NotLocal,
+    /// No rule allows it.
+    NoRule,
+}
+
+/// A compiled packet filter. The default drops everything that needs a rule.
+#[derive(Debug, Default)]
+pub struct Filter {
+    local: AddrSet,
+    parts: Box<[Arc<FilterPart>]>,
+}
+
+impl Filter {
+    /// A filter of these parts, for a node to which `local` is routed.
+    #[must_use]
+    pub fn new(local: &[IpNet], parts: Box<[Arc<FilterPart>]>) -> Self {
+        Self { local: AddrSet::from_nets(local), parts }
+    }
+
+    /// Judges a packet that came from `peer`.
+    pub(crate) fn check(&self, packet: &Parsed, peer: &Peer, conntrack: &Conntrack) -> Verdict {
+        if is_scoped(packet.dst) {
+            return Verdict::Drop(DropReason::Scope);
+        }
+        if packet.fragment == Fragment::Later {
+            return Verdict::Accept;
+        }
+        if !self.local.contains(packet.dst) {
+            return Verdict::Drop(DropReason::NotLocal);
+        }
+        let accepted = match packet.proto {
+            proto::TSMP => true,
+            proto::TCP => !packet.is_bare_syn() || self.allows(packet, peer, Ports::Exact(packet.dst_port)),
+            proto::UDP | proto::SCTP => {
+                conntrack.is_answer(packet) || self.allows(packet, peer, Ports::Exact(packet.dst_port))
+            }
+            proto::ICMP | proto::ICMP6 => packet.is_icmp_answer() || self.allows(packet, peer, Ports::Any),
+            _ => self.allows(packet, peer, Ports::All),
+        };
+        if accepted { Verdict::Accept } else { Verdict::Drop(DropReason::NoRule) }
+    }
+
+    /// Capabilities that `peer`, talking from `source`, has at our address `destination`.
+    #[must_use]
+    pub fn capabilities(&self, source: IpAddr, peer: &Peer, destination: IpAddr) -> CapMap {
+        let mut caps = CapMap::new();
+        for part in &self.parts {
+            part.grant(source, peer, destination, &mut caps);
+        }
+        caps
+    }
+
+    fn allows(&self, packet: &Parsed, peer: &Peer, ports: Ports) -> bool {
+        let packet = Packet { source: packet.src, destination: packet.dst, protocol: packet.proto, peer };
+        !peer.answers_only && self.parts.iter().any(|part| part.allows(&packet, ports))
+    }
+}
+
+/// Addresses that mean something only on one link.
+fn is_scoped(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_multicast() || (v4.is_link_local() && address != METADATA_SERVICE),
+        IpAddr::V6(v6) => v6.is_multicast() || v6.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,395 @@
+//! The tunnel: packets to peers and from peers, by WireGuard sessions that exist only for peers that talk.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tailwharf_wire::key::{NodePrivate, NodePublic};
+
+use crate::core::Counters;
+use crate::event::Event;
+use crate::netmap::{Netmap, Peer};
+use crate::outbox::Outbox;
+use crate::paths::{Path, Paths};
+use crate::session::{INITIATION_LEN, Identity, Message, OVERHEAD, Opened, Session, Tick};
+
+/// How often a session looks at the clock while it is used. WireGuard's timers count 5, 10, 120 seconds.
+const TICK: Duration = Duration::from_secs(1);
+/// How often it does when nothing was said for [`QUIET_AFTER`].
+const QUIET_TICK: Duration = Duration::from_secs(20);
+/// Longer than a keep-alive (10 s) and a retry after silence (15 s) take.
+const QUIET_AFTER: Duration = Duration::from_secs(30);
+/// When a session without data is dropped. Keys end after 180 s, so the peer has nothing left of it either.
+const IDLE_AFTER: Duration = Duration::from_secs(190);
+/// How long an initiation of a peer that the netmap does not have yet is kept. Official clients repeat it after 5 s only.
+const HOLD: Duration = Duration::from_secs(2);
+/// How many initiations are kept; the oldest goes first.
+const MAX_HELD: usize = 16;
+/// Pause between handshakes that we start because a peer seems to have lost its session or we ours: WireGuard's own retry time.
+const REVIVE_PAUSE: Duration = Duration::from_secs(5);
+/// A handshake that a peer started so shortly before its new disco key became known was with its new process: a node tells its key before it talks.
+const FRESH: Duration = Duration::from_secs(5);
+/// Session numbers have 24 bits.
+const INDEX_MASK: u32 = 0x00ff_ffff;
+
+/// All sessions of a node, with the ways to its peers.
+pub(crate) struct Tunnel {
+    pub(crate) netmap: Netmap,
+    pub(crate) paths: Paths,
+    pub(crate) outbox: Outbox,
+    pub(crate) events: VecDeque<Event>,
+    pub(crate) counters: Counters,
+    accept_routes: bool,
+    identity: Identity,
+    sessions: HashMap<NodePublic, Entry>,
+    indices: HashMap<u32, NodePublic>,
+    next_index: u32,
+    ticks: BinaryHeap<Reverse<(Instant, u32)>>,
+    held: VecDeque<Held>,
+}
+
+struct Entry {
+    session: Session,
+    index: u32,
+    peer: Arc<Peer>,
+    /// When data last went either way.
+    used: Instant,
+    /// When the peer last started a handshake.
+    initiated_by_peer: Option<Instant>,
+    /// When we last started one without having data.
+    revived: Option<Instant>,
+    /// Whether the shell was told that this peer is active.
+    announced: bool,
+}
+
+struct Held {
+    peer: NodePublic,
+    datagram: Box<[u8]>,
+    path: Path,
+    until: Instant,
+}
+
+impl Tunnel {
+    pub(crate) fn new(node_key: &NodePrivate, accept_routes: bool, first_index: u32) -> Self {
+        Self {
+            netmap: Netmap::default(),
+            paths: Paths::default(),
+            outbox: Outbox::default(),
+            events: VecDeque::new(),
+            counters: Counters::default(),
+            accept_routes,
+            identity: Identity::new(node_key),
+            sessions: HashMap::new(),
+            indices: HashMap::new(),
+            next_index: first_index & INDEX_MASK,
+            ticks: BinaryHeap::new(),
+            held: VecDeque::new(),
+        }
+    }
+
+    /// The peer to which packets for `address` go.
+    pub(crate) fn route(&self, address: IpAddr) -> Option<&Arc<Peer>> {
+        self.netmap.route(address, self.accept_routes).filter(|peer| !peer.expired)
+    }
+
+    /// Sends an IP packet to whoever has its destination.
+    pub(crate) fn send(&mut self, packet: &[u8], destination: IpAddr, now: Instant) {
+        let Some(peer) = self.route(destination).cloned() else {
+            self.counters.no_route += 1;
+            return;
+        };
+        self.send_to(&peer, packet, now);
+    }
+
+    /// Sends an IP packet to this peer.
+    pub(crate) fn send_to(&mut self, peer: &Arc<Peer>, packet: &[u8], now: Instant) {
+        let Some(path) = self.paths.choose(peer, now) else {
+            self.counters.no_route += 1;
+            return;
+        };
+        self.prepare(peer, now);
+        let Some(entry) = self.sessions.get_mut(&peer.key) else { return };
+        entry.used = now;
+        let room = (packet.len() + OVERHEAD).max(INITIATION_LEN);
+        let session = &mut entry.session;
+        self.outbox.push_with(path, room, |out| session.seal(packet, out));
+        self.counters.packets_out += 1;
+    }
+
+    /// Takes a WireGuard message. If it holds an IP packet that its sender may send, the packet is then at the start of `plain`.
+    pub(crate) fn receive(
+        &mut self,
+        datagram: &[u8],
+        path: Path,
+        plain: &mut Vec<u8>,
+        now: Instant,
+    ) -> Option<(Arc<Peer>, usize)> {
+        let room = datagram.len().max(INITIATION_LEN);
+        if plain.len() < room {
+            plain.resize(room, 0);
+        }
+        match self.identity.identify(datagram, path, now) {
+            Message::Initiation(key) => {
+                self.initiation(&key, datagram, path, plain, now);
+                None
+            }
+            Message::Indexed { index, data } => {
+                let Some(key) = self.indices.get(&index).copied() else {
+                    self.unknown_session(path, data, now);
+                    return None;
+                };
+                self.open(&key, datagram, path, plain, now)
+            }
+            Message::Cookie(reply) => {
+                self.outbox.push(path, &reply);
+                None
+            }
+            Message::Invalid => {
+                self.counters.invalid += 1;
+                None
+            }
+        }
+    }
+
+    fn initiation(&mut self, key: &NodePublic, datagram: &[u8], path: Path, plain: &mut [u8], now: Instant) {
+        if let Path::Derp { peer, .. } = path
+            && peer != *key
+        {
+            self.counters.invalid += 1;
+            return;
+        }
+        let Some(peer) = self.netmap.peer_by_key(key).cloned() else {
+            self.hold(key, datagram, path, now);
+            return;
+        };
+        if peer.expired {
+            return;
+        }
+        self.prepare(&peer, now);
+        let Some(entry) = self.sessions.get_mut(key) else { return };
+        if let Opened::Send(length) = entry.session.open(datagram, path, plain) {
+            entry.initiated_by_peer = Some(now);
+            entry.used = now;
+            self.paths.heard(key, path, now);
+            self.outbox.push(path, &plain[..length]);
+        }
+    }
+
+    /// Keeps an initiation until the netmap has its sender.
+    fn hold(&mut self, key: &NodePublic, datagram: &[u8], path: Path, now: Instant) {
+        self.held.retain(|held| held.peer != *key && held.until > now);
+        if self.held.len() == MAX_HELD {
+            self.held.pop_front();
+        }
+        self.held.push_back(Held { peer: *key, datagram: datagram.into(), path, until: now + HOLD });
+    }
+
+    /// A message for a session that is gone. When a relay vouches that it is from a peer, the peer is better told by a new handshake than left to find out by
+    /// its timers, which take 15 s.
+    fn unknown_session(&mut self, path: Path, data: bool, now: Instant) {
+        self.counters.invalid += 1;
+        if let Path::Derp { peer, .. } = path
+            && data
+        {
+            self.revive(&peer, now);
+        }
+    }
+
+    fn open(
+        &mut self,
+        key: &NodePublic,
+        datagram: &[u8],
+        path: Path,
+        plain: &mut [u8],
+        now: Instant,
+    ) -> Option<(Arc<Peer>, usize)> {
+        self.refresh(key, now);
+        let entry = self.sessions.get_mut(key)?;
+        let opened = entry.session.open(datagram, path, plain);
+        let result = match opened {
+            Opened::Invalid => {
+                self.counters.invalid += 1;
+                return None;
+            }
+            Opened::Nothing => None,
+            Opened::Send(length) => {
+                self.outbox.push(path, &plain[..length]);
+                None
+            }
+            Opened::Packet(length) => {
+                entry.used = now;
+                self.counters.packets_in += 1;
+                Some((Arc::clone(&entry.peer), length))
+            }
+        };
+        self.paths.heard(key, path, now);
+        if entry.session.is_established() {
+            if !entry.announced {
+                entry.announced = true;
+                self.events.push_back(Event::PeerActive { peer: Arc::clone(&entry.peer), path });
+            }
+            while entry.session.has_queued() {
+                let session = &mut entry.session;
+                // Room for the largest packet that can be waiting.
+                self.outbox.push_with(path, crate::packet::INNER_MTU + OVERHEAD, |out| session.flush(out));
+            }
+        }
+        result
+    }
+
+    /// Starts a handshake with a peer that is heard of but has no session with us.
+    pub(crate) fn revive(&mut self, key: &NodePublic, now: Instant) {
+        let Some(peer) = self.netmap.peer_by_key(key).filter(|peer| !peer.expired).cloned() else { return };
+        let Some(path) = self.paths.choose(&peer, now) else { return };
+        self.prepare(&peer, now);
+        let Some(entry) = self.sessions.get_mut(key) else { return };
+        if entry.session.is_established() || entry.revived.is_some_and(|at| now.duration_since(at) < REVIVE_PAUSE) {
+            return;
+        }
+        entry.revived = Some(now);
+        let session = &mut entry.session;
+        self.outbox.push_with(path, INITIATION_LEN, |out| session.initiate(out));
+    }
+
+    /// Makes a peer's session if there is none, and brings its idea of the time up to date.
+    fn prepare(&mut self, peer: &Arc<Peer>, now: Instant) {
+        self.refresh(&peer.key, now);
+        if self.sessions.contains_key(&peer.key) {
+            return;
+        }
+        let mut index = self.next_index;
+        while self.indices.contains_key(&index) {
+            index = (index + 1) & INDEX_MASK;
+        }
+        self.next_index = (index + 1) & INDEX_MASK;
+        self.indices.insert(index, peer.key);
+        self.ticks.push(Reverse((now + TICK, index)));
+        let entry = Entry {
+            session: Session::new(&self.identity, &peer.key, index, now),
+            index,
+            peer: Arc::clone(peer),
+            used: now,
+            initiated_by_peer: None,
+            revived: None,
+            announced: false,
+        };
+        self.sessions.insert(peer.key, entry);
+    }
+
+    fn drop_session(&mut self, key: &NodePublic) {
+        if let Some(entry) = self.sessions.remove(key) {
+            self.indices.remove(&entry.index);
+        }
+        if self.sessions.is_empty() {
+            // An idle node holds no tables.
+            self.sessions = HashMap::new();
+            self.indices = HashMap::new();
+            self.ticks = BinaryHeap::new();
+        }
+    }
+
+    /// Brings a session's own idea of the time up to date before it is used.
+    fn refresh(&mut self, key: &NodePublic, now: Instant) {
+        if self.sessions.get(key).is_some_and(|entry| entry.session.is_stale(now)) {
+            self.tick(key, now);
+        }
+    }
+
+    /// Lets a session look at the clock. It is dropped if it ended.
+    fn tick(&mut self, key: &NodePublic, now: Instant) {
+        let Some(entry) = self.sessions.get_mut(key) else { return };
+        let mut message = [0; INITIATION_LEN];
+        match entry.session.tick(&mut message, now) {
+            Tick::Nothing => {}
+            Tick::Send(length) => {
+                if let Some(path) = self.paths.choose(&entry.peer, now) {
+                    self.outbox.push(path, &message[..length]);
+                }
+            }
+            Tick::Expired => self.drop_session(key),
+        }
+    }
+
+    /// Takes a new netmap. Sessions of peers that are gone or have a new process end; initiations that waited for their peer are answered.
+    pub(crate) fn set_netmap(&mut self, netmap: Netmap, plain: &mut Vec<u8>, now: Instant) {
+        let same_peers = self.netmap.same_peers(&netmap);
+        self.netmap = netmap;
+        if same_peers {
+            return;
+        }
+        let mut ended = Vec::new();
+        for (key, entry) in &mut self.sessions {
+            let Some(peer) = self.netmap.peer_by_key(key).filter(|peer| !peer.expired) else {
+                ended.push(*key);
+                continue;
+            };
+            let fresh = entry.initiated_by_peer.is_some_and(|at| now.duration_since(at) < FRESH);
+            let restarted = !entry.peer.disco.is_zero() && peer.disco != entry.peer.disco;
+            if restarted && !fresh {
+                ended.push(*key);
+            } else {
+                entry.peer = Arc::clone(peer);
+            }
+        }
+        for key in ended {
+            self.drop_session(&key);
+            self.paths.forget(&key);
+        }
+        for held in std::mem::take(&mut self.held) {
+            if held.until <= now {
+                continue;
+            }
+            if self.netmap.peer_by_key(&held.peer).is_some() {
+                self.initiation(&held.peer, &held.datagram, held.path, plain, now);
+            } else {
+                self.held.push_back(held);
+            }
+        }
+    }
+
+    /// Peers with a session, those that talked last first.
+    pub(crate) fn active_peers(&self) -> Vec<Arc<Peer>> {
+        let mut active: Vec<&Entry> = self.sessions.values().filter(|entry| entry.announced).collect();
+        active.sort_by_key(|entry| (Reverse(entry.used), entry.index));
+        active.into_iter().map(|entry| Arc::clone(&entry.peer)).collect()
+    }
+
+    pub(crate) fn session_count(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// When a session wants to look at the clock.
+    pub(crate) fn next_tick(&self) -> Option<Instant> {
+        self.ticks.peek().map(|Reverse((at, _))| *at)
+    }
+
+    /// When a kept initiation ends.
+    pub(crate) fn next_held(&self) -> Option<Instant> {
+        self.held.front().map(|held| held.until)
+    }
+
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        self.held.retain(|held| held.until > now);
+        if self.held.is_empty() {
+            self.held = VecDeque::new();
+        }
+        while let Some(Reverse((at, index))) = self.ticks.peek().copied() {
+            if at > now {
+                break;
+            }
+            self.ticks.pop();
+            let Some(key) = self.indices.get(&index).copied() else { continue };
+            self.tick(&key, now);
+            let Some(entry) = self.sessions.get(&key) else { continue };
+            let idle = now.duration_since(entry.used);
+            if idle >= IDLE_AFTER {
+                self.drop_session(&key);
+                self.paths.forget(&key);
+            } else {
+                self.ticks.push(Reverse((now + if idle >= QUIET_AFTER { QUIET_TICK } else { TICK }, index)));
+            }
+        }
+    }
+}
