@@ -1,1 +1,39 @@
-//! The built-in control server: registration, maps, policy, API v2, store.
+//! The control server of a tailnet: registration, maps, policy, API v2 and store.
+//!
+//! ```text
+//! node ──ts2021──► noise ──► machine ──► register, poll ──┐ decisions             ┌──► store
+//! API, administrator ──────► api, admin ──► ops ──────────┴──► writer (one thread)┴──► World ──► sessions ──► mapper ──► map streams
+//! ```
+//!
+//! - A [`world::World`] is the state at one moment and never changes.
+//! - A decision is a pure function of a world; the one writer runs it, stores its changes, and then publishes the next world.
+//! - What a node sees follows from a world alone; a map stream sends the difference of two.
+//!
+//! Start reading at [`server`].
+#![forbid(unsafe_code)]
+
+pub mod config;
+mod gc;
+mod http;
+pub mod ipam;
+mod machine;
+mod mapper;
+pub mod model;
+pub mod names;
+mod noise;
+pub mod ops;
+mod poll;
+mod register;
+mod routes;
+pub mod secret;
+pub mod server;
+mod sessions;
+pub mod store;
+pub mod world;
+mod writer;
+
+pub use self::{
+    config::{Config, ConfigError},
+    ops::{OpError, Operations},
+    server::{Coordinator, Handle, StartError, run},
+};

@@ -1,0 +1,289 @@
+//! The configuration file.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Deserialize;
+use tailwharf_wire::tailcfg::RegionId;
+use url::Url;
+
+use crate::{ipam::Prefixes, names::Suffix};
+
+/// The coordinator's configuration, as TOML. Unknown keys are refused.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The address by which nodes reach the coordinator, such as `http://10.0.0.1:8080`.
+    pub server_url: Url,
+    /// Where to listen for nodes and for the API.
+    pub listen: SocketAddr,
+    /// Where the store, the relay's key and the administrator's socket are.
+    pub data_dir: PathBuf,
+    /// The MagicDNS domain of the tailnet.
+    pub magic_dns_suffix: Suffix,
+    /// The policy to start with. Later ones are set by the API and kept in the store.
+    pub policy_file: Option<PathBuf>,
+    /// Serves `listen` by TLS.
+    pub tls: Option<TlsFiles>,
+    /// From which prefixes nodes get their addresses.
+    #[serde(default)]
+    pub prefixes: Prefixes,
+    /// Rules for nodes.
+    #[serde(default)]
+    pub nodes: NodeRules,
+    /// Limits of `listen`.
+    #[serde(default)]
+    pub limits: Limits,
+    /// The embedded relay.
+    #[serde(default)]
+    pub relay: RelaySettings,
+}
+
+/// A certificate chain and its key, both as PEM.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsFiles {
+    /// The chain, the server's certificate first.
+    pub cert_file: PathBuf,
+    /// The key.
+    pub key_file: PathBuf,
+}
+
+/// Rules for nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NodeRules {
+    /// After how many days a person's node has to log in again; 0 for never. Tagged nodes never have to.
+    pub key_lifetime_days: u32,
+    /// After how many seconds without connection an ephemeral node is removed.
+    pub ephemeral_grace_seconds: u32,
+    /// Whether a node needs an administrator's approval, unless its auth key is pre-approved.
+    pub require_approval: bool,
+}
+
+impl Default for NodeRules {
+    fn default() -> Self {
+        Self {
+            key_lifetime_days: 180,
+            ephemeral_grace_seconds: 300,
+            require_approval: false,
+        }
+    }
+}
+
+impl NodeRules {
+    /// How long an ephemeral node may be away.
+    pub fn ephemeral_grace(&self) -> Duration {
+        Duration::from_secs(self.ephemeral_grace_seconds.into())
+    }
+}
+
+/// Limits of the listener for nodes and API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Connections at one time.
+    pub connections: usize,
+    /// Connections of one source address at one time. Many nodes may live behind one address.
+    pub connections_per_source: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 20_000,
+            connections_per_source: 5_000,
+        }
+    }
+}
+
+/// The embedded relay.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RelaySettings {
+    /// Whether it runs.
+    pub enabled: bool,
+    /// Where it listens for DERP by TLS.
+    pub listen: SocketAddr,
+    /// Where it answers STUN.
+    pub stun_listen: SocketAddr,
+    /// The name or address by which nodes reach it; the host of `server_url` when absent.
+    pub hostname: Option<String>,
+    /// The number of its region.
+    pub region_id: RegionId,
+    /// The short name of its region.
+    pub region_code: String,
+}
+
+impl Default for RelaySettings {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            listen: SocketAddr::from(([0, 0, 0, 0], 3340)),
+            stun_listen: SocketAddr::from(([0, 0, 0, 0], 3478)),
+            hostname: None,
+            region_id: RegionId(900),
+            region_code: "tailwharf".to_owned(),
+        }
+    }
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("the configuration {} cannot be read", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not what it should be. The source says where.
+    #[error("the configuration {} is not valid", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with line and column.
+        source: Box<toml::de::Error>,
+    },
+    /// A value has no use.
+    #[error("`{key}` in the configuration: {problem}")]
+    Value {
+        /// Which value.
+        key: &'static str,
+        /// What to change.
+        problem: &'static str,
+    },
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// When it cannot be read, has an unknown key, or a value of no use.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text, path)
+    }
+
+    /// Checks the text of a file.
+    ///
+    /// # Errors
+    /// When it has an unknown key, or a value of no use.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|source| ConfigError::Parse {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The administrator's socket.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.data_dir.join("admin.sock")
+    }
+
+    /// The file of the embedded store.
+    pub fn store_file(&self) -> PathBuf {
+        self.data_dir.join("coordinator.db")
+    }
+
+    /// The name or address by which nodes reach the relay.
+    pub fn relay_hostname(&self) -> String {
+        let host = || {
+            self.server_url
+                .host_str()
+                .unwrap_or_default()
+                .trim_matches(['[', ']'])
+                .to_owned()
+        };
+        self.relay.hostname.clone().unwrap_or_else(host)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let wrong = |key, problem| Err(ConfigError::Value { key, problem });
+        if !matches!(self.server_url.scheme(), "http" | "https") || self.server_url.host().is_none() {
+            return wrong("server_url", "write it like `http://10.0.0.1:8080`");
+        }
+        if self.prefixes.v4.prefix_len() > 30 {
+            return wrong(
+                "prefixes.v4",
+                "it needs room for two nodes at least: use a /30 or larger",
+            );
+        }
+        if self.prefixes.v6.prefix_len() > 96 {
+            return wrong(
+                "prefixes.v6",
+                "the IPv4 addresses must fit into it: use a /96 or larger",
+            );
+        }
+        if self.limits.connections == 0 || self.limits.connections_per_source == 0 {
+            return wrong("limits", "0 would let nobody in");
+        }
+        if self.relay.enabled && !(1..=65_535).contains(&self.relay.region_id.0) {
+            return wrong("relay.region_id", "use a number from 1 to 65535");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = r#"
+        server_url = "http://10.0.0.1:8080"
+        listen = "10.0.0.1:8080"
+        data_dir = "/var/lib/tailwharf"
+        magic_dns_suffix = "tail1234.ts.net"
+    "#;
+
+    fn parse(more: &str) -> Result<Config, ConfigError> {
+        Config::parse(&format!("{MINIMAL}\n{more}"), Path::new("c.toml"))
+    }
+
+    #[test]
+    fn four_values_are_enough() {
+        let config = parse("").unwrap();
+        assert!(config.relay.enabled);
+        assert_eq!(config.relay_hostname(), "10.0.0.1");
+        assert_eq!(config.prefixes, Prefixes::default());
+        assert_eq!(config.nodes.ephemeral_grace(), Duration::from_secs(300));
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_with_their_name() {
+        for more in [
+            "color = 1",
+            "[relay]\nport = 1",
+            "[prefixes]\nv5 = \"::/0\"",
+            "[nodes]\nx = 1",
+        ] {
+            let error = parse(more).unwrap_err();
+            let cause = std::error::Error::source(&error).unwrap().to_string();
+            assert!(cause.contains("unknown field"), "{cause}");
+        }
+    }
+
+    #[test]
+    fn values_of_no_use_are_refused() {
+        for (more, key) in [
+            ("[prefixes]\nv4 = \"100.64.0.0/31\"", "prefixes.v4"),
+            ("[prefixes]\nv6 = \"fd7a::/97\"", "prefixes.v6"),
+            ("[limits]\nconnections = 0", "limits"),
+            ("[relay]\nregion_id = 0", "relay.region_id"),
+        ] {
+            assert!(parse(more).unwrap_err().to_string().contains(key), "{more}");
+        }
+        assert!(Config::parse(&MINIMAL.replace("http:", "ftp:"), Path::new("c")).is_err());
+    }
+}

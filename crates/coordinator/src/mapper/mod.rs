@@ -1,0 +1,13 @@
+//! What each node is told about the tailnet.
+//!
+//! [`full`] and [`delta`] are pure: they depend on worlds alone. `stream` runs them for one client.
+
+mod delta;
+mod stream;
+mod view;
+
+pub(crate) use self::stream::{MapStream, encode};
+pub(crate) use self::{delta::delta, view::full};
+
+pub(crate) use self::view::{profile, profile_id};
+pub(crate) use crate::sessions::Dirty;

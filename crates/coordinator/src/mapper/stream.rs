@@ -1,0 +1,137 @@
+//! One map stream: the body of the answer to a streaming map request.
+
+use std::{convert::Infallible, future::pending, ops::RangeInclusive, sync::Arc, time::Duration};
+
+use axum::body::Body;
+use bytes::Bytes;
+use futures::stream;
+use jiff::Timestamp;
+use rand::Rng;
+use tailwharf_wire::{
+    map_frame::{self, Compression},
+    tailcfg::{MapResponse, NodeId},
+};
+use tokio::time::{Instant, sleep_until};
+
+use super::{delta, full};
+use crate::{
+    machine::Control,
+    sessions::{Due, Session},
+    world::World,
+};
+
+/// How long a stream is silent before it says that it is alive, in seconds. Random, so that streams opened at one time do not speak at one time.
+/// Official clients give up after 120 s.
+const KEEP_ALIVE: RangeInclusive<u64> = 50..=59;
+/// The least time between two messages: changes that come together are told together.
+const BATCH: Duration = Duration::from_millis(50);
+
+/// What a stream still has to begin with.
+enum Stage {
+    First(Arc<World>),
+    Running,
+}
+
+/// One open stream. Dropping it ends it.
+pub(crate) struct MapStream {
+    control: Arc<Control>,
+    node: NodeId,
+    session: Arc<Session>,
+    compression: Compression,
+    keep_alive: bool,
+    stage: Stage,
+    last_sent: Instant,
+    silent_until: Instant,
+}
+
+impl MapStream {
+    pub(crate) fn open(
+        control: Arc<Control>,
+        node: NodeId,
+        compression: Compression,
+        keep_alive: bool,
+    ) -> Self {
+        let (session, world) = control.sessions.open(node);
+        let now = Instant::now();
+        let stage = Stage::First(world);
+        Self {
+            control,
+            node,
+            session,
+            compression,
+            keep_alive,
+            stage,
+            last_sent: now,
+            silent_until: now,
+        }
+    }
+
+    /// The stream as the body of an answer. It is computed as the client reads it.
+    pub(crate) fn into_body(self) -> Body {
+        Body::from_stream(stream::unfold(self, |mut stream| async {
+            let frame = stream.next().await?;
+            Some((Ok::<_, Infallible>(frame), stream))
+        }))
+    }
+
+    /// The next frame; `None` when the stream is over.
+    async fn next(&mut self) -> Option<Bytes> {
+        let message = match std::mem::replace(&mut self.stage, Stage::Running) {
+            Stage::First(world) => full(&world, self.node, Timestamp::now())?,
+            Stage::Running => self.wait().await?,
+        };
+        self.last_sent = Instant::now();
+        let silence = rand::thread_rng().gen_range(KEEP_ALIVE);
+        self.silent_until = self.last_sent + Duration::from_secs(silence);
+        encode(&message, self.compression)
+    }
+
+    /// Waits for something to tell.
+    async fn wait(&mut self) -> Option<MapResponse> {
+        let stop = self.control.stop.clone();
+        loop {
+            let session = self.session.clone();
+            let earliest = self.last_sent + BATCH;
+            let change = async {
+                if !session.changed().await {
+                    return None;
+                }
+                sleep_until(earliest).await;
+                session.take()
+            };
+            let silence = async {
+                if self.keep_alive {
+                    sleep_until(self.silent_until).await
+                } else {
+                    pending().await
+                }
+            };
+            let due = tokio::select! {
+                due = change => due?,
+                () = silence => return Some(MapResponse { keep_alive: true, ..MapResponse::default() }),
+                () = stop.cancelled() => return None,
+            };
+            let Due { base, latest, dirty } = due;
+            if let Some(message) = delta(&base, &latest, self.node, &dirty) {
+                return Some(message);
+            }
+        }
+    }
+}
+
+impl Drop for MapStream {
+    fn drop(&mut self) {
+        self.control.stream_ended(&self.session, self.node);
+    }
+}
+
+/// A message as it is sent. A message beyond the protocol's limit ends the stream.
+pub(crate) fn encode(message: &MapResponse, compression: Compression) -> Option<Bytes> {
+    match map_frame::encode(message, compression) {
+        Ok(frame) => Some(frame.into()),
+        Err(error) => {
+            tracing::error!(%error, "a map message could not be encoded");
+            None
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! People.
+
+use std::sync::Arc;
+
+use tailwharf_wire::tailcfg::UserId;
+
+use super::{Context, Decision, OpError, Operations};
+use crate::{
+    model::{Role, User},
+    world::{Change, World},
+};
+
+const LOGIN_LIMIT: usize = 254;
+
+/// A person to create.
+#[derive(Clone, Debug)]
+pub struct NewUser {
+    /// `name@domain`, or a bare name, which the MagicDNS suffix completes.
+    pub login: String,
+    /// Shown to people; the login name when empty.
+    pub display_name: String,
+    /// What the person may do.
+    pub role: Role,
+}
+
+impl Operations {
+    /// Creates a person.
+    ///
+    /// # Errors
+    /// `Conflict` when the login name is taken, `Invalid` when it is not one.
+    pub async fn create_user(&self, new: NewUser) -> Result<Arc<User>, OpError> {
+        self.submit(move |world, context| create_user(world, context, new))
+            .await
+    }
+
+    /// Gives a person another role.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn set_user_role(&self, id: UserId, role: Role) -> Result<Arc<User>, OpError> {
+        self.submit(move |world, _| {
+            let user = world.user(id).ok_or_else(|| OpError::not_found("user", id.0))?;
+            let user = Arc::new(User {
+                role,
+                ..user.as_ref().clone()
+            });
+            Ok(Decision::new(vec![Change::PutUser(user.clone())], user))
+        })
+        .await
+    }
+
+    /// Deletes a person with all credentials of the person.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` as long as the person owns nodes.
+    pub async fn delete_user(&self, id: UserId) -> Result<(), OpError> {
+        self.submit(move |world, _| delete_user(world, id)).await
+    }
+}
+
+fn create_user(world: &World, context: &Context, new: NewUser) -> Result<Decision<Arc<User>>, OpError> {
+    let login = if new.login.contains('@') {
+        new.login
+    } else {
+        format!("{}@{}", new.login, context.suffix)
+    };
+    let legal = login
+        .split_once('@')
+        .is_some_and(|(name, domain)| !name.is_empty() && !domain.is_empty())
+        && login.matches('@').count() == 1
+        && login.len() <= LOGIN_LIMIT
+        && !login.chars().any(|c| c.is_whitespace() || c.is_control());
+    if !legal {
+        return Err(OpError::Invalid(format!(
+            "`{login}` is not a login name: write it like `alice@example.com`"
+        )));
+    }
+    if world.user_by_login(&login).is_some() {
+        return Err(OpError::Conflict(format!("the user `{login}` exists already")));
+    }
+    let user = Arc::new(User {
+        id: world.next_user_id(),
+        display_name: if new.display_name.is_empty() {
+            login.clone()
+        } else {
+            new.display_name
+        },
+        login,
+        role: new.role,
+        created: context.now,
+    });
+    Ok(Decision::new(vec![Change::PutUser(user.clone())], user))
+}
+
+fn delete_user(world: &World, id: UserId) -> Result<Decision<()>, OpError> {
+    let user = world.user(id).ok_or_else(|| OpError::not_found("user", id.0))?;
+    let owned = world.nodes().filter(|node| node.owner.user() == Some(id)).count();
+    if owned > 0 {
+        let login = &user.login;
+        return Err(OpError::Conflict(format!(
+            "`{login}` still owns {owned} nodes: delete or tag them first"
+        )));
+    }
+    let mut changes = vec![Change::DeleteUser(id)];
+    let keys = world.auth_keys().filter(|key| key.owner == Some(id));
+    changes.extend(keys.map(|key| Change::DeleteAuthKey(key.id.clone())));
+    let tokens = world
+        .tokens()
+        .filter(|token| token.actor == crate::model::Actor::User(id));
+    changes.extend(tokens.map(|token| Change::DeleteToken(token.id.clone())));
+    Ok(Decision::new(changes, ()))
+}
