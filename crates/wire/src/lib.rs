@@ -17,6 +17,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod derp;
+pub mod disco;
 pub mod json;
 pub mod key;
+pub mod map_frame;
+pub mod noise;
+pub mod stun;
 pub mod tailcfg;
+pub mod tsmp;
