@@ -1,1 +1,38 @@
-//! Tailnet nodes of one process: control connection, relay connections, sockets.
+//! Tailnet nodes of one process: control connection, relay connections, sockets, state.
+//!
+//! [`Host`] holds what all nodes of a process share. [`Host::start`] starts a [`Node`]; everything above uses it through
+//! the trait [`TailnetNode`]. What a node *decides* (sessions, paths, filter, TCP) is in `tailwharf-node-core`; this crate
+//! obeys it, and speaks with the control server (`control`) and the relays (`derp`).
+//!
+//! Start reading at `api.rs`, then `engine.rs` (how packets move) and `control/session.rs` (how a node joins).
+
+mod api;
+mod backoff;
+mod control;
+mod derp;
+mod engine;
+mod host;
+mod http1;
+mod node;
+pub mod run;
+mod state;
+mod store;
+mod stream;
+mod sync;
+mod tcp;
+#[cfg(test)]
+mod testing;
+mod tls;
+mod udp;
+
+pub use api::{
+    AuthKey, DialError, LogoutError, NodeConfig, NodeState, NodeStatus, Phase, Prefs, SocketError, StartError,
+    StateStore, StoreError, TailnetNode,
+};
+pub use backoff::Backoff;
+pub use host::{Host, HostConfig, HostError};
+pub use node::Node;
+pub use store::{FileStore, MemoryStore};
+pub use tcp::{TcpListener, TcpStream};
+pub use tailwharf_node_core::{Datagram, WhoIs, netmap::Peer};
+pub use udp::{SendError, UdpSocket};

@@ -1,0 +1,320 @@
+//! What the rest of tailwharf sees of a tailnet node: its configuration, its status, its sockets and its state store.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use tailwharf_node_core::WhoIs;
+use tailwharf_wire::key::{DiscoPublic, MachinePrivate, NodePrivate, NodePublic};
+use tailwharf_wire::tailcfg::{DerpMap, RegionId, StableId, UserProfile};
+use tokio::sync::watch;
+use url::Url;
+use zeroize::Zeroizing;
+
+use crate::tcp::{TcpListener, TcpStream};
+use crate::udp::UdpSocket;
+
+/// How a node joins its tailnet. Fixed for the life of the node; what may change later is in [`Prefs`].
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// URL of the control server, `http` or `https`, without a path.
+    pub control_url: Url,
+    /// The name the node asks for; the control server may add a suffix.
+    pub hostname: String,
+    /// The key that registers the node without a login page. Not needed once the state store holds a registered node.
+    pub auth_key: Option<AuthKey>,
+    /// Tags asked for, each with its `tag:` prefix. Tags of the auth key win.
+    pub tags: Vec<String>,
+    /// Asks the control server to delete the node some time after it went away.
+    pub ephemeral: bool,
+    /// What runs the node, told to the control server as `Hostinfo.App`, for example `k8s-operator`.
+    pub app: String,
+}
+
+/// An auth key. Its text is a secret: it is neither printed nor logged.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AuthKey(Zeroizing<String>);
+
+impl AuthKey {
+    /// Wraps the text of a key; surrounding white space does not count. `None` when nothing is left.
+    #[must_use]
+    pub fn new(text: &str) -> Option<Self> {
+        let text = text.trim();
+        (!text.is_empty()).then(|| Self(Zeroizing::new(text.to_owned())))
+    }
+
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for AuthKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AuthKey(redacted)")
+    }
+}
+
+/// The part of a node's configuration that can change while it runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Prefs {
+    /// The name the node asks for.
+    pub hostname: String,
+    /// Tags asked for, each with its `tag:` prefix.
+    pub tags: Vec<String>,
+}
+
+/// How far a node has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Phase {
+    /// The node has not reached its control server yet.
+    Starting,
+    /// A person has to open the URL and sign in.
+    NeedsLogin {
+        /// The login page.
+        url: String,
+    },
+    /// The node is registered, and an administrator of the tailnet has to approve it.
+    NeedsApproval,
+    /// The control server does not accept the node; it has stopped trying. A new auth key, or a change at the control
+    /// server and a new start, helps.
+    Refused {
+        /// The reason, in the server's words.
+        reason: String,
+    },
+    /// The control server knows the node; its first map is awaited.
+    Registered,
+    /// The node has its map and is connected to its control server.
+    Online,
+    /// The control server is out of reach. Traffic goes on with the last map, if there was one; it reconnects by itself.
+    Disconnected {
+        /// What went wrong last.
+        reason: String,
+    },
+    /// The node has been shut down or logged out.
+    Stopped,
+}
+
+/// What a node tells about itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeStatus {
+    /// How far the node has come.
+    pub phase: Phase,
+    /// The device id at the control server, known once registered.
+    pub device_id: Option<StableId>,
+    /// The full name without a final dot.
+    pub fqdn: Option<String>,
+    /// The addresses on the tailnet, IPv4 first.
+    pub addresses: Vec<IpAddr>,
+    /// The relay region where peers find this node.
+    pub home_region: Option<RegionId>,
+    /// Whether the connection to the relay of the home region stands.
+    pub relay_connected: bool,
+    /// The tags that the control server gave the node.
+    pub tags: Vec<String>,
+    /// Warnings of the control server, for people.
+    pub health: Vec<String>,
+}
+
+impl NodeStatus {
+    /// The status of a node of which nothing is known.
+    #[must_use]
+    pub fn starting() -> Self {
+        Self {
+            phase: Phase::Starting,
+            device_id: None,
+            fqdn: None,
+            addresses: Vec::new(),
+            home_region: None,
+            relay_connected: false,
+            tags: Vec::new(),
+            health: Vec::new(),
+        }
+    }
+
+    /// Whether peers can reach the node: it has its map, is connected to the control server and to its relay.
+    #[must_use]
+    pub fn reachable(&self) -> bool {
+        self.phase == Phase::Online && self.relay_connected
+    }
+}
+
+/// One tailnet node.
+pub trait TailnetNode: Send + Sync + 'static {
+    /// The status now and each change of it.
+    fn status(&self) -> watch::Receiver<NodeStatus>;
+
+    /// Accepts TCP connections to `port` on all addresses of the node.
+    ///
+    /// # Errors
+    /// [`SocketError::PortInUse`] when the port has a listener already, [`SocketError::Closed`] after shutdown.
+    fn listen_tcp(&self, port: u16) -> Result<TcpListener, SocketError>;
+
+    /// Receives and sends UDP datagrams on `port` of all addresses of the node; port 0 picks a free one.
+    ///
+    /// # Errors
+    /// As [`TailnetNode::listen_tcp`].
+    fn bind_udp(&self, port: u16) -> Result<UdpSocket, SocketError>;
+
+    /// Opens a TCP connection to an address on the tailnet.
+    ///
+    /// # Errors
+    /// [`DialError`] names what is in the way; the wait is bounded by 30 s.
+    fn dial_tcp(&self, to: SocketAddr) -> BoxFuture<'_, Result<TcpStream, DialError>>;
+
+    /// Opens a TCP connection to a node by its MagicDNS name, short or full.
+    ///
+    /// # Errors
+    /// As [`TailnetNode::dial_tcp`], and [`DialError::UnknownName`].
+    fn dial_name<'a>(&'a self, name: &'a str, port: u16) -> BoxFuture<'a, Result<TcpStream, DialError>>;
+
+    /// The addresses behind a MagicDNS name, short or full; IPv4 first. Empty when the map has no such name.
+    fn resolve(&self, name: &str) -> Vec<IpAddr>;
+
+    /// Who is behind a source address seen by a listener. `None` for an address that the map does not have.
+    fn whois(&self, addr: SocketAddr) -> Option<WhoIs>;
+
+    /// The disco key of this run of the node; peers tell two runs of one node apart by it.
+    fn disco_key(&self) -> DiscoPublic;
+
+    /// Changes what the node tells the control server about itself.
+    fn set_prefs(&self, prefs: Prefs);
+
+    /// Closes all sockets and connections. The node stays registered. Returns when everything has ended.
+    fn shutdown(&self) -> BoxFuture<'_, ()>;
+
+    /// Tells the control server to forget the node's key, forgets it here, then shuts down.
+    ///
+    /// # Errors
+    /// [`LogoutError`] when the control server could not be told; the node is shut down all the same.
+    fn logout(&self) -> BoxFuture<'_, Result<(), LogoutError>>;
+}
+
+/// What a node must keep to be the same node after a restart. Holds private keys.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NodeState {
+    /// Identifies the machine to the control server; survives a logout.
+    pub machine_key: MachinePrivate,
+    /// The node's WireGuard and relay identity; replaced when it expires and after a logout.
+    pub node_key: NodePrivate,
+    /// The expired key that `node_key` is to replace. Present only until the control server has taken `node_key`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub old_node_key: Option<NodePublic>,
+    /// The device id. Present means: the control server has registered `node_key`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stable_id: Option<StableId>,
+    /// The full name without a final dot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fqdn: Option<String>,
+    /// The addresses on the tailnet, IPv4 first.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+    /// Who registered the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<UserProfile>,
+    /// The relay region where peers look for this node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub home_region: Option<RegionId>,
+    /// The last relay map, so that the relay connection need not wait for the control server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub derp_map: Option<DerpMap>,
+}
+
+/// Keeps the state of one node.
+pub trait StateStore: Send + Sync + 'static {
+    /// Reads the state; `None` when nothing was ever saved.
+    fn load(&self) -> BoxFuture<'_, Result<Option<NodeState>, StoreError>>;
+
+    /// Replaces the state. When it returns without an error, a later `load` gives this state even after a crash.
+    fn save<'a>(&'a self, state: &'a NodeState) -> BoxFuture<'a, Result<(), StoreError>>;
+}
+
+/// A state store failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The state could not be read.
+    #[error("cannot read the node's state from {place}")]
+    Read {
+        /// Where the store keeps it.
+        place: String,
+        /// What failed.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The state could not be written.
+    #[error("cannot write the node's state to {place}")]
+    Write {
+        /// Where the store keeps it.
+        place: String,
+        /// What failed.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// A node could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The state could not be loaded or saved.
+    #[error("the state store failed")]
+    Store(#[from] StoreError),
+    /// The control URL cannot be used.
+    #[error("control server URL {url}: {what}")]
+    ControlUrl {
+        /// The URL as given.
+        url: String,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+}
+
+/// A listener or socket could not be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SocketError {
+    /// Another listener or socket of this node has the port.
+    #[error("port {0} is already in use on this node")]
+    PortInUse(u16),
+    /// No ephemeral port is left.
+    #[error("no free port is left on this node")]
+    NoFreePort,
+    /// The node has been shut down.
+    #[error("the node has been shut down")]
+    Closed,
+}
+
+/// A connection could not be opened.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DialError {
+    /// The map has no node of that name.
+    #[error("no node named {0} is visible on the tailnet")]
+    UnknownName(String),
+    /// No node owns the address, or the policy hides it.
+    #[error("no node with the address {0} is visible on the tailnet")]
+    UnknownAddress(IpAddr),
+    /// The peer answered that nothing listens there.
+    #[error("{0} refused the connection")]
+    Refused(SocketAddr),
+    /// The peer's packet filter does not let us in.
+    #[error("the tailnet policy does not allow connections to {0}")]
+    Denied(SocketAddr),
+    /// No answer came in time.
+    #[error("{0} did not answer in time")]
+    TimedOut(SocketAddr),
+    /// The node has no address yet, or no free port.
+    #[error("the node cannot open connections now: {0}")]
+    Unavailable(&'static str),
+    /// The node has been shut down.
+    #[error("the node has been shut down")]
+    Closed,
+}
+
+/// A logout could not be told to the control server.
+#[derive(Debug, thiserror::Error)]
+pub enum LogoutError {
+    /// The control server did not take the logout.
+    #[error("the control server was not told about the logout; delete the device there")]
+    Control(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The state could not be saved without the old key.
+    #[error("the state store failed")]
+    Store(#[from] StoreError),
+}

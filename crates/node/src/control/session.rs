@@ -1,0 +1,299 @@
+//! How a node joins, and stays: connect, register if need be, follow the map; again after each failure.
+//!
+//! ```text
+//! connect ──► registered? ──no──► register ──► follow the map ──┐
+//!    ▲             └──────yes──────────────────────▲            │
+//!    └───────────── backoff ◄── error ◄────────────┴────────────┘
+//! ```
+
+use std::convert::Infallible;
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngCore, SeedableRng};
+use tailwharf_wire::key::{DiscoPublic, NodePrivate};
+use tailwharf_wire::tailcfg::{Hostinfo, NetInfo, RegionId, RegisterResponse};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::client::{CallError, ControlClient};
+use super::dial::ControlServer;
+use super::follow::Follower;
+use super::register::{Registration, Step, logout_request};
+use super::tell::Teller;
+use super::{DialError, SessionError};
+use crate::api::{AuthKey, Phase, Prefs};
+use crate::backoff::Backoff;
+use crate::engine::Engine;
+use crate::host::Host;
+use crate::state::StateKeeper;
+
+/// From the first packet to a connection that takes requests, for one attempt.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long the server may hold a request that waits for a person to sign in.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// A server that does not hold such a request is asked no more often than this.
+const LOGIN_PAUSE: Duration = Duration::from_secs(2);
+
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+
+/// The version told to the control server: the release of the official client whose protocol is spoken, then our own.
+const CLIENT_VERSION: &str = concat!("1.92.0-tailwharf", env!("CARGO_PKG_VERSION"));
+
+/// What a node says about itself, apart from what changes.
+#[derive(Debug, Clone)]
+pub(crate) struct Introduction {
+    pub(crate) app: String,
+    pub(crate) log_id: String,
+    pub(crate) os_version: String,
+    pub(crate) disco_key: DiscoPublic,
+}
+
+impl Introduction {
+    pub(crate) fn new(app: String, disco_key: DiscoPublic, rng: &mut StdRng) -> Self {
+        let mut log_id = [0; 32];
+        rng.fill_bytes(&mut log_id);
+        let os_version = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        Self { app, log_id: hex::encode(log_id), os_version: os_version.trim().to_owned(), disco_key }
+    }
+
+    pub(super) fn hostinfo(&self, prefs: &Prefs, home: Option<RegionId>) -> Hostinfo {
+        Hostinfo {
+            ipn_version: CLIENT_VERSION.to_owned(),
+            backend_log_id: self.log_id.clone(),
+            os: std::env::consts::OS.to_owned(),
+            os_version: self.os_version.clone(),
+            app: self.app.clone(),
+            hostname: prefs.hostname.clone(),
+            no_logs_no_support: true,
+            machine: std::env::consts::ARCH.to_owned(),
+            request_tags: prefs.tags.clone(),
+            net_info: Some(NetInfo { preferred_derp: home.unwrap_or_default(), ..NetInfo::default() }),
+            userspace: Some(true),
+            userspace_router: Some(true),
+            ..Hostinfo::default()
+        }
+    }
+}
+
+/// The control side of one node.
+pub(crate) struct Session {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) server: ControlServer,
+    pub(crate) keeper: Arc<StateKeeper>,
+    pub(crate) introduction: Introduction,
+    pub(crate) auth_key: Option<AuthKey>,
+    pub(crate) ephemeral: bool,
+    pub(crate) prefs: watch::Receiver<Prefs>,
+    pub(crate) rng: StdRng,
+}
+
+impl Session {
+    /// Runs until the node is refused. The caller drops it to stop.
+    pub(crate) async fn run(mut self) {
+        let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
+        let mut registration = None;
+        let mut registered = self.keeper.read(|state| state.stable_id.is_some());
+        loop {
+            let error = match self.attempt(&mut registered, &mut registration, &mut backoff).await {
+                Ok(never) => match never {},
+                Err(error) => error,
+            };
+            let wait = match &error {
+                SessionError::Refused { reason } => {
+                    self.set_phase(Phase::Refused { reason: reason.clone() });
+                    return;
+                }
+                SessionError::Unregistered | SessionError::KeyExpired => {
+                    registered = false;
+                    backoff.next(&mut self.rng)
+                }
+                SessionError::Call(CallError::Status { retry_after: Some(wait), .. }) => {
+                    backoff.next(&mut self.rng).max(*wait)
+                }
+                _ => backoff.next(&mut self.rng),
+            };
+            let reason = describe(&error);
+            tracing::debug!(reason, ?wait, "control session ended");
+            self.engine.update_status(|status| match status.phase {
+                // What a person has to do stands until it is done.
+                Phase::NeedsLogin { .. } | Phase::NeedsApproval => {}
+                _ => status.phase = Phase::Disconnected { reason },
+            });
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn attempt(
+        &mut self,
+        registered: &mut bool,
+        registration: &mut Option<Registration>,
+        backoff: &mut Backoff,
+    ) -> Result<Infallible, SessionError> {
+        let host = self.engine.host().clone();
+        // A node key must not be known to the server before it is known to the store.
+        let (client, saved) =
+            tokio::join!(connect(&host, &self.server, &self.keeper, &mut self.rng), self.keeper.save());
+        let client = client?;
+        if !*registered {
+            saved?;
+            self.register(&client, registration).await?;
+            *registration = None;
+            *registered = true;
+        }
+        let node_key = self.keeper.read(|state| state.node_key.public());
+        let mut teller = Teller {
+            engine: &self.engine,
+            keeper: &self.keeper,
+            client: &client,
+            introduction: &self.introduction,
+            prefs: self.prefs.clone(),
+            node_key,
+        };
+        let mut follower = Follower {
+            engine: &self.engine,
+            keeper: &self.keeper,
+            client: &client,
+            server: &self.server,
+            introduction: &self.introduction,
+            prefs: self.prefs.borrow().clone(),
+            node_key,
+            backoff,
+        };
+        let mut rng = StdRng::from_rng(&mut self.rng).unwrap_or_else(|_| StdRng::from_entropy());
+        tokio::select! {
+            // The update goes out first, so that the server has it when it computes the first map.
+            biased;
+            ended = Box::pin(teller.run(&mut rng)) => ended,
+            ended = Box::pin(follower.run()) => ended,
+        }
+    }
+
+    async fn register(
+        &mut self,
+        client: &ControlClient,
+        registration: &mut Option<Registration>,
+    ) -> Result<(), SessionError> {
+        let registration = registration.get_or_insert_with(|| {
+            let (node_key, old) = self.keeper.read(|state| (state.node_key.clone(), state.old_node_key));
+            Registration::new(node_key, old, self.auth_key.clone(), self.ephemeral)
+        });
+        loop {
+            let hostinfo = self.introduction.hostinfo(&self.prefs.borrow(), self.keeper.read(|state| state.home_region));
+            let request = registration.request(hostinfo);
+            let limit = registration.waits_for_login().then_some(LOGIN_TIMEOUT);
+            let sent = Instant::now();
+            let answer: RegisterResponse =
+                client.call("/machine/register", request.node_key, &request, limit).await?;
+            match registration.handle(answer, &mut self.rng) {
+                Step::Registered { profile, approved } => {
+                    self.keeper.update(|state| {
+                        state.old_node_key = None;
+                        state.profile = Some(profile);
+                        true
+                    });
+                    self.set_phase(if approved { Phase::Registered } else { Phase::NeedsApproval });
+                    return Ok(());
+                }
+                Step::Login { url } => {
+                    self.set_phase(Phase::NeedsLogin { url });
+                    if limit.is_some() && sent.elapsed() < LOGIN_PAUSE {
+                        tokio::time::sleep(LOGIN_PAUSE).await;
+                    }
+                }
+                Step::KeyRotated => {
+                    let (node_key, old) = registration.keys();
+                    let node_key = node_key.clone();
+                    self.keeper.update(|state| {
+                        state.node_key = node_key.clone();
+                        state.old_node_key = old;
+                        state.stable_id = None;
+                        true
+                    });
+                    self.keeper.save().await?;
+                    self.engine.set_node_key(node_key);
+                }
+                Step::Refused { reason } => return Err(SessionError::Refused { reason }),
+            }
+        }
+    }
+
+    fn set_phase(&self, phase: Phase) {
+        self.engine.update_status(|status| status.phase = phase);
+    }
+}
+
+/// Opens a connection to the control server.
+async fn connect(
+    host: &Host,
+    server: &ControlServer,
+    keeper: &StateKeeper,
+    rng: &mut StdRng,
+) -> Result<ControlClient, SessionError> {
+    let machine_key = keeper.read(|state| state.machine_key.clone());
+    let opening = async {
+        // A closed semaphore would be a shut down process; there is none such.
+        let _place = host.handshakes().acquire().await.map_err(|_| SessionError::TimedOut)?;
+        let server_key = match host.server_key(server) {
+            Some(key) => key,
+            None => {
+                let key = server.fetch_key(host.tls()).await?;
+                host.remember_server_key(server, key);
+                key
+            }
+        };
+        let stream = server.open(host.tls(), &machine_key, server_key, rng).await.inspect_err(|_: &DialError| {
+            host.forget_server_key(server);
+        })?;
+        Ok(ControlClient::start(stream, server.authority()).await?)
+    };
+    tokio::time::timeout(CONNECT_TIMEOUT, Box::pin(opening)).await.map_err(|_| SessionError::TimedOut)?
+}
+
+/// Tells the control server that the node key is no longer used, then replaces it in the state.
+pub(crate) async fn logout(
+    host: &Host,
+    server: &ControlServer,
+    keeper: &Arc<StateKeeper>,
+) -> Result<(), SessionError> {
+    let mut rng = StdRng::from_entropy();
+    if keeper.read(|state| state.stable_id.is_some()) {
+        let node_key = keeper.read(|state| state.node_key.public());
+        let client = connect(host, server, keeper, &mut rng).await?;
+        let answer: RegisterResponse =
+            client.call("/machine/register", node_key, &logout_request(node_key), None).await?;
+        if !answer.error.is_empty() {
+            return Err(SessionError::Refused { reason: answer.error });
+        }
+    }
+    keeper.update(|state| {
+        state.node_key = NodePrivate::generate(&mut rng);
+        state.old_node_key = None;
+        state.stable_id = None;
+        state.fqdn = None;
+        state.addresses.clear();
+        state.profile = None;
+        true
+    });
+    Ok(keeper.save().await?)
+}
+
+/// An error with its causes, in one line.
+fn describe(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let part = error.to_string();
+        if !text.ends_with(&part) {
+            text.push_str(": ");
+            text.push_str(&part);
+        }
+        cause = error.source();
+    }
+    text
+}

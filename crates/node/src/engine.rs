@@ -1,0 +1,259 @@
+//! How packets move: one core per node, run to completion under one lock by whoever has something for it.
+//!
+//! A relay connection that read a batch of packets, an application that writes, and the timer each lock the core, let it
+//! work, and take out what it has to say before they unlock: packets go into the queues of relay connections, deadlines to
+//! the timer, and the wakers of those who wait for sockets are woken. No packet crosses a channel or a task of its own.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::task::Waker;
+
+use tailwharf_node_core::netmap::Netmap;
+use tailwharf_node_core::{CloseReason, ConnId, Core, CoreConfig, Event, ListenerId, Path, UdpId};
+use tailwharf_wire::key::{DiscoPrivate, NodePrivate};
+use tailwharf_wire::tailcfg::RegionId;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::api::NodeStatus;
+use crate::derp::Relays;
+use crate::host::Host;
+use crate::sync::lock;
+
+/// The running part of one node.
+pub(crate) struct Engine {
+    host: Host,
+    running: Mutex<Running>,
+    relays: Relays,
+    timer: Notify,
+    status: watch::Sender<NodeStatus>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// The core and who waits for it.
+pub(crate) struct Running {
+    pub(crate) core: Core,
+    pub(crate) waiters: Waiters,
+    pub(crate) closed: bool,
+    /// What the timer waits for.
+    armed: Option<std::time::Instant>,
+}
+
+/// Those who wait for sockets. Entries exist only while somebody waits.
+#[derive(Default)]
+pub(crate) struct Waiters {
+    pub(crate) readers: HashMap<ConnId, Waker>,
+    pub(crate) writers: HashMap<ConnId, Waker>,
+    pub(crate) connecting: HashMap<ConnId, Connecting>,
+    pub(crate) acceptors: HashMap<ListenerId, Vec<Waker>>,
+    pub(crate) udp: HashMap<UdpId, Vec<Waker>>,
+}
+
+/// A connection that we are opening.
+#[derive(Default)]
+pub(crate) struct Connecting {
+    pub(crate) done: Option<Result<(), CloseReason>>,
+    pub(crate) waker: Option<Waker>,
+}
+
+impl Waiters {
+    fn take_all(&mut self) -> Vec<Waker> {
+        let Self { readers, writers, connecting, acceptors, udp } = std::mem::take(self);
+        let single = readers.into_values().chain(writers.into_values());
+        let connecting = connecting.into_values().filter_map(|connecting| connecting.waker);
+        let many = acceptors.into_values().chain(udp.into_values()).flatten();
+        single.chain(connecting).chain(many).collect()
+    }
+
+    /// Takes who waits for `event`.
+    fn on(&mut self, event: Event, woken: &mut Vec<Waker>) {
+        match event {
+            Event::Acceptable(listener) => woken.extend(self.acceptors.remove(&listener).into_iter().flatten()),
+            Event::UdpReadable(socket) => woken.extend(self.udp.remove(&socket).into_iter().flatten()),
+            Event::Readable(conn) => woken.extend(self.readers.remove(&conn)),
+            Event::Writable(conn) => woken.extend(self.writers.remove(&conn)),
+            Event::Connected(conn) => self.connected(conn, Ok(()), woken),
+            Event::Closed { conn, reason } => {
+                self.connected(conn, Err(reason), woken);
+                woken.extend(self.readers.remove(&conn));
+                woken.extend(self.writers.remove(&conn));
+            }
+            Event::PingReply { .. } | Event::PingTimeout(_) | Event::PeerActive { .. } => {}
+        }
+    }
+
+    fn connected(&mut self, conn: ConnId, result: Result<(), CloseReason>, woken: &mut Vec<Waker>) {
+        if let Some(connecting) = self.connecting.get_mut(&conn) {
+            connecting.done.get_or_insert(result);
+            woken.extend(connecting.waker.take());
+        }
+    }
+}
+
+impl Engine {
+    pub(crate) fn start(
+        host: Host,
+        node_key: NodePrivate,
+        disco_key: DiscoPrivate,
+        status: NodeStatus,
+        seed: [u8; 32],
+    ) -> Arc<Self> {
+        let budget = host.tcp_buffers().clone();
+        let config = CoreConfig { node_key: node_key.clone(), disco_key, budget, accept_routes: false };
+        let core = Core::new(config, seed, Instant::now().into_std());
+        let engine = Arc::new_cyclic(|engine| Self {
+            host,
+            running: Mutex::new(Running { core, waiters: Waiters::default(), closed: false, armed: None }),
+            relays: Relays::new(engine.clone(), node_key),
+            timer: Notify::new(),
+            status: watch::Sender::new(status),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        engine.spawn(run_timer(engine.clone()));
+        engine
+    }
+
+    pub(crate) fn host(&self) -> &Host {
+        &self.host
+    }
+
+    pub(crate) fn relays(&self) -> &Relays {
+        &self.relays
+    }
+
+    /// Runs a task that ends with the node.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            stop.run_until_cancelled(task).await;
+        });
+    }
+
+    pub(crate) fn watch_status(&self) -> watch::Receiver<NodeStatus> {
+        self.status.subscribe()
+    }
+
+    pub(crate) fn update_status(&self, change: impl FnOnce(&mut NodeStatus)) {
+        self.status.send_if_modified(|status| {
+            let before = status.clone();
+            change(status);
+            *status != before
+        });
+    }
+
+    /// Tells whether the connection to `region` stands, if that is the home.
+    pub(crate) fn set_relay_connected(&self, region: RegionId, connected: bool) {
+        self.update_status(|status| {
+            if status.home_region == Some(region) {
+                status.relay_connected = connected;
+            }
+        });
+    }
+
+    pub(crate) fn set_home(&self, home: Option<RegionId>, connected: bool) {
+        self.update_status(|status| {
+            status.home_region = home;
+            status.relay_connected = connected;
+        });
+    }
+
+    pub(crate) fn set_netmap(&self, netmap: Netmap) {
+        self.with_core(|core, now| core.handle_netmap(netmap, now));
+    }
+
+    pub(crate) fn set_node_key(&self, node_key: NodePrivate) {
+        self.with_core(|core, _| core.handle_node_key(&node_key));
+        self.relays.set_node_key(node_key);
+    }
+
+    /// Lets the core work, and carries out what follows from it.
+    pub(crate) fn with_core<R>(&self, work: impl FnOnce(&mut Core, std::time::Instant) -> R) -> R {
+        self.with(|running, now| work(&mut running.core, now))
+    }
+
+    /// As [`Engine::with_core`], for those who may have to wait.
+    pub(crate) fn with<R>(&self, work: impl FnOnce(&mut Running, std::time::Instant) -> R) -> R {
+        let now = Instant::now().into_std();
+        let mut woken = Vec::new();
+        let result = {
+            let mut running = lock(&self.running);
+            let result = work(&mut running, now);
+            self.settle(&mut running, now, &mut woken);
+            result
+        };
+        woken.into_iter().for_each(Waker::wake);
+        result
+    }
+
+    /// Takes out all that the core has to say.
+    fn settle(&self, running: &mut Running, now: std::time::Instant, woken: &mut Vec<Waker>) {
+        let Running { core, waiters, armed, .. } = running;
+        while let Some(transmit) = core.poll_transmit(now) {
+            match transmit.path {
+                Path::Derp { region, peer } => self.relays.send(region, &peer, transmit.payload),
+                // The node tells no endpoints, so no peer has a direct path to offer.
+                Path::Udp(to) => tracing::trace!(%to, "no socket for a direct path"),
+            }
+        }
+        while let Some(event) = core.poll_event() {
+            waiters.on(event, woken);
+        }
+        let next = core.poll_timeout().map(|(at, _)| at);
+        // A later deadline needs no word: the timer looks again when it wakes.
+        if let Some(next) = next
+            && armed.is_none_or(|armed| next < armed)
+        {
+            *armed = Some(next);
+            self.timer.notify_one();
+        }
+    }
+
+    /// Ends everything: sockets fail from now on, tasks end.
+    pub(crate) fn close(&self) {
+        let woken = {
+            let mut running = lock(&self.running);
+            running.closed = true;
+            running.waiters.take_all()
+        };
+        self.relays.close();
+        self.stop.cancel();
+        woken.into_iter().for_each(Waker::wake);
+    }
+
+    /// Returns when all tasks have ended, after [`Engine::close`].
+    pub(crate) async fn ended(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("status", &*self.status.borrow()).finish_non_exhaustive()
+    }
+}
+
+/// Calls the core when its deadline comes.
+async fn run_timer(engine: Arc<Engine>) {
+    loop {
+        let armed = lock(&engine.running).armed;
+        let due = async {
+            match armed {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = engine.timer.notified() => {}
+            () = due => engine.with(|running, now| {
+                running.armed = None;
+                running.core.handle_timeout(now);
+            }),
+        }
+    }
+}

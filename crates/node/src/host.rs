@@ -1,0 +1,121 @@
+//! What all nodes of a process share.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use tailwharf_node_core::MemoryBudget;
+use tailwharf_node_core::netmap::Interner;
+use tailwharf_wire::key::MachinePublic;
+use tokio::sync::Semaphore;
+
+use crate::api::{NodeConfig, StartError, StateStore};
+use crate::control::ControlServer;
+use crate::derp::Latencies;
+use crate::node::Node;
+use crate::sync::lock;
+use crate::tls::TlsConfigs;
+
+/// Limits and trust of a process that hosts nodes.
+#[derive(Debug, Clone)]
+pub struct HostConfig {
+    /// PEM bundle of certificate authorities trusted beside those of the system.
+    pub extra_ca_pem: Option<Vec<u8>>,
+    /// How many connections to control servers and relays may be in the making at the same time.
+    pub max_handshakes: usize,
+    /// How many bytes the TCP connections of all nodes may hold in their buffers.
+    pub max_tcp_buffer_bytes: usize,
+}
+
+impl Default for HostConfig {
+    fn default() -> Self {
+        Self { extra_ca_pem: None, max_handshakes: 64, max_tcp_buffer_bytes: 32 << 20 }
+    }
+}
+
+/// A process cannot host nodes.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The extra CA is not PEM.
+    #[error("the extra CA bundle is not PEM")]
+    CaPem(#[source] rustls_pki_types::pem::Error),
+    /// A certificate of the extra CA cannot be used.
+    #[error("a certificate in the extra CA bundle cannot be used")]
+    CaCertificate(#[source] rustls::Error),
+    /// The certificate verifier could not be built.
+    #[error("the certificate verifier cannot be set up")]
+    Verifier(#[source] rustls::client::VerifierBuilderError),
+}
+
+/// What all nodes of a process share: trusted roots, limits, and one copy of everything that several nodes know.
+#[derive(Debug, Clone)]
+pub struct Host(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    tls: TlsConfigs,
+    interner: Interner,
+    tcp_buffers: Arc<MemoryBudget>,
+    handshakes: Semaphore,
+    server_keys: Mutex<HashMap<ControlServer, MachinePublic>>,
+    latencies: Latencies,
+}
+
+impl Host {
+    /// Reads the trusted roots and sets the limits.
+    ///
+    /// # Errors
+    /// When the extra CA cannot be used.
+    pub fn new(config: HostConfig) -> Result<Self, HostError> {
+        Ok(Self(Arc::new(Inner {
+            tls: TlsConfigs::new(config.extra_ca_pem.as_deref())?,
+            interner: Interner::default(),
+            tcp_buffers: MemoryBudget::new(config.max_tcp_buffer_bytes),
+            handshakes: Semaphore::new(config.max_handshakes),
+            server_keys: Mutex::default(),
+            latencies: Latencies::default(),
+        })))
+    }
+
+    /// Starts a node. It joins in the background; its status tells how far it is.
+    ///
+    /// # Errors
+    /// When the control URL cannot be used, or the state cannot be loaded.
+    pub async fn start(&self, config: NodeConfig, store: Arc<dyn StateStore>) -> Result<Node, StartError> {
+        Node::start(self.clone(), config, store).await
+    }
+
+    pub(crate) fn tls(&self) -> &TlsConfigs {
+        &self.0.tls
+    }
+
+    pub(crate) fn interner(&self) -> &Interner {
+        &self.0.interner
+    }
+
+    pub(crate) fn tcp_buffers(&self) -> &Arc<MemoryBudget> {
+        &self.0.tcp_buffers
+    }
+
+    pub(crate) fn latencies(&self) -> &Latencies {
+        &self.0.latencies
+    }
+
+    /// The places for connections in the making.
+    pub(crate) fn handshakes(&self) -> &Semaphore {
+        &self.0.handshakes
+    }
+
+    /// The Noise key of a control server, as some node of the process learned it.
+    pub(crate) fn server_key(&self, server: &ControlServer) -> Option<MachinePublic> {
+        lock(&self.0.server_keys).get(server).copied()
+    }
+
+    pub(crate) fn remember_server_key(&self, server: &ControlServer, key: MachinePublic) {
+        lock(&self.0.server_keys).insert(server.clone(), key);
+    }
+
+    /// To be asked for again: the server that we know by this key did not answer as itself.
+    pub(crate) fn forget_server_key(&self, server: &ControlServer) {
+        lock(&self.0.server_keys).remove(server);
+    }
+}

@@ -1,0 +1,197 @@
+//! One node: the parts put together, behind the trait [`TailnetNode`].
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use rand::rngs::StdRng;
+use rand::{RngCore, SeedableRng};
+use tailwharf_node_core::WhoIs;
+use tailwharf_node_core::netmap::Netmap;
+use tailwharf_wire::key::{DiscoPrivate, DiscoPublic};
+use tokio::sync::watch;
+
+use crate::api::{
+    DialError, LogoutError, NodeConfig, NodeStatus, Phase, Prefs, SocketError, StartError, StateStore, TailnetNode,
+};
+use crate::control::{self, ControlServer, Introduction, Session, SessionError};
+use crate::engine::Engine;
+use crate::host::Host;
+use crate::state::StateKeeper;
+use crate::tcp::{TcpListener, TcpStream};
+use crate::udp::UdpSocket;
+
+/// A running node. Clones are handles of the same node; when the last one is dropped, the node stops.
+#[derive(Debug, Clone)]
+pub struct Node(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    engine: Arc<Engine>,
+    keeper: Arc<StateKeeper>,
+    server: ControlServer,
+    prefs: watch::Sender<Prefs>,
+    disco_key: DiscoPublic,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.engine.close();
+    }
+}
+
+impl Node {
+    pub(crate) async fn start(
+        host: Host,
+        config: NodeConfig,
+        store: Arc<dyn StateStore>,
+    ) -> Result<Self, StartError> {
+        let server = ControlServer::parse(&config.control_url)?;
+        let mut rng = StdRng::from_entropy();
+        let keeper = StateKeeper::load(store, &mut rng).await?;
+        let state = keeper.read(Clone::clone);
+        let disco = DiscoPrivate::generate(&mut rng);
+        let disco_key = disco.public();
+        let status = NodeStatus {
+            device_id: state.stable_id,
+            fqdn: state.fqdn,
+            addresses: state.addresses,
+            ..NodeStatus::starting()
+        };
+        let engine = Engine::start(host.clone(), state.node_key, disco, status, seed(&mut rng));
+        if let Some(map) = &state.derp_map {
+            engine.relays().set_map(host.interner().derp_map(map), state.home_region);
+        }
+        let (prefs, watched) = watch::channel(Prefs { hostname: config.hostname, tags: config.tags });
+        let session = Session {
+            engine: engine.clone(),
+            server: server.clone(),
+            keeper: keeper.clone(),
+            introduction: Introduction::new(config.app, disco_key, &mut rng),
+            auth_key: config.auth_key,
+            ephemeral: config.ephemeral,
+            prefs: watched,
+            rng: StdRng::from_seed(seed(&mut rng)),
+        };
+        engine.spawn(session.run());
+        Ok(Self(Arc::new(Inner { engine, keeper, server, prefs, disco_key })))
+    }
+
+    fn engine(&self) -> &Arc<Engine> {
+        &self.0.engine
+    }
+
+    async fn stop(&self) {
+        self.engine().close();
+        self.engine().ended().await;
+        self.engine().update_status(|status| {
+            status.phase = Phase::Stopped;
+            status.relay_connected = false;
+        });
+    }
+}
+
+/// The start of a generator of its own for a part of the node.
+fn seed(rng: &mut StdRng) -> [u8; 32] {
+    let mut seed = [0; 32];
+    rng.fill_bytes(&mut seed);
+    seed
+}
+
+impl TailnetNode for Node {
+    fn status(&self) -> watch::Receiver<NodeStatus> {
+        self.engine().watch_status()
+    }
+
+    fn listen_tcp(&self, port: u16) -> Result<TcpListener, SocketError> {
+        TcpListener::bind(self.engine(), port)
+    }
+
+    fn bind_udp(&self, port: u16) -> Result<UdpSocket, SocketError> {
+        UdpSocket::bind(self.engine(), port)
+    }
+
+    fn dial_tcp(&self, to: SocketAddr) -> BoxFuture<'_, Result<TcpStream, DialError>> {
+        TcpStream::connect(self.engine(), to).boxed()
+    }
+
+    fn dial_name<'a>(&'a self, name: &'a str, port: u16) -> BoxFuture<'a, Result<TcpStream, DialError>> {
+        async move {
+            let addr = self.resolve(name).first().copied().ok_or_else(|| DialError::UnknownName(name.to_owned()))?;
+            self.dial_tcp(SocketAddr::new(addr, port)).await
+        }
+        .boxed()
+    }
+
+    fn resolve(&self, name: &str) -> Vec<IpAddr> {
+        resolve(&self.engine().with_core(|core, _| core.netmap().clone()), name)
+    }
+
+    fn whois(&self, addr: SocketAddr) -> Option<WhoIs> {
+        self.engine().with_core(|core, _| core.whois(addr.ip(), None))
+    }
+
+    fn disco_key(&self) -> DiscoPublic {
+        self.0.disco_key
+    }
+
+    fn set_prefs(&self, prefs: Prefs) {
+        self.0.prefs.send_if_modified(|now| {
+            let changed = *now != prefs;
+            *now = prefs;
+            changed
+        });
+    }
+
+    fn shutdown(&self) -> BoxFuture<'_, ()> {
+        async move {
+            self.stop().await;
+            if let Err(error) = self.0.keeper.save().await {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the last change of the state is not saved");
+            }
+        }
+        .boxed()
+    }
+
+    fn logout(&self) -> BoxFuture<'_, Result<(), LogoutError>> {
+        async move {
+            // First, so that no session brings the key back.
+            self.stop().await;
+            match control::logout(self.engine().host(), &self.0.server, &self.0.keeper).await {
+                Ok(()) => Ok(()),
+                Err(SessionError::Store(error)) => Err(LogoutError::Store(error)),
+                Err(error) => Err(LogoutError::Control(error.into())),
+            }
+        }
+        .boxed()
+    }
+}
+
+/// The addresses behind a MagicDNS name: of a peer, of this node, or of a record that the tailnet adds.
+fn resolve(netmap: &Netmap, name: &str) -> Vec<IpAddr> {
+    let name = name.trim_end_matches('.');
+    if let Some(peer) = netmap.peer_by_name(name) {
+        return peer.addresses.to_vec();
+    }
+    let own = netmap.self_node().map(|node| node.name.trim_end_matches('.')).unwrap_or_default();
+    let own_label = own.split('.').next().unwrap_or_default();
+    if !name.is_empty() && (own.eq_ignore_ascii_case(name) || own_label.eq_ignore_ascii_case(name)) {
+        return netmap.addresses().collect();
+    }
+    let Some(dns) = netmap.dns() else { return Vec::new() };
+    let suffix = dns.domains.first().map(String::as_str).unwrap_or_default();
+    let is_meant = |record: &str| {
+        let record = record.trim_end_matches('.');
+        let (label, rest) = record.split_once('.').unwrap_or((record, ""));
+        record.eq_ignore_ascii_case(name) || (rest.eq_ignore_ascii_case(suffix) && label.eq_ignore_ascii_case(name))
+    };
+    let mut addrs: Vec<IpAddr> = dns
+        .extra_records
+        .iter()
+        .filter(|record| is_meant(&record.name))
+        .filter_map(|record| record.value.parse().ok())
+        .collect();
+    addrs.sort_by_key(IpAddr::is_ipv6);
+    addrs
+}

@@ -1,0 +1,166 @@
+//! `tailwharf node`: joins the machine it runs on to a tailnet, in userspace: proxies and port forwards, no TUN device.
+
+mod forward;
+mod http;
+mod socks;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::{NodeConfig, NodeStatus, Phase, StateStore, TailnetNode};
+use crate::host::{Host, HostConfig};
+use crate::node::Node;
+use crate::store::{FileStore, MemoryStore};
+
+pub use forward::{Forward, ParseForwardError, Protocol, Serve};
+
+/// Connections carried at the same time, over all listeners.
+const MAX_CONNECTIONS: usize = 1024;
+
+/// How long a client of one of the proxies may take to say where it wants to go.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What `tailwharf node` is asked to do.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How the node joins.
+    pub node: NodeConfig,
+    /// The file that keeps the node's keys; without one the node is new at each start.
+    pub state_file: Option<PathBuf>,
+    /// PEM bundle of certificate authorities trusted beside those of the system.
+    pub ca_file: Option<PathBuf>,
+    /// Where a SOCKS5 proxy into the tailnet listens.
+    pub socks5_listen: Option<SocketAddr>,
+    /// Where an HTTP proxy into the tailnet listens.
+    pub http_proxy_listen: Option<SocketAddr>,
+    /// Local ports that lead into the tailnet.
+    pub forwards: Vec<Forward>,
+    /// Ports of the node that lead to local services.
+    pub serves: Vec<Serve>,
+    /// Log the node out at the end, so that the tailnet forgets it.
+    pub logout_on_exit: bool,
+}
+
+/// Where a client of a proxy wants to go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Target {
+    Addr(SocketAddr),
+    Name(String, u16),
+}
+
+impl Target {
+    fn new(host: &str, port: u16) -> Self {
+        let unbracketed = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+        match IpAddr::from_str(unbracketed) {
+            Ok(addr) => Self::Addr(SocketAddr::new(addr, port)),
+            Err(_) => Self::Name(host.to_owned(), port),
+        }
+    }
+}
+
+/// What the tasks of one run share.
+#[derive(Clone)]
+struct Shared {
+    node: Arc<Node>,
+    connections: Arc<Semaphore>,
+}
+
+impl Shared {
+    async fn dial(&self, target: &Target) -> Result<crate::TcpStream, crate::DialError> {
+        match target {
+            Target::Addr(addr) => self.node.dial_tcp(*addr).await,
+            Target::Name(name, port) => self.node.dial_name(name, *port).await,
+        }
+    }
+}
+
+/// Runs a node until `stop` is cancelled.
+///
+/// # Errors
+/// When a file, a listen address or the control URL cannot be used, or when the control server refuses the node.
+pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
+    let extra_ca = match &settings.ca_file {
+        Some(path) => Some(tokio::fs::read(path).await.with_context(|| format!("reading {}", path.display()))?),
+        None => None,
+    };
+    let store: Arc<dyn StateStore> = match settings.state_file {
+        Some(path) => Arc::new(FileStore::new(path)),
+        None => Arc::new(MemoryStore::default()),
+    };
+    let host = Host::new(HostConfig { extra_ca_pem: extra_ca, ..HostConfig::default() })?;
+    let node = Arc::new(host.start(settings.node, store).await?);
+    let shared = Shared { node: node.clone(), connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)) };
+
+    let mut tasks = JoinSet::new();
+    let started = async {
+        if let Some(addr) = settings.socks5_listen {
+            socks::start(&mut tasks, addr, shared.clone()).await?;
+        }
+        if let Some(addr) = settings.http_proxy_listen {
+            http::start(&mut tasks, addr, shared.clone()).await?;
+        }
+        for forward in settings.forwards {
+            forward::start_forward(&mut tasks, forward, shared.clone()).await?;
+        }
+        for serve in settings.serves {
+            forward::start_serve(&mut tasks, serve, shared.clone())?;
+        }
+        anyhow::Ok(())
+    }
+    .await;
+
+    let ended = match started {
+        Ok(()) => watch_status(node.status(), &stop).await,
+        Err(error) => Err(error),
+    };
+    tasks.shutdown().await;
+    if settings.logout_on_exit {
+        node.logout().await.context("logging out")?;
+    } else {
+        node.shutdown().await;
+    }
+    ended
+}
+
+/// Tells each change of the status until `stop`; ends with an error when the node is refused.
+async fn watch_status(mut status: watch::Receiver<NodeStatus>, stop: &CancellationToken) -> anyhow::Result<()> {
+    let mut told = None;
+    loop {
+        let now = status.borrow_and_update().clone();
+        if told.as_ref() != Some(&now.phase) {
+            tell(&now);
+            if let Phase::Refused { reason } = &now.phase {
+                anyhow::bail!("the control server refused this node: {reason}");
+            }
+            told = Some(now.phase);
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            changed = status.changed() => if changed.is_err() { return Ok(()) },
+        }
+    }
+}
+
+fn tell(status: &NodeStatus) {
+    match &status.phase {
+        Phase::Starting => tracing::info!("connecting to the control server"),
+        Phase::NeedsLogin { url } => tracing::warn!("open this page and sign in: {url}"),
+        Phase::NeedsApproval => tracing::warn!("waiting for an administrator of the tailnet to approve this node"),
+        Phase::Refused { reason } => tracing::error!(reason, "the control server refused this node"),
+        Phase::Registered => tracing::info!("registered"),
+        Phase::Online => {
+            let addresses = status.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+            tracing::info!(name = status.fqdn.as_deref().unwrap_or_default(), addresses, "online");
+        }
+        Phase::Disconnected { reason } => tracing::warn!(reason, "the control server is out of reach"),
+        Phase::Stopped => tracing::info!("stopped"),
+    }
+}
