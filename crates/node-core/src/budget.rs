@@ -22,7 +22,10 @@ impl MemoryBudget {
     /// A budget of `limit` bytes.
     #[must_use]
     pub fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { limit, used: AtomicUsize::new(0) })
+        Arc::new(Self {
+            limit,
+            used: AtomicUsize::new(0),
+        })
     }
 
     /// Bytes that connections hold now.
@@ -37,13 +40,25 @@ impl MemoryBudget {
         loop {
             let percent = used.saturating_mul(100).checked_div(self.limit)?;
             let (_, each) = TIERS.into_iter().find(|(below, _)| percent < *below)?;
-            let each = if used + 2 * each <= self.limit { each } else { SMALLEST };
+            let each = if used + 2 * each <= self.limit {
+                each
+            } else {
+                SMALLEST
+            };
             let after = used + 2 * each;
             if after > self.limit {
                 return None;
             }
-            match self.used.compare_exchange_weak(used, after, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return Some(Share { budget: Arc::clone(self), each }),
+            match self
+                .used
+                .compare_exchange_weak(used, after, Ordering::Relaxed, Ordering::Relaxed)
+            {
+                Ok(_) => {
+                    return Some(Share {
+                        budget: Arc::clone(self),
+                        each,
+                    });
+                }
                 Err(now) => used = now,
             }
         }

@@ -14,8 +14,8 @@ use tailwharf_wire::tsmp::Message;
 use crate::budget::MemoryBudget;
 use crate::disco::{Disco, Heard};
 use crate::event::{
-    Accepted, BindError, ConnError, ConnId, ConnectError, Event, Io, ListenerId, PingError, PingId, PingKind, Reason,
-    UdpError, UdpId,
+    Accepted, BindError, ConnError, ConnId, ConnectError, Event, Io, ListenerId, PingError, PingId, PingKind,
+    Reason, UdpError, UdpId,
 };
 use crate::filter::{Conntrack, DropReason, Verdict};
 use crate::netmap::{Netmap, Peer};
@@ -111,6 +111,12 @@ impl Core {
         }
     }
 
+    /// Takes a new identity, after the old node key expired. All sessions end.
+    pub fn handle_node_key(&mut self, node_key: &NodePrivate) {
+        self.tunnel.set_node_key(node_key);
+        self.disco.set_node_key(node_key.public());
+    }
+
     /// Takes a packet that the relay of a region brought from a node. The packet's bytes are used as working space.
     pub fn handle_derp(&mut self, region: RegionId, from: NodePublic, packet: &mut [u8], now: Instant) {
         self.handle_packet(Path::Derp { region, peer: from }, packet, now);
@@ -145,14 +151,21 @@ impl Core {
                 self.tunnel.paths.heard(&peer.key, path, now);
                 self.tunnel.revive(&peer.key, now);
             }
-            Some(Heard::Pong { tx_id, seen_as }) => self.handle_pong(Token::Disco(tx_id), path, Some(seen_as), now),
+            Some(Heard::Pong { tx_id, seen_as }) => {
+                self.handle_pong(Token::Disco(tx_id), path, Some(seen_as), now)
+            }
             None => self.tunnel.counters.invalid += 1,
         }
     }
 
     fn handle_pong(&mut self, token: Token, path: Path, seen_as: Option<SocketAddr>, now: Instant) {
         if let Some((ping, latency)) = self.pings.answered(token, now) {
-            self.tunnel.events.push_back(Event::PingReply { ping, latency, path, seen_as });
+            self.tunnel.events.push_back(Event::PingReply {
+                ping,
+                latency,
+                path,
+                seen_as,
+            });
         }
     }
 
@@ -205,11 +218,24 @@ impl Core {
         match Message::decode(&packet[parsed.transport..parsed.end]) {
             Ok(Message::Ping(data)) => {
                 // There is no peer API yet, which zero says.
-                tsmp::write(&mut self.scratch, parsed, &Message::Pong { data, peer_api_port: 0 });
+                tsmp::write(
+                    &mut self.scratch,
+                    parsed,
+                    &Message::Pong {
+                        data,
+                        peer_api_port: 0,
+                    },
+                );
                 self.tunnel.send_to(peer, &self.scratch, now);
             }
             Ok(Message::Pong { data, .. }) => self.handle_pong(Token::Tsmp(data), path, None, now),
-            Ok(Message::Reject { protocol: proto::TCP, src_port, dst_port, maybe_broken: false, .. }) => {
+            Ok(Message::Reject {
+                protocol: proto::TCP,
+                src_port,
+                dst_port,
+                maybe_broken: false,
+                ..
+            }) => {
                 let tuple = FlowKey {
                     local: SocketAddr::new(parsed.dst, src_port),
                     remote: SocketAddr::new(parsed.src, dst_port),
@@ -257,7 +283,10 @@ impl Core {
             (self.tunnel.next_held(), Reason::HeldHandshake),
             (self.pings.next_deadline(), Reason::Ping),
         ];
-        deadlines.into_iter().filter_map(|(at, reason)| Some((at?, reason))).min()
+        deadlines
+            .into_iter()
+            .filter_map(|(at, reason)| Some((at?, reason)))
+            .min()
     }
 
     /// The tailnet as it was last told.
@@ -307,7 +336,12 @@ impl Core {
         let peer = self.netmap().peer(peer).cloned().ok_or(PingError::NoPath)?;
         let path = self.tunnel.paths.choose(&peer, now).ok_or(PingError::NoPath)?;
         let token = match kind {
-            PingKind::Disco => Token::Disco(self.disco.ping(&peer, path, &mut self.tunnel.outbox, &mut self.rng)?),
+            PingKind::Disco => {
+                Token::Disco(
+                    self.disco
+                        .ping(&peer, path, &mut self.tunnel.outbox, &mut self.rng)?,
+                )
+            }
             PingKind::Tsmp => {
                 let mut data = [0; 8];
                 self.rng.fill_bytes(&mut data);
@@ -358,7 +392,10 @@ impl Core {
         if self.tunnel.route(remote.ip()).is_none() {
             return Err(ConnectError::NoRoute { remote });
         }
-        let local = self.netmap().address_like(remote.ip()).ok_or(ConnectError::NoAddress { remote })?;
+        let local = self
+            .netmap()
+            .address_like(remote.ip())
+            .ok_or(ConnectError::NoAddress { remote })?;
         self.tcp.connect(local, remote, &mut self.rng)
     }
 
@@ -442,7 +479,10 @@ impl Core {
         let (bound, port, remote) = self.udp.route(socket, to, payload.len())?;
         let no_route = UdpError::NoRoute { remote };
         let peer = self.tunnel.route(remote.ip()).cloned().ok_or(no_route)?;
-        let from = from.or(bound).or_else(|| self.netmap().address_like(remote.ip())).ok_or(no_route)?;
+        let from = from
+            .or(bound)
+            .or_else(|| self.netmap().address_like(remote.ip()))
+            .ok_or(no_route)?;
         if from.is_ipv4() != remote.is_ipv4() {
             return Err(no_route);
         }
@@ -464,5 +504,19 @@ impl Core {
     /// Closes a socket.
     pub fn close_udp(&mut self, socket: UdpId) {
         self.udp.close(socket);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A core may move between threads, and one that is idle is small.
+    #[test]
+    fn an_idle_core_is_small_and_can_move() {
+        fn movable<T: Send>() -> usize {
+            size_of::<T>()
+        }
+        assert!(movable::<Core>() <= 4096, "{} bytes", movable::<Core>());
     }
 }

@@ -44,8 +44,18 @@ pub(crate) enum Heard {
 }
 
 impl Disco {
+    /// Takes the new identity of this node.
+    pub(crate) fn set_node_key(&mut self, node_key: NodePublic) {
+        self.node_key = node_key;
+    }
+
     pub(crate) fn new(key: DiscoPrivate, node_key: NodePublic) -> Self {
-        Self { public: key.public(), key, node_key, boxes: Vec::new() }
+        Self {
+            public: key.public(),
+            key,
+            node_key,
+            boxes: Vec::new(),
+        }
     }
 
     /// Takes a disco packet from `path`. Packets of unknown senders and those that do not open are dropped.
@@ -70,7 +80,9 @@ impl Disco {
                 }
                 let src = match path {
                     Path::Udp(address) => address,
-                    Path::Derp { region, .. } => SocketAddr::from((RELAY_ADDRESS, u16::try_from(region.0).unwrap_or(0))),
+                    Path::Derp { region, .. } => {
+                        SocketAddr::from((RELAY_ADDRESS, u16::try_from(region.0).unwrap_or(0)))
+                    }
                 };
                 self.send(&Message::Pong { tx_id, src }, from, path, outbox, rng);
                 Some(Heard::Ping(peer))
@@ -96,7 +108,11 @@ impl Disco {
             return Err(PingError::Unsupported);
         }
         let tx_id = TxId::generate(rng);
-        let message = Message::Ping { tx_id, node_key: self.node_key, padding: 0 };
+        let message = Message::Ping {
+            tx_id,
+            node_key: self.node_key,
+            padding: 0,
+        };
         self.send(&message, peer.disco, path, outbox, rng);
         Ok(tx_id)
     }

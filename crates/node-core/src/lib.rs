@@ -35,15 +35,15 @@ mod session;
 mod slab;
 mod tcp;
 mod tsmp;
+mod tunnel;
 mod udp;
 mod whois;
-mod tunnel;
 
 pub use self::budget::MemoryBudget;
 pub use self::core::{Core, CoreConfig, Counters};
 pub use self::event::{
-    Accepted, BindError, CloseReason, ConnError, ConnId, ConnectError, Event, Io, ListenerId, PingError, PingId,
-    PingKind, Reason, UdpError, UdpId,
+    Accepted, BindError, CloseReason, ConnError, ConnId, ConnectError, Event, Io, ListenerId, PingError,
+    PingId, PingKind, Reason, UdpError, UdpId,
 };
 pub use self::outbox::Transmit;
 pub use self::paths::Path;

@@ -40,18 +40,33 @@ impl Outbox {
     }
 
     /// Lets `fill` write a datagram of at most `room` bytes; it returns how long it became, or `None` to send nothing.
-    pub(crate) fn push_with(&mut self, path: Path, room: usize, fill: impl FnOnce(&mut [u8]) -> Option<usize>) {
-        if self.chunks.back().is_none_or(|chunk| chunk.capacity() - chunk.len() < room) {
+    pub(crate) fn push_with(
+        &mut self,
+        path: Path,
+        room: usize,
+        fill: impl FnOnce(&mut [u8]) -> Option<usize>,
+    ) {
+        if self
+            .chunks
+            .back()
+            .is_none_or(|chunk| chunk.capacity() - chunk.len() < room)
+        {
             self.chunks.push_back(Vec::with_capacity(room.max(CHUNK)));
         }
         let number = self.first + self.chunks.len() as u64 - 1;
-        let Some(chunk) = self.chunks.back_mut() else { return };
+        let Some(chunk) = self.chunks.back_mut() else {
+            return;
+        };
         let start = chunk.len();
         chunk.resize(start + room, 0);
         let length = fill(&mut chunk[start..]).unwrap_or(0);
         chunk.truncate(start + length);
         if length > 0 {
-            self.items.push_back(Item { path, chunk: number, range: start..start + length });
+            self.items.push_back(Item {
+                path,
+                chunk: number,
+                range: start..start + length,
+            });
         }
     }
 
@@ -73,7 +88,10 @@ impl Outbox {
             self.first += 1;
         }
         let payload = self.chunks.front()?.get(item.range)?;
-        Some(Transmit { path: item.path, payload })
+        Some(Transmit {
+            path: item.path,
+            payload,
+        })
     }
 
     /// Gives all memory back. Only called when nothing is queued.

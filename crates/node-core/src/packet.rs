@@ -149,7 +149,11 @@ impl Parsed {
         };
         // Of the extension headers only the fragment header is followed: official nodes send no other, and each further one is a way around a filter.
         if parsed.proto == proto::V6_FRAGMENT {
-            let extension: [u8; 8] = array(packet.get(V6_HEADER..(V6_HEADER + 8).min(end)).ok_or(PacketError::Short)?)?;
+            let extension: [u8; 8] = array(
+                packet
+                    .get(V6_HEADER..(V6_HEADER + 8).min(end))
+                    .ok_or(PacketError::Short)?,
+            )?;
             let offset = u16::from_be_bytes([extension[2], extension[3]]);
             parsed.proto = extension[0];
             parsed.transport += 8;
@@ -176,7 +180,11 @@ impl Parsed {
             _ => 0,
         };
         if body.len() < least {
-            return Err(if self.fragment == Fragment::First { PacketError::TinyFragment } else { PacketError::Short });
+            return Err(if self.fragment == Fragment::First {
+                PacketError::TinyFragment
+            } else {
+                PacketError::Short
+            });
         }
         match self.proto {
             proto::TCP | proto::UDP | proto::SCTP => {
@@ -274,7 +282,9 @@ fn ip_header(out: &mut Vec<u8>, src: IpAddr, dst: IpAddr, protocol: u8, body_len
     match (src, dst) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
             let total = ((V4_HEADER + body_len) as u16).to_be_bytes();
-            out.extend_from_slice(&[0x45, 0, total[0], total[1], 0, 0, 0x40, 0, HOP_LIMIT, protocol, 0, 0]);
+            out.extend_from_slice(&[
+                0x45, 0, total[0], total[1], 0, 0, 0x40, 0, HOP_LIMIT, protocol, 0, 0,
+            ]);
             out.extend_from_slice(&src.octets());
             out.extend_from_slice(&dst.octets());
             let sum = checksum(&[&out[..V4_HEADER]]).to_be_bytes();
@@ -347,13 +357,21 @@ mod tests {
 
     fn verifies(packet: &[u8]) -> bool {
         let parsed = Parsed::parse(packet).unwrap();
-        transport_checksum(parsed.src, parsed.dst, parsed.proto, &packet[parsed.transport..parsed.end]) == 0
+        transport_checksum(
+            parsed.src,
+            parsed.dst,
+            parsed.proto,
+            &packet[parsed.transport..parsed.end],
+        ) == 0
     }
 
     #[test]
     fn udp_has_right_checksums_in_both_families() {
         let mut out = Vec::new();
-        for (from, to) in [("100.64.0.1:53", "100.64.0.2:4000"), ("[fd7a::1]:53", "[fd7a::2]:4000")] {
+        for (from, to) in [
+            ("100.64.0.1:53", "100.64.0.2:4000"),
+            ("[fd7a::1]:53", "[fd7a::2]:4000"),
+        ] {
             let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
             write_udp(&mut out, from, to, b"odd");
             assert!(verifies(&out));
@@ -365,7 +383,13 @@ mod tests {
     #[test]
     fn echo_is_answered_with_its_payload() {
         let mut request = Vec::new();
-        ip_header(&mut request, "100.64.0.1".parse().unwrap(), "100.64.0.2".parse().unwrap(), proto::ICMP, 12);
+        ip_header(
+            &mut request,
+            "100.64.0.1".parse().unwrap(),
+            "100.64.0.2".parse().unwrap(),
+            proto::ICMP,
+            12,
+        );
         request.extend_from_slice(&[8, 0, 0, 0, 0, 7, 0, 1, b'p', b'i', b'n', b'g']);
         let parsed = Parsed::parse(&request).unwrap();
         assert!(parsed.is_icmp_echo());
@@ -381,7 +405,12 @@ mod tests {
     #[test]
     fn fragments_are_told_apart() {
         let mut packet = Vec::new();
-        write_udp(&mut packet, "1.2.3.4:5".parse().unwrap(), "1.2.3.5:6".parse().unwrap(), b"12345678");
+        write_udp(
+            &mut packet,
+            "1.2.3.4:5".parse().unwrap(),
+            "1.2.3.5:6".parse().unwrap(),
+            b"12345678",
+        );
         packet[6] = 0x20;
         assert_eq!(Parsed::parse(&packet).unwrap().fragment, Fragment::First);
         packet[7] = 1;

@@ -49,9 +49,19 @@ impl Paths {
 
     /// The path for packets to `peer`, or `None` if no way to it is known.
     pub(crate) fn choose(&self, peer: &Peer, now: Instant) -> Option<Path> {
-        let heard = self.heard.get(&peer.key).filter(|heard| now.duration_since(heard.at) < HEARD_LIFETIME);
+        let heard = self
+            .heard
+            .get(&peer.key)
+            .filter(|heard| now.duration_since(heard.at) < HEARD_LIFETIME);
         let region = heard.map_or(peer.home, |heard| heard.region);
-        if region.is_none() { None } else { Some(Path::Derp { region, peer: peer.key }) }
+        if region.is_none() {
+            None
+        } else {
+            Some(Path::Derp {
+                region,
+                peer: peer.key,
+            })
+        }
     }
 
     /// Forgets what was learned of a peer.

@@ -36,7 +36,11 @@ struct Pending {
 
 impl Pings {
     pub(crate) fn check_room(&self) -> Result<(), PingError> {
-        if self.pending.len() < MAX { Ok(()) } else { Err(PingError::TooMany) }
+        if self.pending.len() < MAX {
+            Ok(())
+        } else {
+            Err(PingError::TooMany)
+        }
     }
 
     pub(crate) fn add(&mut self, token: Token, sent: Instant) -> PingId {
@@ -58,7 +62,11 @@ impl Pings {
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) -> impl Iterator<Item = Event> + '_ {
-        let late = self.pending.iter().take_while(|ping| ping.sent + TIMEOUT <= now).count();
+        let late = self
+            .pending
+            .iter()
+            .take_while(|ping| ping.sent + TIMEOUT <= now)
+            .count();
         self.pending.drain(..late).map(|ping| Event::PingTimeout(ping.id))
     }
 }

@@ -19,6 +19,8 @@ use crate::paths::Path;
 pub(crate) const OVERHEAD: usize = 32;
 /// Bytes of a handshake initiation, the largest message that carries no packet.
 pub(crate) const INITIATION_LEN: usize = 148;
+/// First byte of a data message.
+const DATA_TYPE: u8 = 4;
 /// Bytes of a cookie reply.
 const COOKIE_LEN: usize = 64;
 
@@ -60,25 +62,46 @@ impl Identity {
         let private = StaticSecret::from(*node_key.as_bytes());
         let public = PublicKey::from(&private);
         let limiter = Arc::new(RateLimiter::new(&public, HANDSHAKE_LIMIT));
-        Self { private, public, limiter, limiter_reset: None }
+        Self {
+            private,
+            public,
+            limiter,
+            limiter_reset: None,
+        }
     }
 
     /// Looks at a message: checks its outer code, decrypts who an initiation is from.
     pub(crate) fn identify(&mut self, datagram: &[u8], path: Path, now: Instant) -> Message {
-        if self.limiter_reset.is_none_or(|at| now.duration_since(at) >= Duration::from_secs(1)) {
+        if self
+            .limiter_reset
+            .is_none_or(|at| now.duration_since(at) >= Duration::from_secs(1))
+        {
             self.limiter.reset_count();
             self.limiter_reset = Some(now);
         }
         let mut cookie = [0; COOKIE_LEN];
-        match self.limiter.verify_packet(Some(source_address(path)), datagram, &mut cookie) {
-            Ok(Packet::HandshakeInit(init)) => match parse_handshake_anon(&self.private, &self.public, &init) {
+        match self
+            .limiter
+            .verify_packet(Some(source_address(path)), datagram, &mut cookie)
+        {
+            Ok(Packet::HandshakeInit(init)) => match parse_handshake_anon(&self.private, &self.public, &init)
+            {
                 Ok(half) => Message::Initiation(NodePublic::from_bytes(half.peer_static_public)),
                 Err(_) => Message::Invalid,
             },
             // The low byte counts sessions within one peer.
-            Ok(Packet::HandshakeResponse(response)) => Message::Indexed { index: response.receiver_idx >> 8, data: false },
-            Ok(Packet::PacketCookieReply(reply)) => Message::Indexed { index: reply.receiver_idx >> 8, data: false },
-            Ok(Packet::PacketData(data)) => Message::Indexed { index: data.receiver_idx >> 8, data: true },
+            Ok(Packet::HandshakeResponse(response)) => Message::Indexed {
+                index: response.receiver_idx >> 8,
+                data: false,
+            },
+            Ok(Packet::PacketCookieReply(reply)) => Message::Indexed {
+                index: reply.receiver_idx >> 8,
+                data: false,
+            },
+            Ok(Packet::PacketData(data)) => Message::Indexed {
+                index: data.receiver_idx >> 8,
+                data: true,
+            },
             Err(TunnResult::WriteToNetwork(_)) => Message::Cookie(cookie),
             Err(_) => Message::Invalid,
         }
@@ -141,7 +164,11 @@ impl Session {
             index,
             Some(Arc::clone(&identity.limiter)),
         );
-        Self { tunn: Box::new(tunn), ticked: now, queued: false }
+        Self {
+            tunn: Box::new(tunn),
+            ticked: now,
+            queued: false,
+        }
     }
 
     /// Whether data can be sent at once.
@@ -162,8 +189,10 @@ impl Session {
     /// Seals a packet into `out`, which has room for it plus [`OVERHEAD`] and for an initiation. Without a session the packet waits inside, and what is to be
     /// sent is the initiation, if none is under way.
     pub(crate) fn seal(&mut self, packet: &[u8], out: &mut [u8]) -> Option<usize> {
-        self.queued |= !self.is_established();
-        sent(&self.tunn.encapsulate(packet, out))
+        let length = sent(&self.tunn.encapsulate(packet, out));
+        // Anything but a data message means that the packet waits.
+        self.queued |= length.is_none() || out.first() != Some(&DATA_TYPE);
+        length
     }
 
     /// Takes a message. `out` has room for it and for an initiation.
@@ -201,5 +230,9 @@ impl Session {
 }
 
 fn sent(result: &TunnResult<'_>) -> Option<usize> {
-    if let TunnResult::WriteToNetwork(bytes) = result { Some(bytes.len()) } else { None }
+    if let TunnResult::WriteToNetwork(bytes) = result {
+        Some(bytes.len())
+    } else {
+        None
+    }
 }

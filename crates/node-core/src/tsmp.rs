@@ -20,7 +20,10 @@ pub(crate) struct Rejecter {
 impl Rejecter {
     /// Writes the answer to a denied SYN into `out`. Returns `false` if enough were sent lately.
     pub(crate) fn reject(&mut self, denied: &Parsed, out: &mut Vec<u8>, now: Instant) -> bool {
-        if self.window.is_none_or(|start| now.duration_since(start) >= WINDOW) {
+        if self
+            .window
+            .is_none_or(|start| now.duration_since(start) >= WINDOW)
+        {
             self.window = Some(now);
             self.sent = 0;
         }

@@ -89,9 +89,20 @@ impl Tunnel {
         }
     }
 
+    /// Takes a new identity. Sessions and what was kept belong to the old one.
+    pub(crate) fn set_node_key(&mut self, node_key: &NodePrivate) {
+        self.identity = Identity::new(node_key);
+        self.sessions.clear();
+        self.indices.clear();
+        self.ticks.clear();
+        self.held.clear();
+    }
+
     /// The peer to which packets for `address` go.
     pub(crate) fn route(&self, address: IpAddr) -> Option<&Arc<Peer>> {
-        self.netmap.route(address, self.accept_routes).filter(|peer| !peer.expired)
+        self.netmap
+            .route(address, self.accept_routes)
+            .filter(|peer| !peer.expired)
     }
 
     /// Sends an IP packet to whoever has its destination.
@@ -110,7 +121,9 @@ impl Tunnel {
             return;
         };
         self.prepare(peer, now);
-        let Some(entry) = self.sessions.get_mut(&peer.key) else { return };
+        let Some(entry) = self.sessions.get_mut(&peer.key) else {
+            return;
+        };
         entry.used = now;
         let room = (packet.len() + OVERHEAD).max(INITIATION_LEN);
         let session = &mut entry.session;
@@ -126,10 +139,7 @@ impl Tunnel {
         plain: &mut Vec<u8>,
         now: Instant,
     ) -> Option<(Arc<Peer>, usize)> {
-        let room = datagram.len().max(INITIATION_LEN);
-        if plain.len() < room {
-            plain.resize(room, 0);
-        }
+        make_room(plain, datagram.len());
         match self.identity.identify(datagram, path, now) {
             Message::Initiation(key) => {
                 self.initiation(&key, datagram, path, plain, now);
@@ -168,7 +178,9 @@ impl Tunnel {
             return;
         }
         self.prepare(&peer, now);
-        let Some(entry) = self.sessions.get_mut(key) else { return };
+        let Some(entry) = self.sessions.get_mut(key) else {
+            return;
+        };
         if let Opened::Send(length) = entry.session.open(datagram, path, plain) {
             entry.initiated_by_peer = Some(now);
             entry.used = now;
@@ -183,7 +195,12 @@ impl Tunnel {
         if self.held.len() == MAX_HELD {
             self.held.pop_front();
         }
-        self.held.push_back(Held { peer: *key, datagram: datagram.into(), path, until: now + HOLD });
+        self.held.push_back(Held {
+            peer: *key,
+            datagram: datagram.into(),
+            path,
+            until: now + HOLD,
+        });
     }
 
     /// A message for a session that is gone. When a relay vouches that it is from a peer, the peer is better told by a new handshake than left to find out by
@@ -225,15 +242,22 @@ impl Tunnel {
             }
         };
         self.paths.heard(key, path, now);
-        if entry.session.is_established() {
+        let is_waiting = !entry.announced || entry.session.has_queued();
+        if is_waiting && entry.session.is_established() {
             if !entry.announced {
                 entry.announced = true;
-                self.events.push_back(Event::PeerActive { peer: Arc::clone(&entry.peer), path });
+                self.events.push_back(Event::PeerActive {
+                    peer: Arc::clone(&entry.peer),
+                    path,
+                });
             }
             while entry.session.has_queued() {
                 let session = &mut entry.session;
                 // Room for the largest packet that can be waiting.
-                self.outbox.push_with(path, crate::packet::INNER_MTU + OVERHEAD, |out| session.flush(out));
+                self.outbox
+                    .push_with(path, crate::packet::INNER_MTU + OVERHEAD, |out| {
+                        session.flush(out)
+                    });
             }
         }
         result
@@ -241,16 +265,27 @@ impl Tunnel {
 
     /// Starts a handshake with a peer that is heard of but has no session with us.
     pub(crate) fn revive(&mut self, key: &NodePublic, now: Instant) {
-        let Some(peer) = self.netmap.peer_by_key(key).filter(|peer| !peer.expired).cloned() else { return };
-        let Some(path) = self.paths.choose(&peer, now) else { return };
+        let Some(peer) = self.netmap.peer_by_key(key).filter(|peer| !peer.expired).cloned() else {
+            return;
+        };
+        let Some(path) = self.paths.choose(&peer, now) else {
+            return;
+        };
         self.prepare(&peer, now);
-        let Some(entry) = self.sessions.get_mut(key) else { return };
-        if entry.session.is_established() || entry.revived.is_some_and(|at| now.duration_since(at) < REVIVE_PAUSE) {
+        let Some(entry) = self.sessions.get_mut(key) else {
+            return;
+        };
+        if entry.session.is_established()
+            || entry
+                .revived
+                .is_some_and(|at| now.duration_since(at) < REVIVE_PAUSE)
+        {
             return;
         }
         entry.revived = Some(now);
         let session = &mut entry.session;
-        self.outbox.push_with(path, INITIATION_LEN, |out| session.initiate(out));
+        self.outbox
+            .push_with(path, INITIATION_LEN, |out| session.initiate(out));
     }
 
     /// Makes a peer's session if there is none, and brings its idea of the time up to date.
@@ -292,14 +327,20 @@ impl Tunnel {
 
     /// Brings a session's own idea of the time up to date before it is used.
     fn refresh(&mut self, key: &NodePublic, now: Instant) {
-        if self.sessions.get(key).is_some_and(|entry| entry.session.is_stale(now)) {
+        if self
+            .sessions
+            .get(key)
+            .is_some_and(|entry| entry.session.is_stale(now))
+        {
             self.tick(key, now);
         }
     }
 
     /// Lets a session look at the clock. It is dropped if it ended.
     fn tick(&mut self, key: &NodePublic, now: Instant) {
-        let Some(entry) = self.sessions.get_mut(key) else { return };
+        let Some(entry) = self.sessions.get_mut(key) else {
+            return;
+        };
         let mut message = [0; INITIATION_LEN];
         match entry.session.tick(&mut message, now) {
             Tick::Nothing => {}
@@ -325,7 +366,9 @@ impl Tunnel {
                 ended.push(*key);
                 continue;
             };
-            let fresh = entry.initiated_by_peer.is_some_and(|at| now.duration_since(at) < FRESH);
+            let fresh = entry
+                .initiated_by_peer
+                .is_some_and(|at| now.duration_since(at) < FRESH);
             let restarted = !entry.peer.disco.is_zero() && peer.disco != entry.peer.disco;
             if restarted && !fresh {
                 ended.push(*key);
@@ -337,6 +380,7 @@ impl Tunnel {
             self.drop_session(&key);
             self.paths.forget(&key);
         }
+        make_room(plain, INITIATION_LEN);
         for held in std::mem::take(&mut self.held) {
             if held.until <= now {
                 continue;
@@ -380,16 +424,31 @@ impl Tunnel {
                 break;
             }
             self.ticks.pop();
-            let Some(key) = self.indices.get(&index).copied() else { continue };
+            let Some(key) = self.indices.get(&index).copied() else {
+                continue;
+            };
             self.tick(&key, now);
-            let Some(entry) = self.sessions.get(&key) else { continue };
+            let Some(entry) = self.sessions.get(&key) else {
+                continue;
+            };
             let idle = now.duration_since(entry.used);
             if idle >= IDLE_AFTER {
                 self.drop_session(&key);
                 self.paths.forget(&key);
             } else {
-                self.ticks.push(Reverse((now + if idle >= QUIET_AFTER { QUIET_TICK } else { TICK }, index)));
+                self.ticks.push(Reverse((
+                    now + if idle >= QUIET_AFTER { QUIET_TICK } else { TICK },
+                    index,
+                )));
             }
         }
+    }
+}
+
+/// Makes a buffer large enough for what can come of a message of this length.
+fn make_room(buffer: &mut Vec<u8>, length: usize) {
+    let room = length.max(INITIATION_LEN);
+    if buffer.len() < room {
+        buffer.resize(room, 0);
     }
 }

@@ -52,12 +52,22 @@ impl UdpStack {
         port: u16,
         rng: &mut impl RngCore,
     ) -> Result<UdpId, BindError> {
-        let port = if port == 0 { self.free_port(rng).ok_or(BindError::NoPort)? } else { port };
+        let port = if port == 0 {
+            self.free_port(rng).ok_or(BindError::NoPort)?
+        } else {
+            port
+        };
         if self.by_port.contains_key(&(port, address)) {
             return Err(BindError::InUse { port });
         }
-        let socket =
-            Socket { port, address, remote: None, queue: VecDeque::new(), queued_bytes: 0, want_read: false };
+        let socket = Socket {
+            port,
+            address,
+            remote: None,
+            queue: VecDeque::new(),
+            queued_bytes: 0,
+            want_read: false,
+        };
         let key = self.sockets.insert(socket);
         self.by_port.insert((port, address), key);
         Ok(UdpId(key))
@@ -67,7 +77,9 @@ impl UdpStack {
         let count = u32::from(EPHEMERAL.end() - EPHEMERAL.start()) + 1;
         let start = rng.next_u32() % count;
         let taken = |port: u16| self.sockets.values().any(|socket| socket.port == port);
-        (0..count).map(|step| EPHEMERAL.start() + ((start + step) % count) as u16).find(|port| !taken(*port))
+        (0..count)
+            .map(|step| EPHEMERAL.start() + ((start + step) % count) as u16)
+            .find(|port| !taken(*port))
     }
 
     /// Takes datagrams of `remote` alone from now on, and sends to it by default.
@@ -88,7 +100,9 @@ impl UdpStack {
 
     /// Whether a socket was bound to this very address.
     pub(crate) fn is_bound(&self, address: IpAddr) -> bool {
-        self.sockets.values().any(|socket| socket.address == Some(address))
+        self.sockets
+            .values()
+            .any(|socket| socket.address == Some(address))
     }
 
     /// Where a datagram goes from and to: the address and port that it will bear.
@@ -120,19 +134,35 @@ impl UdpStack {
     }
 
     /// Takes a datagram that the filter let pass. Returns whether a socket had room for it.
-    pub(crate) fn handle_datagram(&mut self, packet: &[u8], parsed: &Parsed, events: &mut VecDeque<Event>) -> bool {
+    pub(crate) fn handle_datagram(
+        &mut self,
+        packet: &[u8],
+        parsed: &Parsed,
+        events: &mut VecDeque<Event>,
+    ) -> bool {
         let (from, to) = (parsed.source(), parsed.destination());
         let exact = self.by_port.get(&(to.port(), Some(to.ip())));
-        let Some(key) = exact.or_else(|| self.by_port.get(&(to.port(), None))).copied() else { return false };
-        let Some(socket) = self.sockets.get_mut(key) else { return false };
-        let Some(payload) = packet.get(parsed.transport + 8..parsed.end) else { return false };
+        let Some(key) = exact.or_else(|| self.by_port.get(&(to.port(), None))).copied() else {
+            return false;
+        };
+        let Some(socket) = self.sockets.get_mut(key) else {
+            return false;
+        };
+        let Some(payload) = packet.get(parsed.transport + 8..parsed.end) else {
+            return false;
+        };
         let is_stranger = socket.remote.is_some_and(|remote| remote != from);
-        let is_full = socket.queue.len() >= MAX_QUEUE || socket.queued_bytes + payload.len() > MAX_QUEUE_BYTES;
+        let is_full =
+            socket.queue.len() >= MAX_QUEUE || socket.queued_bytes + payload.len() > MAX_QUEUE_BYTES;
         if is_stranger || is_full {
             return false;
         }
         socket.queued_bytes += payload.len();
-        socket.queue.push_back(Datagram { from, to, payload: payload.to_vec() });
+        socket.queue.push_back(Datagram {
+            from,
+            to,
+            payload: payload.to_vec(),
+        });
         if std::mem::take(&mut socket.want_read) {
             events.push_back(Event::UdpReadable(UdpId(key)));
         }

@@ -25,7 +25,11 @@ pub(crate) fn whois(netmap: &Netmap, remote: IpAddr, local: Option<IpAddr>) -> O
     let own = netmap.self_peer().filter(|peer| peer.addresses.contains(&remote));
     let node = Arc::clone(own.or_else(|| netmap.peer_by_address(remote))?);
     let user = Arc::clone(netmap.user(node.user)?);
-    let local = local.map(|local| local.to_canonical()).or_else(|| netmap.address_like(remote));
-    let cap_map = local.map(|local| netmap.filter().capabilities(remote, &node, local)).unwrap_or_default();
+    let local = local
+        .map(|local| local.to_canonical())
+        .or_else(|| netmap.address_like(remote));
+    let cap_map = local
+        .map(|local| netmap.filter().capabilities(remote, &node, local))
+        .unwrap_or_default();
     Some(WhoIs { node, user, cap_map })
 }

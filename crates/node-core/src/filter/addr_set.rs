@@ -72,7 +72,10 @@ impl Builder {
     }
 
     pub(crate) fn build(self) -> AddrSet {
-        AddrSet { v4: merge(self.v4), v6: merge(self.v6) }
+        AddrSet {
+            v4: merge(self.v4),
+            v6: merge(self.v6),
+        }
     }
 }
 

@@ -29,7 +29,11 @@ pub(crate) struct Conntrack {
 impl Conntrack {
     /// Remembers a datagram that we send.
     pub(crate) fn record(&mut self, protocol: u8, local: SocketAddr, remote: SocketAddr) {
-        let flow = Flow { protocol, local, remote };
+        let flow = Flow {
+            protocol,
+            local,
+            remote,
+        };
         if self.uses.back().is_some_and(|(last, _)| *last == flow) {
             return;
         }
@@ -37,10 +41,13 @@ impl Conntrack {
         self.flows.insert(flow, self.clock);
         self.uses.push_back((flow, self.clock));
         if self.uses.len() > 2 * FLOWS {
-            self.uses.retain(|(flow, used)| self.flows.get(flow) == Some(used));
+            self.uses
+                .retain(|(flow, used)| self.flows.get(flow) == Some(used));
         }
         while self.flows.len() > FLOWS {
-            let Some((oldest, used)) = self.uses.pop_front() else { break };
+            let Some((oldest, used)) = self.uses.pop_front() else {
+                break;
+            };
             if self.flows.get(&oldest) == Some(&used) {
                 self.flows.remove(&oldest);
             }
@@ -56,9 +63,33 @@ impl Conntrack {
                 remote: packet.source(),
             })
     }
+}
 
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.flows.len()
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::{proto, write_udp};
+
+    fn answer(local: SocketAddr, remote: SocketAddr) -> Parsed {
+        let mut packet = Vec::new();
+        write_udp(&mut packet, remote, local, b"");
+        Parsed::parse(&packet).unwrap()
+    }
+
+    #[test]
+    fn the_least_recently_used_flow_goes_first() {
+        let mut conntrack = Conntrack::default();
+        let local: SocketAddr = "100.64.0.1:1".parse().unwrap();
+        let remote = |port: u16| SocketAddr::new("100.64.0.2".parse().unwrap(), port);
+        for round in 0..5000u32 {
+            // One flow is used all the time, one only at first, the others in turn.
+            conntrack.record(proto::UDP, local, remote(1));
+            conntrack.record(proto::UDP, local, remote(1000 + (round % 600) as u16));
+            assert!(conntrack.flows.len() <= FLOWS && conntrack.uses.len() <= 2 * FLOWS + 1);
+        }
+        assert!(conntrack.is_answer(&answer(local, remote(1))));
+        assert!(conntrack.is_answer(&answer(local, remote(1000 + 4999 % 600))));
+        assert!(!conntrack.is_answer(&answer(local, remote(1000 + 4400 % 600))));
+        assert!(!conntrack.is_answer(&answer(remote(1), local)));
     }
 }

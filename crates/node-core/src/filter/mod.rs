@@ -15,8 +15,8 @@ use tailwharf_wire::tailcfg::CapMap;
 
 use self::addr_set::AddrSet;
 pub(crate) use self::conntrack::Conntrack;
-use self::rules::{Packet, Ports};
 pub use self::rules::{FilterPart, RuleError};
+use self::rules::{Packet, Ports};
 use crate::netmap::Peer;
 use crate::packet::{Fragment, Parsed, proto};
 
@@ -54,7 +54,10 @@ impl Filter {
     /// A filter of these parts, for a node to which `local` is routed.
     #[must_use]
     pub fn new(local: &[IpNet], parts: Box<[Arc<FilterPart>]>) -> Self {
-        Self { local: AddrSet::from_nets(local), parts }
+        Self {
+            local: AddrSet::from_nets(local),
+            parts,
+        }
     }
 
     /// Judges a packet that came from `peer`.
@@ -77,7 +80,11 @@ impl Filter {
             proto::ICMP | proto::ICMP6 => packet.is_icmp_answer() || self.allows(packet, peer, Ports::Any),
             _ => self.allows(packet, peer, Ports::All),
         };
-        if accepted { Verdict::Accept } else { Verdict::Drop(DropReason::NoRule) }
+        if accepted {
+            Verdict::Accept
+        } else {
+            Verdict::Drop(DropReason::NoRule)
+        }
     }
 
     /// Capabilities that `peer`, talking from `source`, has at our address `destination`.
@@ -91,7 +98,12 @@ impl Filter {
     }
 
     fn allows(&self, packet: &Parsed, peer: &Peer, ports: Ports) -> bool {
-        let packet = Packet { source: packet.src, destination: packet.dst, protocol: packet.proto, peer };
+        let packet = Packet {
+            source: packet.src,
+            destination: packet.dst,
+            protocol: packet.proto,
+            peer,
+        };
         !peer.answers_only && self.parts.iter().any(|part| part.allows(&packet, ports))
     }
 }

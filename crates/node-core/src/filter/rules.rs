@@ -77,10 +77,16 @@ impl Sources {
             if let Some(cap) = text.strip_prefix(CAP_SOURCE) {
                 node_caps.push(cap.to_owned());
             } else if !addresses.add_text(text) {
-                return Err(RuleError::Source { rule, text: text.clone() });
+                return Err(RuleError::Source {
+                    rule,
+                    text: text.clone(),
+                });
             }
         }
-        Ok(Self { addresses: addresses.build(), node_caps: node_caps.into() })
+        Ok(Self {
+            addresses: addresses.build(),
+            node_caps: node_caps.into(),
+        })
     }
 
     fn contain(&self, source: IpAddr, peer: &Peer) -> bool {
@@ -94,17 +100,30 @@ impl Rule {
         for destination in &rule.dst_ports {
             let mut addresses = Builder::default();
             if !addresses.add_text(&destination.ip) {
-                return Err(RuleError::Destination { rule: number, text: destination.ip.clone() });
+                return Err(RuleError::Destination {
+                    rule: number,
+                    text: destination.ip.clone(),
+                });
             }
-            destinations.push(Destination { addresses: addresses.build(), ports: destination.ports });
+            destinations.push(Destination {
+                addresses: addresses.build(),
+                ports: destination.ports,
+            });
         }
         let protocols: Box<[u8]> = if rule.ip_proto.is_empty() {
             DEFAULT_PROTOCOLS.into()
         } else {
-            rule.ip_proto.iter().filter_map(|number| u8::try_from(*number).ok()).collect()
+            rule.ip_proto
+                .iter()
+                .filter_map(|number| u8::try_from(*number).ok())
+                .collect()
         };
         let sources = Sources::compile(number, &rule.src_ips)?;
-        Ok(Self { sources, protocols, destinations: destinations.into() })
+        Ok(Self {
+            sources,
+            protocols,
+            destinations: destinations.into(),
+        })
     }
 
     fn allows(&self, packet: &Packet<'_>, ports: Ports) -> bool {
@@ -151,7 +170,10 @@ impl FilterPart {
                 errors.push(error);
             }
         }
-        Self { rules: compiled.into(), grants: grants.into() }
+        Self {
+            rules: compiled.into(),
+            grants: grants.into(),
+        }
     }
 
     fn compile_rule(
@@ -169,7 +191,11 @@ impl FilterPart {
                 caps.entry(cap.clone()).or_default();
             }
             let sources = Sources::compile(number, &rule.src_ips)?;
-            grants.push(Grant { sources, destinations: grant.dsts.as_slice().into(), caps });
+            grants.push(Grant {
+                sources,
+                destinations: grant.dsts.as_slice().into(),
+                caps,
+            });
         }
         Ok(())
     }
@@ -181,9 +207,13 @@ impl FilterPart {
     /// Adds the capabilities that `peer`, talking from `source`, has at `destination`.
     pub(super) fn grant(&self, source: IpAddr, peer: &Peer, destination: IpAddr, caps: &mut CapMap) {
         for grant in &self.grants {
-            if grant.destinations.iter().any(|net| net.contains(&destination)) && grant.sources.contain(source, peer) {
+            if grant.destinations.iter().any(|net| net.contains(&destination))
+                && grant.sources.contain(source, peer)
+            {
                 for (cap, values) in &grant.caps {
-                    caps.entry(cap.clone()).or_default().extend(values.iter().cloned());
+                    caps.entry(cap.clone())
+                        .or_default()
+                        .extend(values.iter().cloned());
                 }
             }
         }

@@ -39,7 +39,11 @@ impl Interner {
     #[must_use]
     pub fn peer_count(&self) -> usize {
         let versions = self.peers.versions.lock().unwrap_or_else(PoisonError::into_inner);
-        versions.values().flatten().filter(|version| version.strong_count() > 0).count()
+        versions
+            .values()
+            .flatten()
+            .filter(|version| version.strong_count() > 0)
+            .count()
     }
 }
 
@@ -51,7 +55,9 @@ struct Pool<K, V> {
 
 impl<K, V> Default for Pool<K, V> {
     fn default() -> Self {
-        Self { versions: Mutex::new(HashMap::new()) }
+        Self {
+            versions: Mutex::new(HashMap::new()),
+        }
     }
 }
 
@@ -64,7 +70,10 @@ impl<K: Eq + Hash, V: PartialEq> Pool<K, V> {
         }
         let versions = all.entry(key).or_default();
         versions.retain(|version| version.strong_count() > 0);
-        let known = versions.iter().filter_map(Weak::upgrade).find(|known| **known == value);
+        let known = versions
+            .iter()
+            .filter_map(Weak::upgrade)
+            .find(|known| **known == value);
         known.unwrap_or_else(|| {
             let value = Arc::new(value);
             versions.push(Arc::downgrade(&value));

@@ -54,7 +54,10 @@ impl Netmap {
         let mut next = Inner::clone(&self.inner);
         if let Some(node) = &response.node {
             next.self_peer = Some(interner.peer(Peer::from_node(node)));
-            next.self_node = Some(Arc::new(Node { hostinfo: None, ..node.clone() }));
+            next.self_node = Some(Arc::new(Node {
+                hostinfo: None,
+                ..node.clone()
+            }));
         }
         if let Some(derp_map) = &response.derp_map {
             next.derp_map = Some(interner.derp_map(derp_map));
@@ -70,14 +73,24 @@ impl Netmap {
         }
         if !response.user_profiles.is_empty() {
             let users = Arc::make_mut(&mut next.users);
-            users.extend(response.user_profiles.iter().map(|user| (user.id, interner.user(user))));
+            users.extend(
+                response
+                    .user_profiles
+                    .iter()
+                    .map(|user| (user.id, interner.user(user))),
+            );
         }
         if let Some(peers) = next.peers.apply(response, interner) {
             next.peers = Arc::new(peers);
         }
         let mut errors = Vec::new();
         next.apply_filters(response, &mut errors);
-        (Self { inner: Arc::new(next) }, errors)
+        (
+            Self {
+                inner: Arc::new(next),
+            },
+            errors,
+        )
     }
 
     /// This node itself. Its `hostinfo` is left out. `None` before the first map response.
@@ -88,7 +101,10 @@ impl Netmap {
 
     /// Own addresses, IPv4 first.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        self.inner.self_peer.iter().flat_map(|peer| peer.addresses.iter().copied())
+        self.inner
+            .self_peer
+            .iter()
+            .flat_map(|peer| peer.addresses.iter().copied())
     }
 
     /// Own address of the family of `like`.
@@ -125,7 +141,13 @@ impl Netmap {
     #[must_use]
     pub fn route(&self, address: IpAddr, accept_routes: bool) -> Option<&Arc<Peer>> {
         let peers = self.peer_set();
-        peers.by_address(address).or_else(|| if accept_routes { peers.by_route(address) } else { None })
+        peers.by_address(address).or_else(|| {
+            if accept_routes {
+                peers.by_route(address)
+            } else {
+                None
+            }
+        })
     }
 
     /// Peer by name: its full name, with or without the final dot, or its first label. Case does not matter.
@@ -133,7 +155,10 @@ impl Netmap {
     pub fn peer_by_name(&self, name: &str) -> Option<&Arc<Peer>> {
         let name = name.strip_suffix('.').unwrap_or(name);
         let full = self.peers().find(|peer| peer.name.eq_ignore_ascii_case(name));
-        full.or_else(|| self.peers().find(|peer| peer.first_label().eq_ignore_ascii_case(name)))
+        full.or_else(|| {
+            self.peers()
+                .find(|peer| peer.first_label().eq_ignore_ascii_case(name))
+        })
     }
 
     /// A user's profile.
@@ -183,7 +208,11 @@ impl Netmap {
 
     fn peer_set(&self) -> &PeerSet {
         static NONE: LazyLock<PeerSet> = LazyLock::new(PeerSet::default);
-        if self.inner.locked { &NONE } else { &self.inner.peers }
+        if self.inner.locked {
+            &NONE
+        } else {
+            &self.inner.peers
+        }
     }
 }
 
@@ -191,7 +220,10 @@ impl Inner {
     fn apply_filters(&mut self, response: &MapResponse, errors: &mut Vec<RuleError>) {
         let mut changed = response.node.is_some();
         if !response.packet_filter.is_empty() {
-            self.parts.insert(BASE_PART.into(), Arc::new(FilterPart::compile(&response.packet_filter, errors)));
+            self.parts.insert(
+                BASE_PART.into(),
+                Arc::new(FilterPart::compile(&response.packet_filter, errors)),
+            );
             changed = true;
         }
         if let Some(parts) = &response.packet_filters {
@@ -202,7 +234,8 @@ impl Inner {
             for (name, rules) in parts {
                 match rules {
                     Some(rules) => {
-                        self.parts.insert(name.clone(), Arc::new(FilterPart::compile(rules, errors)));
+                        self.parts
+                            .insert(name.clone(), Arc::new(FilterPart::compile(rules, errors)));
                     }
                     None => {
                         self.parts.remove(name);

@@ -4,7 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use tailwharf_wire::key::{DiscoPublic, NodePublic};
-use tailwharf_wire::tailcfg::{CapMap, CapabilityVersion, Node, NodeId, PeerChange, RegionId, StableId, UserId};
+use tailwharf_wire::tailcfg::{
+    CapMap, CapabilityVersion, Node, NodeId, PeerChange, RegionId, StableId, UserId,
+};
 
 /// What a node needs to know of a peer (or of itself, for [`crate::WhoIs`]). Two records of one content are one record in memory, see
 /// [`super::Interner`].

@@ -36,7 +36,11 @@ impl PeerSet {
     pub(super) fn apply(&self, response: &MapResponse, interner: &Interner) -> Option<Self> {
         let mut peers = self.peers.clone();
         if !response.peers.is_empty() {
-            peers = response.peers.iter().map(|node| interner.peer(Peer::from_node(node))).collect();
+            peers = response
+                .peers
+                .iter()
+                .map(|node| interner.peer(Peer::from_node(node)))
+                .collect();
             peers.sort_unstable_by_key(|peer| peer.id);
             peers.dedup_by_key(|peer| peer.id);
         }
@@ -61,7 +65,10 @@ impl PeerSet {
             if let Ok(at) = peers.binary_search_by_key(id, |peer| peer.id)
                 && peers[at].online != Some(*online)
             {
-                peers[at] = interner.peer(Peer { online: Some(*online), ..Peer::clone(&peers[at]) });
+                peers[at] = interner.peer(Peer {
+                    online: Some(*online),
+                    ..Peer::clone(&peers[at])
+                });
             }
         }
         if same(&peers, &self.peers, Arc::ptr_eq) {
@@ -87,13 +94,17 @@ impl PeerSet {
 
     pub(super) fn by_key(&self, key: &NodePublic) -> Option<&Arc<Peer>> {
         let keys = &self.index.keys;
-        let at = keys.binary_search_by(|at| self.peers[*at as usize].key.cmp(key)).ok()?;
+        let at = keys
+            .binary_search_by(|at| self.peers[*at as usize].key.cmp(key))
+            .ok()?;
         self.peers.get(keys[at] as usize)
     }
 
     pub(super) fn by_address(&self, address: IpAddr) -> Option<&Arc<Peer>> {
         let addresses = &self.index.addresses;
-        let at = addresses.binary_search_by(|at| indexed_address(&self.peers, *at).cmp(&address)).ok()?;
+        let at = addresses
+            .binary_search_by(|at| indexed_address(&self.peers, *at).cmp(&address))
+            .ok()?;
         self.peers.get((addresses[at] / ADDRESSES) as usize)
     }
 
@@ -113,12 +124,19 @@ impl Index {
             let at = at as u32;
             let indexed = peer.addresses.len().min(ADDRESSES as usize) as u32;
             addresses.extend((0..indexed).map(|which| at * ADDRESSES + which));
-            let subnets = peer.allowed_ips.iter().filter(|net| net.prefix_len() != 0 && !peer.addresses.contains(&net.addr()));
+            let subnets = peer
+                .allowed_ips
+                .iter()
+                .filter(|net| net.prefix_len() != 0 && !peer.addresses.contains(&net.addr()));
             routes.extend(subnets.map(|net| (*net, at)));
         }
         addresses.sort_unstable_by_key(|at| indexed_address(peers, *at));
         routes.sort_by_key(|(net, _)| std::cmp::Reverse(net.prefix_len()));
-        Self { keys: keys.into(), addresses: addresses.into(), routes: routes.into() }
+        Self {
+            keys: keys.into(),
+            addresses: addresses.into(),
+            routes: routes.into(),
+        }
     }
 }
 

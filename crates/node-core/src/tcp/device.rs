@@ -51,7 +51,11 @@ impl Device for OnePacket<'_> {
     }
 
     fn transmit(&mut self, _now: smoltcp::time::Instant) -> Option<Tx<'_>> {
-        if self.tx.is_empty() { Some(Tx(self.tx)) } else { None }
+        if self.tx.is_empty() {
+            Some(Tx(self.tx))
+        } else {
+            None
+        }
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -82,8 +86,15 @@ impl Wire {
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = random_seed;
         let mut none = Vec::new();
-        let mut device = OnePacket { rx: None, tx: &mut none };
-        Self { iface: Interface::new(config, &mut device, smoltcp::time::Instant::ZERO), address: None, epoch }
+        let mut device = OnePacket {
+            rx: None,
+            tx: &mut none,
+        };
+        Self {
+            iface: Interface::new(config, &mut device, smoltcp::time::Instant::ZERO),
+            address: None,
+            epoch,
+        }
     }
 
     /// Makes `address` the one that is ours. Flows of different addresses take turns.

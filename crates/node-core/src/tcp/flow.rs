@@ -109,7 +109,10 @@ impl Flow {
     pub(super) fn connect(&mut self, wire: &mut Wire) -> bool {
         let FlowKey { local, remote } = self.key;
         wire.set_address(local.ip());
-        self.sockets.get_mut::<Socket<'static>>(self.handle).connect(wire.iface.context(), remote, local).is_ok()
+        self.sockets
+            .get_mut::<Socket<'static>>(self.handle)
+            .connect(wire.iface.context(), remote, local)
+            .is_ok()
     }
 
     /// Takes a segment. An answer that must go out at once is left in `tx`.
@@ -118,7 +121,8 @@ impl Flow {
         wire.set_address(self.key.local.ip());
         let time = wire.time(now);
         let mut device = OnePacket { rx: Some(packet), tx };
-        wire.iface.poll_ingress_single(time, &mut device, &mut self.sockets);
+        wire.iface
+            .poll_ingress_single(time, &mut device, &mut self.sockets);
     }
 
     /// Produces the next segment in `tx`. Returns whether there was one.
@@ -155,7 +159,11 @@ impl Flow {
         let socket = self.socket_mut();
         socket.set_timeout(Some(ORPHAN_TIMEOUT));
         socket.set_keep_alive(None);
-        if socket.recv_queue() > 0 { socket.abort() } else { socket.close() }
+        if socket.recv_queue() > 0 {
+            socket.abort()
+        } else {
+            socket.close()
+        }
     }
 
     /// Whether a read would return something: data, the end, or an error.
@@ -167,7 +175,10 @@ impl Flow {
     /// Whether the other side has sent everything and it was read.
     pub(super) fn is_at_end(&self) -> bool {
         let state = self.state();
-        let received_fin = matches!(state, State::CloseWait | State::LastAck | State::Closing | State::TimeWait);
+        let received_fin = matches!(
+            state,
+            State::CloseWait | State::LastAck | State::Closing | State::TimeWait
+        );
         !self.socket().can_recv() && (received_fin || (self.is_finished && self.ended.is_none()))
     }
 
@@ -175,6 +186,7 @@ impl Flow {
     pub(super) fn is_writable(&self) -> bool {
         let socket = self.socket();
         self.is_finished
-            || (socket.may_send() && socket.send_capacity() - socket.send_queue() >= socket.send_capacity() / 4)
+            || (socket.may_send()
+                && socket.send_capacity() - socket.send_queue() >= socket.send_capacity() / 4)
     }
 }

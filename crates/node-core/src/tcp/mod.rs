@@ -26,8 +26,10 @@ use crate::packet::{Parsed, tcp_flags};
 use crate::slab::{Key, Slab};
 use crate::tunnel::Tunnel;
 
-/// Connections of one listener whose handshake is under way. A flood of SYNs pushes out its own oldest.
-const MAX_HALF_OPEN: usize = 64;
+/// Connections of one listener whose handshake is under way.
+const MAX_HALF_OPEN: usize = 128;
+/// When there are so many, one that has waited for longer than this makes room for a new one. A client that is alive completes within a round trip.
+const HALF_OPEN_PATIENCE: Duration = Duration::from_secs(1);
 /// Segments that one connection sends before the next has its turn.
 const BURST: usize = 32;
 /// A deadline that has passed although the flow had nothing to send is not looked at again before this.
@@ -61,7 +63,7 @@ struct Listener {
     address: Option<IpAddr>,
     port: u16,
     backlog: usize,
-    half_open: VecDeque<Key>,
+    half_open: VecDeque<(Key, Instant)>,
     queue: VecDeque<Key>,
 }
 
@@ -92,8 +94,17 @@ impl TcpStack {
     }
 
     /// Takes a segment that the filter let pass.
-    pub(crate) fn handle_segment(&mut self, packet: &[u8], parsed: &Parsed, tunnel: &mut Tunnel, now: Instant) {
-        let tuple = FlowKey { local: parsed.destination(), remote: parsed.source() };
+    pub(crate) fn handle_segment(
+        &mut self,
+        packet: &[u8],
+        parsed: &Parsed,
+        tunnel: &mut Tunnel,
+        now: Instant,
+    ) {
+        let tuple = FlowKey {
+            local: parsed.destination(),
+            remote: parsed.source(),
+        };
         if let Some(key) = self.by_tuple.get(&tuple).copied() {
             self.ingress(key, packet, parsed, tunnel, now);
             return;
@@ -118,8 +129,15 @@ impl TcpStack {
 
     /// The listener for a local address; one bound to the address goes before one for all.
     fn listener_for(&self, local: SocketAddr) -> Option<Key> {
-        let serving = self.listeners.keys().filter(|key| self.listeners.get(*key).is_some_and(|l| l.serves(local)));
-        serving.max_by_key(|key| self.listeners.get(*key).map(|listener| listener.address.is_some()))
+        let serving = self
+            .listeners
+            .keys()
+            .filter(|key| self.listeners.get(*key).is_some_and(|l| l.serves(local)));
+        serving.max_by_key(|key| {
+            self.listeners
+                .get(*key)
+                .map(|listener| listener.address.is_some())
+        })
     }
 
     fn handle_syn(
@@ -131,14 +149,21 @@ impl TcpStack {
         tunnel: &mut Tunnel,
         now: Instant,
     ) {
-        let Some(listener) = self.listeners.get_mut(listener_key) else { return };
-        if listener.queue.len() >= listener.backlog {
+        let Some(listener) = self.listeners.get_mut(listener_key) else {
+            return;
+        };
+        let oldest = listener
+            .half_open
+            .front()
+            .copied()
+            .filter(|_| listener.half_open.len() >= MAX_HALF_OPEN);
+        let is_stuck = oldest.is_some_and(|(_, since)| now.duration_since(since) < HALF_OPEN_PATIENCE);
+        if listener.queue.len() >= listener.backlog || is_stuck {
             // The client asks again, by when the application may have caught up.
             tunnel.counters.syn_dropped += 1;
             return;
         }
-        let oldest = if listener.half_open.len() >= MAX_HALF_OPEN { listener.half_open.pop_front() } else { None };
-        if let Some(oldest) = oldest {
+        if let Some((oldest, _)) = oldest {
             tunnel.counters.syn_dropped += 1;
             self.remove(oldest);
         }
@@ -151,20 +176,26 @@ impl TcpStack {
         let key = self.flows.insert(flow);
         self.by_tuple.insert(tuple, key);
         if let Some(listener) = self.listeners.get_mut(listener_key) {
-            listener.half_open.push_back(key);
+            listener.half_open.push_back((key, now));
         }
         self.ingress(key, packet, parsed, tunnel, now);
     }
 
     fn ingress(&mut self, key: Key, packet: &[u8], parsed: &Parsed, tunnel: &mut Tunnel, now: Instant) {
-        let Some(flow) = self.flows.get_mut(key) else { return };
+        let Some(flow) = self.flows.get_mut(key) else {
+            return;
+        };
         let before = flow.state();
         flow.ingress(&mut self.wire, packet, &mut self.tx, now);
         if !self.tx.is_empty() {
             tunnel.send(&self.tx, flow.key.remote.ip(), now);
         }
         if parsed.flags & tcp_flags::RST != 0 && matches!(flow.state(), State::Closed | State::Listen) {
-            flow.verdict = Some(if before == State::SynSent { CloseReason::Refused } else { CloseReason::Reset });
+            flow.verdict = Some(if before == State::SynSent {
+                CloseReason::Refused
+            } else {
+                CloseReason::Reset
+            });
         }
         self.touch(key);
     }
@@ -174,8 +205,13 @@ impl TcpStack {
         self.tx.clear();
         self.wire.set_address(tuple.local.ip());
         let time = self.wire.time(now);
-        let mut device = OnePacket { rx: Some(packet), tx: &mut self.tx };
-        self.wire.iface.poll_ingress_single(time, &mut device, &mut SocketSet::new(Vec::new()));
+        let mut device = OnePacket {
+            rx: Some(packet),
+            tx: &mut self.tx,
+        };
+        self.wire
+            .iface
+            .poll_ingress_single(time, &mut device, &mut SocketSet::new(Vec::new()));
         if !self.tx.is_empty() {
             tunnel.send(&self.tx, tuple.remote.ip(), now);
         }
@@ -200,7 +236,9 @@ impl TcpStack {
             }
             return false;
         };
-        let Some(flow) = self.flows.get_mut(key) else { return true };
+        let Some(flow) = self.flows.get_mut(key) else {
+            return true;
+        };
         flow.is_dirty = false;
         let more = !flow.is_finished && self.egress(key, tunnel, now);
         self.settle(key, tunnel);
@@ -214,7 +252,9 @@ impl TcpStack {
 
     /// Sends what the flow has, up to a burst. Returns whether more is left.
     fn egress(&mut self, key: Key, tunnel: &mut Tunnel, now: Instant) -> bool {
-        let Some(flow) = self.flows.get_mut(key) else { return false };
+        let Some(flow) = self.flows.get_mut(key) else {
+            return false;
+        };
         let is_last = flow.state() == State::TimeWait;
         if is_last {
             // The last acknowledgement goes out now, so that the socket can go.
@@ -234,7 +274,9 @@ impl TcpStack {
 
     /// Draws the conclusions from a flow's state: tells the application, lets go of what has ended.
     fn settle(&mut self, key: Key, tunnel: &mut Tunnel) {
-        let Some(flow) = self.flows.get_mut(key) else { return };
+        let Some(flow) = self.flows.get_mut(key) else {
+            return;
+        };
         let state = flow.state();
         match flow.stage {
             Stage::HalfOpen(listener) => match state {
@@ -246,7 +288,7 @@ impl TcpStack {
                 _ => {
                     flow.established(Stage::Queued(listener));
                     if let Some(listener) = self.listeners.get_mut(listener) {
-                        listener.half_open.retain(|half_open| *half_open != key);
+                        listener.half_open.retain(|(half_open, _)| *half_open != key);
                         listener.queue.push_back(key);
                     }
                     tunnel.events.push_back(Event::Acceptable(ListenerId(listener)));
@@ -273,7 +315,9 @@ impl TcpStack {
 
     /// A flow has ended: nothing more is sent or taken for it. It stays while an application holds it, which may have data to read.
     fn finish(&mut self, key: Key, tunnel: &mut Tunnel) {
-        let Some(flow) = self.flows.get_mut(key) else { return };
+        let Some(flow) = self.flows.get_mut(key) else {
+            return;
+        };
         if matches!(flow.stage, Stage::Orphan | Stage::Queued(_)) {
             self.remove(key);
             return;
@@ -289,7 +333,10 @@ impl TcpStack {
             });
         }
         if let Some(reason) = flow.ended {
-            tunnel.events.push_back(Event::Closed { conn: ConnId(key), reason });
+            tunnel.events.push_back(Event::Closed {
+                conn: ConnId(key),
+                reason,
+            });
         }
         let tuple = flow.key;
         self.unmap(key, &tuple);
@@ -297,7 +344,9 @@ impl TcpStack {
 
     /// Tells an application that waits.
     fn notify(&mut self, key: Key, tunnel: &mut Tunnel) {
-        let Some(flow) = self.flows.get_mut(key) else { return };
+        let Some(flow) = self.flows.get_mut(key) else {
+            return;
+        };
         if flow.want_read && flow.is_readable() {
             flow.want_read = false;
             tunnel.events.push_back(Event::Readable(ConnId(key)));
@@ -320,20 +369,26 @@ impl TcpStack {
 
     /// Lets go of a flow and its buffers.
     fn remove(&mut self, key: Key) {
-        let Some(flow) = self.flows.remove(key) else { return };
+        let Some(flow) = self.flows.remove(key) else {
+            return;
+        };
         self.unmap(key, &flow.key);
         if let Stage::HalfOpen(listener) | Stage::Queued(listener) = flow.stage
             && let Some(listener) = self.listeners.get_mut(listener)
         {
-            listener.half_open.retain(|waiting| *waiting != key);
+            listener.half_open.retain(|(half_open, _)| *half_open != key);
             listener.queue.retain(|waiting| *waiting != key);
         }
     }
 
     /// Sees to it that the flow is served at its deadline.
     fn arm(&mut self, key: Key, now: Instant) {
-        let Some(flow) = self.flows.get_mut(key) else { return };
-        let Some(deadline) = flow.deadline(&mut self.wire, now) else { return };
+        let Some(flow) = self.flows.get_mut(key) else {
+            return;
+        };
+        let Some(deadline) = flow.deadline(&mut self.wire, now) else {
+            return;
+        };
         let deadline = deadline.max(now + MIN_PAUSE);
         if flow.armed.is_none_or(|armed| deadline < armed) {
             flow.armed = Some(deadline);
@@ -354,7 +409,9 @@ impl TcpStack {
                 break;
             }
             self.timers.pop();
-            let Some(flow) = self.flows.get_mut(key) else { continue };
+            let Some(flow) = self.flows.get_mut(key) else {
+                continue;
+            };
             if flow.armed == Some(at) {
                 flow.armed = None;
                 self.touch(key);

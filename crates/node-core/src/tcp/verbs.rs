@@ -8,7 +8,9 @@ use smoltcp::socket::tcp::State;
 
 use super::flow::{Flow, Stage};
 use super::{FlowKey, Listener, MAX_BACKLOG, TcpStack};
-use crate::event::{Accepted, BindError, CloseReason, ConnError, ConnId, ConnectError, Event, Io, ListenerId};
+use crate::event::{
+    Accepted, BindError, CloseReason, ConnError, ConnId, ConnectError, Event, Io, ListenerId,
+};
 use crate::slab::Key;
 use crate::tunnel::Tunnel;
 
@@ -25,12 +27,21 @@ impl TcpStack {
         if port == 0 {
             return Err(BindError::NoPort);
         }
-        if self.listeners.values().any(|listener| listener.port == port && listener.address == address) {
+        if self
+            .listeners
+            .values()
+            .any(|listener| listener.port == port && listener.address == address)
+        {
             return Err(BindError::InUse { port });
         }
         let backlog = backlog.clamp(1, MAX_BACKLOG);
-        let listener =
-            Listener { address, port, backlog, half_open: VecDeque::new(), queue: VecDeque::new() };
+        let listener = Listener {
+            address,
+            port,
+            backlog,
+            half_open: VecDeque::new(),
+            queue: VecDeque::new(),
+        };
         Ok(ListenerId(self.listeners.insert(listener)))
     }
 
@@ -38,13 +49,24 @@ impl TcpStack {
         let key = self.listeners.get_mut(listener.0)?.queue.pop_front()?;
         let flow = self.flows.get_mut(key)?;
         flow.stage = Stage::Open;
-        Some(Accepted { conn: ConnId(key), local: flow.key.local, remote: flow.key.remote })
+        Some(Accepted {
+            conn: ConnId(key),
+            local: flow.key.local,
+            remote: flow.key.remote,
+        })
     }
 
     /// Closes a listener; connections that nobody accepted are reset.
     pub(crate) fn close_listener(&mut self, listener: ListenerId) {
-        let Some(listener) = self.listeners.remove(listener.0) else { return };
-        for key in listener.half_open.into_iter().chain(listener.queue) {
+        let Some(listener) = self.listeners.remove(listener.0) else {
+            return;
+        };
+        for key in listener
+            .half_open
+            .into_iter()
+            .map(|(key, _)| key)
+            .chain(listener.queue)
+        {
             self.abort(ConnId(key));
         }
     }
@@ -55,7 +77,9 @@ impl TcpStack {
         remote: SocketAddr,
         rng: &mut impl RngCore,
     ) -> Result<ConnId, ConnectError> {
-        let key = self.free_tuple(local, remote, rng).ok_or(ConnectError::NoPort { remote })?;
+        let key = self
+            .free_tuple(local, remote, rng)
+            .ok_or(ConnectError::NoPort { remote })?;
         let share = self.budget.take().ok_or(ConnectError::NoMemory)?;
         let mut flow = Flow::new(key, Stage::Opening, share);
         if !flow.connect(&mut self.wire) {
@@ -72,19 +96,28 @@ impl TcpStack {
     fn free_tuple(&self, local: IpAddr, remote: SocketAddr, rng: &mut impl RngCore) -> Option<FlowKey> {
         let count = u32::from(EPHEMERAL.end() - EPHEMERAL.start()) + 1;
         let start = rng.next_u32() % count;
-        (0..count).map(|step| EPHEMERAL.start() + ((start + step) % count) as u16).find_map(|port| {
-            let key = FlowKey { local: SocketAddr::new(local, port), remote };
-            let taken = self.by_tuple.contains_key(&key)
-                || self.time_wait.contains(&key)
-                || self.listeners.values().any(|listener| listener.serves(key.local));
-            if taken { None } else { Some(key) }
-        })
+        (0..count)
+            .map(|step| EPHEMERAL.start() + ((start + step) % count) as u16)
+            .find_map(|port| {
+                let key = FlowKey {
+                    local: SocketAddr::new(local, port),
+                    remote,
+                };
+                let taken = self.by_tuple.contains_key(&key)
+                    || self.time_wait.contains(&key)
+                    || self.listeners.values().any(|listener| listener.serves(key.local));
+                if taken { None } else { Some(key) }
+            })
     }
 
     /// The flow that an application holds under this handle.
     fn held(&mut self, conn: ConnId) -> Result<&mut Flow, ConnError> {
         let flow = self.flows.get_mut(conn.0).ok_or(ConnError::NotOpen)?;
-        if matches!(flow.stage, Stage::Open | Stage::Opening) { Ok(flow) } else { Err(ConnError::NotOpen) }
+        if matches!(flow.stage, Stage::Open | Stage::Opening) {
+            Ok(flow)
+        } else {
+            Err(ConnError::NotOpen)
+        }
     }
 
     pub(crate) fn read(&mut self, conn: ConnId, buffer: &mut [u8]) -> Result<Io<usize>, ConnError> {
@@ -116,7 +149,11 @@ impl TcpStack {
         if !is_opening && !flow.socket().may_send() {
             return Err(ConnError::ShutDown);
         }
-        let length = if is_opening { 0 } else { flow.socket_mut().send_slice(data).unwrap_or(0) };
+        let length = if is_opening {
+            0
+        } else {
+            flow.socket_mut().send_slice(data).unwrap_or(0)
+        };
         if length == 0 && !data.is_empty() {
             flow.want_write = true;
             return Ok(Io::Pending);
@@ -137,7 +174,9 @@ impl TcpStack {
 
     /// Lets go of a connection; what was written is still delivered.
     pub(crate) fn close(&mut self, conn: ConnId) {
-        let Some(flow) = self.flows.get_mut(conn.0) else { return };
+        let Some(flow) = self.flows.get_mut(conn.0) else {
+            return;
+        };
         if flow.is_finished {
             self.remove(conn.0);
             return;
@@ -148,7 +187,9 @@ impl TcpStack {
 
     /// Ends a connection at once with a reset.
     pub(crate) fn abort(&mut self, conn: ConnId) {
-        let Some(flow) = self.flows.get_mut(conn.0) else { return };
+        let Some(flow) = self.flows.get_mut(conn.0) else {
+            return;
+        };
         if flow.is_finished {
             self.remove(conn.0);
             return;
@@ -173,15 +214,23 @@ impl TcpStack {
 
     /// The peer's filter turned down a connection that we are opening.
     pub(crate) fn handle_reject(&mut self, tuple: &FlowKey, tunnel: &mut Tunnel) {
-        let Some(key) = self.by_tuple.get(tuple).copied() else { return };
-        if self.flows.get(key).is_some_and(|flow| flow.stage == Stage::Opening && flow.state() == State::SynSent) {
+        let Some(key) = self.by_tuple.get(tuple).copied() else {
+            return;
+        };
+        if self
+            .flows
+            .get(key)
+            .is_some_and(|flow| flow.stage == Stage::Opening && flow.state() == State::SynSent)
+        {
             self.end(key, CloseReason::Denied, tunnel);
         }
     }
 
     /// Ends a flow without a word to the other side.
     fn end(&mut self, key: Key, reason: CloseReason, tunnel: &mut Tunnel) {
-        let Some(flow) = self.flows.get_mut(key) else { return };
+        let Some(flow) = self.flows.get_mut(key) else {
+            return;
+        };
         if !matches!(flow.stage, Stage::Open | Stage::Opening) {
             self.remove(key);
             return;
@@ -190,18 +239,25 @@ impl TcpStack {
         flow.is_finished = true;
         flow.ended = Some(reason);
         let tuple = flow.key;
-        tunnel.events.push_back(Event::Closed { conn: ConnId(key), reason });
+        tunnel.events.push_back(Event::Closed {
+            conn: ConnId(key),
+            reason,
+        });
         self.unmap(key, &tuple);
         self.notify(key, tunnel);
     }
 
     /// Whether a listener was bound to this very address.
     pub(crate) fn is_bound(&self, address: IpAddr) -> bool {
-        self.listeners.values().any(|listener| listener.address == Some(address))
+        self.listeners
+            .values()
+            .any(|listener| listener.address == Some(address))
     }
 
     /// Both ends of a connection.
     pub(crate) fn addresses(&self, conn: ConnId) -> Option<(SocketAddr, SocketAddr)> {
-        self.flows.get(conn.0).map(|flow| (flow.key.local, flow.key.remote))
+        self.flows
+            .get(conn.0)
+            .map(|flow| (flow.key.local, flow.key.remote))
     }
 }
