@@ -288,6 +288,19 @@ impl Client {
         }
     }
 
+    async fn write_tags(&self, id: &DeviceId, tags: &[String]) -> Result<(), Error> {
+        let body = serde_json::json!({ "tags": tags }).to_string();
+        let url = self.url(&["device", id.as_str(), "tags"]);
+        let answer = self
+            .send(Outgoing::new(Method::POST, url).with_body(JSON, body))
+            .await?;
+        if answer.status.is_success() {
+            Ok(())
+        } else {
+            Err(failure(format!("device {id}"), &answer))
+        }
+    }
+
     async fn read_policy(&self) -> Result<PolicyFile, Error> {
         let mut request = Outgoing::new(Method::GET, self.tailnet_url(&["acl"]));
         request.headers.insert(ACCEPT, HUJSON);
@@ -342,6 +355,10 @@ impl ControlApi for Client {
             list.devices.retain(|device| filter.matches(device));
             Ok(list.devices)
         })
+    }
+
+    fn set_device_tags<'a>(&'a self, id: &'a DeviceId, tags: &'a [String]) -> Call<'a, ()> {
+        Box::pin(self.write_tags(id, tags))
     }
 
     fn delete_device<'a>(&'a self, id: &'a DeviceId) -> Call<'a, ()> {

@@ -116,8 +116,20 @@ async fn devices(subject: &impl Subject) {
         .expect("devices are listed");
     assert_eq!(none, []);
 
+    let tags = [subject.allowed_tag()];
+    api.set_device_tags(&id, &tags).await.expect("the tags are set");
+    match api.set_device_tags(&id, &[subject.foreign_tag()]).await {
+        Err(Error::Forbidden { .. } | Error::Invalid { .. }) => {}
+        other => panic!("setting a tag that is not allowed: {other:?}"),
+    }
+    assert_eq!(api.device(&id).await.expect("the device is there").tags, tags);
+
     api.delete_device(&id).await.expect("the device is removed");
-    for outcome in [api.device(&id).await.map(drop), api.delete_device(&id).await] {
+    for outcome in [
+        api.device(&id).await.map(drop),
+        api.set_device_tags(&id, &tags).await,
+        api.delete_device(&id).await,
+    ] {
         match outcome {
             Err(Error::NotFound { .. }) => {}
             other => panic!("a call about a removed device: {other:?}"),

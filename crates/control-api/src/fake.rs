@@ -22,6 +22,8 @@ pub enum Asked {
     Device(DeviceId),
     /// [`ControlApi::list_devices`].
     ListDevices,
+    /// [`ControlApi::set_device_tags`], with the tags.
+    SetDeviceTags(DeviceId, Vec<String>),
     /// [`ControlApi::delete_device`].
     DeleteDevice(DeviceId),
     /// [`ControlApi::policy`].
@@ -100,6 +102,21 @@ impl Fake {
     /// Every call so far.
     pub fn asked(&self) -> Vec<Asked> {
         self.lock().asked.clone()
+    }
+
+    /// Why these tags cannot be given; `None` if they can.
+    fn refusal(&self, tags: &[String]) -> Option<String> {
+        let foreign: Vec<_> = tags
+            .iter()
+            .filter(|tag| !self.allowed_tags.contains(*tag))
+            .cloned()
+            .collect();
+        (tags.is_empty() || !foreign.is_empty()).then(|| {
+            format!(
+                "requested tags [{}] are invalid or not permitted",
+                foreign.join(" ")
+            )
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -190,6 +207,22 @@ impl ControlApi for Fake {
                 .filter(|device| filter.matches(device))
                 .cloned()
                 .collect())
+        })
+    }
+
+    fn set_device_tags<'a>(&'a self, id: &'a DeviceId, tags: &'a [String]) -> Call<'a, ()> {
+        let refusal = self.refusal(tags);
+        self.call(Asked::SetDeviceTags(id.clone(), tags.to_vec()), move |state| {
+            let device = state.devices.get_mut(id).ok_or_else(|| Error::NotFound {
+                what: format!("device {id}"),
+            })?;
+            match refusal {
+                Some(message) => Err(Error::Invalid { message }),
+                None => {
+                    device.tags = tags.to_vec();
+                    Ok(())
+                }
+            }
         })
     }
 

@@ -53,6 +53,9 @@ pub trait ControlApi: Send + Sync {
     /// Lists the devices that pass the filter.
     fn list_devices<'a>(&'a self, filter: &'a DeviceFilter) -> Call<'a, Vec<Device>>;
 
+    /// Replaces the tags of a device. [`Error::Forbidden`] or [`Error::Invalid`] when the credentials may not give one of them.
+    fn set_device_tags<'a>(&'a self, id: &'a DeviceId, tags: &'a [String]) -> Call<'a, ()>;
+
     /// Removes a device from the tailnet. [`Error::NotFound`] when there is none of this id.
     fn delete_device<'a>(&'a self, id: &'a DeviceId) -> Call<'a, ()>;
 

@@ -1,1 +1,58 @@
-//! The controllers: watches, work queue, fetch and execute.
+//! The operator: follows the cluster and brings it, and the tailnet, to what people asked for.
+//!
+//! Nothing is decided here. [`tailwharf_plan`] turns a snapshot into a plan; this crate takes the snapshot from its
+//! caches and carries the plan out. Start reading at `controllers/service.rs`; then `world.rs` (caches, and which change
+//! wakes what), `queue.rs`, and `execute.rs`, the only writer.
+//!
+//! Several replicas may run: one holds the Lease and writes, the others keep their caches warm.
+
+mod cache;
+mod controllers;
+mod error;
+mod events;
+mod execute;
+mod http;
+mod lease;
+mod metrics;
+mod operator;
+mod queue;
+mod world;
+
+use std::net::SocketAddr;
+
+use anyhow::Context as _;
+use ::http::HeaderValue;
+use ::http::header::USER_AGENT;
+use tailwharf_control_api::{Client as ControlClient, ClientConfig};
+use tokio_util::sync::CancellationToken;
+
+pub use operator::{Operator, StartError};
+
+/// What the binary resolved from its environment.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// What plans depend on.
+    pub plan: tailwharf_plan::Settings,
+    /// The control server's API and the credentials for it.
+    pub control: ClientConfig,
+    /// Name of this replica: its pod.
+    pub replica: String,
+    /// Where `/healthz`, `/readyz` and `/metrics` are served, usually `[::]:9001`.
+    pub health_listen: SocketAddr,
+}
+
+/// Runs the operator until `stop`.
+///
+/// # Errors
+/// When the cluster or the credentials are not what it needs to start; see [`StartError`].
+pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
+    let mut config = kube::Config::infer()
+        .await
+        .context("no Kubernetes cluster: run in a pod, or set KUBECONFIG to a kubeconfig file")?;
+    let agent = HeaderValue::from_static(concat!("tailwharf-operator/", env!("CARGO_PKG_VERSION")));
+    config.headers.push((USER_AGENT, agent));
+    let client = kube::Client::try_from(config).context("the Kubernetes client could not be set up")?;
+    let control = ControlClient::new(settings.control.clone()).context("the control server's API cannot be used")?;
+    let operator = Operator::new(client, std::sync::Arc::new(control), settings);
+    operator.run(stop).await.context("the operator could not start")
+}

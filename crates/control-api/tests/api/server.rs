@@ -236,6 +236,13 @@ async fn route(tailnet: &Fake, method: &Method, path: &str, body: &[u8], if_matc
             )
         }
         ("GET", ["device", id]) => reply(tailnet.device(&DeviceId::from(*id)).await, |found| device(&found)),
+        ("POST", ["device", id, "tags"]) => {
+            let body: Value = serde_json::from_slice(body).unwrap();
+            let tags: Vec<String> = serde_json::from_value(body["tags"].clone()).unwrap();
+            reply(tailnet.set_device_tags(&DeviceId::from(*id), &tags).await, |()| {
+                Value::Null
+            })
+        }
         ("DELETE", ["device", id]) => reply(tailnet.delete_device(&DeviceId::from(*id)).await, |()| {
             Value::Null
         }),
@@ -270,7 +277,7 @@ fn reply<T>(outcome: Result<T, Error>, body: impl FnOnce(T) -> Value) -> Reply {
     match outcome {
         Ok(value) => json_reply(200, &body(value)),
         Err(Error::NotFound { what }) => refusal(404, &format!("{what} not found")),
-        Err(Error::KeyRefused { message, .. }) => refusal(400, &message),
+        Err(Error::KeyRefused { message, .. } | Error::Invalid { message }) => refusal(400, &message),
         Err(Error::Conflict { message }) => refusal(412, &message),
         Err(other) => refusal(500, &other.to_string()),
     }

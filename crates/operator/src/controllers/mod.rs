@@ -1,0 +1,60 @@
+//! The controllers. Each is a table of contents: fetch, validate, build, execute, status.
+
+mod operator_device;
+mod pool;
+mod service;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tailwharf_plan::{Plan, Reason, Retry};
+
+use crate::execute::{Executed, Executor, NotLeading};
+use crate::queue::Next;
+use crate::world::{Key, World};
+
+/// After a plan that wrote something comes another look, should a change that came with the answer have been missed.
+const SECOND_LOOK: Duration = Duration::from_millis(500);
+
+/// What controllers work with.
+pub(crate) struct Context {
+    pub(crate) world: Arc<World>,
+    pub(crate) executor: Executor,
+}
+
+/// Brings one key in order and says when it comes again.
+pub(crate) async fn reconcile(context: &Context, key: &Key, now: Timestamp) -> Result<Done, NotLeading> {
+    match key {
+        Key::Service(service) => service::reconcile(context, service, now).await,
+        Key::OperatorDevice => operator_device::reconcile(context, now).await,
+        Key::Pool => pool::reconcile(context, now).await,
+    }
+}
+
+/// How a reconciliation ended.
+pub(crate) struct Done {
+    pub(crate) next: Next,
+    /// A fixed word for metrics.
+    pub(crate) result: &'static str,
+}
+
+/// When a key comes again after its plan.
+fn done(plan: &Plan, executed: &Executed, now: Timestamp) -> Done {
+    if let Some(failure) = &executed.applied.failure {
+        let next = match failure.kind.retry() {
+            Retry::AtOnce => Next::Now,
+            Retry::BackOff => Next::Backoff(executed.least_wait),
+        };
+        return Done { next, result: failure.kind.category() };
+    }
+    let planned = plan.wake_at.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
+    let second = (!plan.is_empty()).then_some(SECOND_LOOK);
+    let next = match (planned, second) {
+        (None, None) => Next::OnChange,
+        (Some(wait), None) | (None, Some(wait)) => Next::After(wait),
+        (Some(one), Some(other)) => Next::After(one.min(other)),
+    };
+    let result = plan.report.iter().next().map_or("ok", Reason::category);
+    Done { next, result }
+}

@@ -1,0 +1,354 @@
+//! What the operator knows of the cluster: one cache per kind, and which keys a change wakes.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{Secret, Service, ServiceAccount};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use kube::api::{Api, DynamicObject, Resource};
+use kube::runtime::watcher;
+use kube::{Client, ResourceExt};
+use serde::de::DeserializeOwned;
+use tailwharf_kube_types::contract::label;
+use tailwharf_kube_types::{ConditionStatus, ConditionType, Identity, Parent, ParentKind, names};
+use tailwharf_plan::identity::{Observed, SecretView};
+use tailwharf_plan::{Kind, Settings, operator_device, pool};
+use tokio::task::JoinSet;
+
+use crate::cache::{Cache, Change, ObjectKey};
+use crate::metrics::{Gauges, Metrics};
+use crate::queue::Queue;
+
+/// What a worker can be asked to bring in order.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Key {
+    /// A Service and its device.
+    Service(ObjectKey),
+    /// The operator's own device.
+    OperatorDevice,
+    /// The default pool.
+    Pool,
+}
+
+impl Key {
+    /// The controller's name in metrics.
+    pub(crate) fn controller(&self) -> &'static str {
+        match self {
+            Self::Service(_) => "service",
+            Self::OperatorDevice => "operator_device",
+            Self::Pool => "pool",
+        }
+    }
+}
+
+/// The caches and the queue that their changes fill.
+pub(crate) struct World {
+    pub(crate) settings: Settings,
+    pub(crate) queue: Queue<Key>,
+    services: Cache<Service>,
+    identities: Cache<Identity>,
+    secrets: Cache<Secret, SecretView>,
+    service_accounts: Cache<ServiceAccount>,
+    roles: Cache<Role>,
+    role_bindings: Cache<RoleBinding>,
+    disruption_budgets: Cache<PodDisruptionBudget>,
+    stateful_sets: Cache<StatefulSet>,
+    /// The Secrets that the pool's Role names.
+    granted: RwLock<Arc<BTreeSet<String>>>,
+}
+
+impl World {
+    pub(crate) fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            queue: Queue::default(),
+            services: Cache::new(slim_service, |_| None),
+            identities: Cache::new(slim, parent_of),
+            secrets: Cache::new(|secret| SecretView::from_secret(&secret), |view| Parent::from_labels(&view.labels)),
+            service_accounts: Cache::new(slim, parent_of),
+            roles: Cache::new(slim, parent_of),
+            role_bindings: Cache::new(slim, parent_of),
+            disruption_budgets: Cache::new(slim, parent_of),
+            stateful_sets: Cache::new(
+                |mut object: StatefulSet| {
+                    object.status = None;
+                    slim(object)
+                },
+                parent_of,
+            ),
+            granted: RwLock::default(),
+        }
+    }
+
+    // Reading: what `fetch` is made of.
+
+    pub(crate) fn service(&self, key: &ObjectKey) -> Option<Service> {
+        self.services.get(key).map(|service| service.as_ref().clone())
+    }
+
+    /// What exists for a parent.
+    pub(crate) fn observed(&self, parent: &Parent) -> Observed {
+        Observed {
+            identities: self.identities.of_parent(parent).iter().map(|object| object.as_ref().clone()).collect(),
+            secrets: self.secrets.of_parent(parent).iter().map(|view| view.as_ref().clone()).collect(),
+            granted: self.granted.read().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+
+    /// What exists of the default pool.
+    pub(crate) fn pool(&self) -> pool::Snapshot {
+        let Settings { namespace, pool, .. } = &self.settings;
+        let key = ObjectKey::new(namespace.as_str(), names::pool_objects_name(&pool.name));
+        let secrets = self.secrets.all();
+        pool::Snapshot {
+            secrets: secrets
+                .iter()
+                .filter(|secret| secret.belongs_to_pool(&pool.name))
+                .map(|secret| secret.name.clone())
+                .collect(),
+            service_account: copy(&self.service_accounts, &key),
+            role: copy(&self.roles, &key),
+            role_binding: copy(&self.role_bindings, &key),
+            disruption_budget: copy(&self.disruption_budgets, &key),
+            stateful_set: copy(&self.stateful_sets, &key),
+        }
+    }
+
+    /// The kinds whose first list is not here yet.
+    pub(crate) fn missing(&self) -> Vec<&'static str> {
+        [
+            ("Services", self.services.is_synced()),
+            ("Identities", self.identities.is_synced()),
+            ("Secrets", self.secrets.is_synced()),
+            ("ServiceAccounts", self.service_accounts.is_synced()),
+            ("Roles", self.roles.is_synced()),
+            ("RoleBindings", self.role_bindings.is_synced()),
+            ("PodDisruptionBudgets", self.disruption_budgets.is_synced()),
+            ("StatefulSets", self.stateful_sets.is_synced()),
+        ]
+        .into_iter()
+        .filter_map(|(kind, synced)| (!synced).then_some(kind))
+        .collect()
+    }
+
+    /// Returns once the first list of every kind is here.
+    pub(crate) async fn synced(&self) {
+        tokio::join!(
+            self.services.synced(),
+            self.identities.synced(),
+            self.secrets.synced(),
+            self.service_accounts.synced(),
+            self.roles.synced(),
+            self.role_bindings.synced(),
+            self.disruption_budgets.synced(),
+            self.stateful_sets.synced(),
+        );
+    }
+
+    pub(crate) fn gauges(&self, leader: bool) -> Gauges {
+        let identities = self.identities.all();
+        let ready = |identity: &Identity| {
+            let step = identity.status.as_ref().map(|status| status.step(ConditionType::Ready));
+            step.is_some_and(|(status, _)| status == ConditionStatus::True)
+        };
+        Gauges {
+            queue_depth: self.queue.depth(),
+            leader,
+            identities: identities.len(),
+            identities_ready: identities.iter().filter(|identity| ready(identity)).count(),
+        }
+    }
+
+    // Following the cluster.
+
+    /// Starts the watches.
+    pub(crate) fn follow(self: &Arc<Self>, client: &Client, metrics: &Arc<Metrics>, tasks: &mut JoinSet<()>) {
+        self.watch(tasks, metrics, "Service", Api::all(client.clone()), watcher::Config::default(), |world| &world.services, Self::service_changed);
+        self.watch_ours(tasks, metrics, client, "Identity", |world| &world.identities, Self::child_changed);
+        self.watch_ours(tasks, metrics, client, "Secret", |world| &world.secrets, Self::secret_changed);
+        self.watch_ours(tasks, metrics, client, "ServiceAccount", |world| &world.service_accounts, Self::child_changed);
+        self.watch_ours(tasks, metrics, client, "Role", |world| &world.roles, Self::role_changed);
+        self.watch_ours(tasks, metrics, client, "RoleBinding", |world| &world.role_bindings, Self::child_changed);
+        self.watch_ours(tasks, metrics, client, "PodDisruptionBudget", |world| &world.disruption_budgets, Self::child_changed);
+        self.watch_ours(tasks, metrics, client, "StatefulSet", |world| &world.stateful_sets, Self::child_changed);
+    }
+
+    /// Watches what carries the operator's label in its namespace.
+    fn watch_ours<W, V>(
+        self: &Arc<Self>,
+        tasks: &mut JoinSet<()>,
+        metrics: &Arc<Metrics>,
+        client: &Client,
+        kind: &'static str,
+        cache: fn(&Self) -> &Cache<W, V>,
+        changed: fn(&Self, &Change<'_, V>),
+    ) where
+        W: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+            + Clone
+            + std::fmt::Debug
+            + DeserializeOwned
+            + Send
+            + Sync
+            + 'static,
+        V: Send + Sync + 'static,
+    {
+        let api = Api::namespaced(client.clone(), &self.settings.namespace);
+        let config = watcher::Config::default().labels(&format!("{}=true", label::MANAGED));
+        self.watch(tasks, metrics, kind, api, config, cache, changed);
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one call per kind, each spelled out in a table")]
+    fn watch<W, V>(
+        self: &Arc<Self>,
+        tasks: &mut JoinSet<()>,
+        metrics: &Arc<Metrics>,
+        kind: &'static str,
+        api: Api<W>,
+        config: watcher::Config,
+        cache: fn(&Self) -> &Cache<W, V>,
+        changed: fn(&Self, &Change<'_, V>),
+    ) where
+        W: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
+        V: Send + Sync + 'static,
+    {
+        let (world, metrics) = (self.clone(), metrics.clone());
+        // Small pages keep the peak of memory low while a large cluster is listed.
+        let config = config.page_size(100);
+        tasks.spawn(async move {
+            let failed = |error: &watcher::Error| {
+                metrics.watch_failed(kind);
+                tracing::warn!(kind, error = %error, "the watch broke; starting it again");
+            };
+            cache(&world).follow(api, config, |change| changed(&world, change), failed).await;
+        });
+    }
+
+    /// Takes the answer to a write of our own.
+    pub(crate) fn remember(&self, kind: Kind, answer: DynamicObject) {
+        match kind {
+            Kind::Service => self.take(answer, &self.services, Self::service_changed),
+            Kind::Identity => self.take(answer, &self.identities, Self::child_changed),
+            Kind::Secret => self.take(answer, &self.secrets, Self::secret_changed),
+            Kind::ServiceAccount => self.take(answer, &self.service_accounts, Self::child_changed),
+            Kind::Role => self.take(answer, &self.roles, Self::role_changed),
+            Kind::RoleBinding => self.take(answer, &self.role_bindings, Self::child_changed),
+            Kind::PodDisruptionBudget => self.take(answer, &self.disruption_budgets, Self::child_changed),
+            Kind::StatefulSet => self.take(answer, &self.stateful_sets, Self::child_changed),
+        }
+    }
+
+    fn take<W, V>(&self, answer: DynamicObject, cache: &Cache<W, V>, changed: fn(&Self, &Change<'_, V>))
+    where
+        W: Resource + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
+    {
+        match answer.try_parse::<W>() {
+            Ok(object) => cache.remember(object, |change| changed(self, change)),
+            Err(error) => tracing::debug!(error = %error, "an answer is left to the watch"),
+        }
+    }
+
+    // Which keys a change wakes.
+
+    fn service_changed(&self, change: &Change<'_, Service>) {
+        self.queue.add(Key::Service(change.key.clone()));
+    }
+
+    /// Everything made for a parent wakes that parent, the old one as well if labels changed.
+    fn child_changed<V: ResourceExt>(&self, change: &Change<'_, V>) {
+        for object in [change.before, change.after].into_iter().flatten() {
+            self.wake(parent_of(object).as_ref());
+        }
+    }
+
+    /// A Secret that came or went also changes what the pool's Role has to name.
+    fn secret_changed(&self, change: &Change<'_, SecretView>) {
+        for view in [change.before, change.after].into_iter().flatten() {
+            self.wake(Parent::from_labels(&view.labels).as_ref());
+        }
+        let pool = &self.settings.pool.name;
+        let belongs = |view: Option<&SecretView>| view.is_some_and(|view| view.belongs_to_pool(pool));
+        if belongs(change.before) != belongs(change.after) {
+            self.queue.add(Key::Pool);
+        }
+    }
+
+    /// A name that the pool's Role gained or lost wakes the parent of that Secret.
+    fn role_changed(&self, change: &Change<'_, Role>) {
+        self.child_changed(change);
+        if change.key.name != names::pool_objects_name(&self.settings.pool.name) {
+            return;
+        }
+        let now = Arc::new(pool::granted(change.after));
+        let before = {
+            let mut granted = self.granted.write().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *granted, now.clone())
+        };
+        for name in now.symmetric_difference(&before) {
+            let key = ObjectKey::new(self.settings.namespace.as_str(), name.as_str());
+            if let Some(secret) = self.secrets.get(&key) {
+                self.wake(Parent::from_labels(&secret.labels).as_ref());
+            }
+        }
+    }
+
+    fn wake(&self, parent: Option<&Parent>) {
+        if let Some(key) = parent.and_then(|parent| self.key_of(parent)) {
+            self.queue.add(key);
+        }
+    }
+
+    fn key_of(&self, parent: &Parent) -> Option<Key> {
+        match parent.kind {
+            ParentKind::Service => Some(Key::Service(ObjectKey::new(&*parent.namespace, &*parent.name))),
+            ParentKind::Operator => (*parent == operator_device::parent(&self.settings)).then_some(Key::OperatorDevice),
+            ParentKind::Pool => (*parent == pool::parent(&self.settings, &self.settings.pool)).then_some(Key::Pool),
+        }
+    }
+
+    /// Puts everything in line: all that exists, and the parents of what was made for something that is gone.
+    pub(crate) fn wake_all(&self) {
+        self.queue.add(Key::Pool);
+        self.queue.add(Key::OperatorDevice);
+        for key in self.services.keys() {
+            self.queue.add(Key::Service(key));
+        }
+        for secret in self.secrets.all() {
+            self.wake(Parent::from_labels(&secret.labels).as_ref());
+        }
+        for identity in self.identities.all() {
+            self.wake(parent_of(identity.as_ref()).as_ref());
+        }
+    }
+}
+
+fn copy<W>(cache: &Cache<W>, key: &ObjectKey) -> Option<W>
+where
+    W: Resource + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
+{
+    cache.get(key).map(|object| object.as_ref().clone())
+}
+
+fn parent_of(object: &impl ResourceExt) -> Option<Parent> {
+    Parent::from_labels(object.labels())
+}
+
+/// Managed fields are half of an object's size and nobody here reads them.
+fn slim<W: Resource>(mut object: W) -> W {
+    object.meta_mut().managed_fields = None;
+    object
+}
+
+/// Of a Service's annotations and labels only those of the contract matter; clusters hold thousands of others.
+fn slim_service(service: Service) -> Service {
+    let ours = |key: &String| key.starts_with("tailscale.com/") || key.starts_with("tailwharf.dev/");
+    let mut service = slim(service);
+    if let Some(annotations) = &mut service.metadata.annotations {
+        annotations.retain(|key, _| ours(key));
+    }
+    if let Some(labels) = &mut service.metadata.labels {
+        labels.retain(|key, _| ours(key));
+    }
+    service
+}
