@@ -70,8 +70,8 @@ impl Waiters {
     }
 
     /// Takes who waits for `event`.
-    fn on(&mut self, event: Event, woken: &mut Vec<Waker>) {
-        match event {
+    fn on(&mut self, event: &Event, woken: &mut Vec<Waker>) {
+        match *event {
             Event::Acceptable(listener) => woken.extend(self.acceptors.remove(&listener).into_iter().flatten()),
             Event::UdpReadable(socket) => woken.extend(self.udp.remove(&socket).into_iter().flatten()),
             Event::Readable(conn) => woken.extend(self.readers.remove(&conn)),
@@ -201,7 +201,7 @@ impl Engine {
             }
         }
         while let Some(event) = core.poll_event() {
-            waiters.on(event, woken);
+            waiters.on(&event, woken);
         }
         let next = core.poll_timeout().map(|(at, _)| at);
         // A later deadline needs no word: the timer looks again when it wakes.

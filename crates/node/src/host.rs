@@ -65,7 +65,7 @@ impl Host {
     ///
     /// # Errors
     /// When the extra CA cannot be used.
-    pub fn new(config: HostConfig) -> Result<Self, HostError> {
+    pub fn new(config: &HostConfig) -> Result<Self, HostError> {
         Ok(Self(Arc::new(Inner {
             tls: TlsConfigs::new(config.extra_ca_pem.as_deref())?,
             interner: Interner::default(),

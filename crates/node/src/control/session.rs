@@ -106,6 +106,8 @@ impl Session {
             };
             let wait = match &error {
                 SessionError::Refused { reason } => {
+                    self.engine.relays().close();
+                    self.engine.set_home(None, false);
                     self.set_phase(Phase::Refused { reason: reason.clone() });
                     return;
                 }

@@ -1,6 +1,7 @@
 //! Port forwards: local → tailnet (`Forward`) and tailnet → local (`Serve`).
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
@@ -17,6 +18,9 @@ use crate::api::TailnetNode;
 
 /// A UDP flow without a datagram for this long is forgotten (RFC 4787 asks for at least two minutes).
 const UDP_IDLE: Duration = Duration::from_secs(120);
+
+/// Datagrams of one flow that wait for the service.
+const UDP_QUEUE: usize = 64;
 
 /// The largest datagram carried; more does not fit through the tailnet anyway.
 const MAX_DATAGRAM: usize = 2048;
@@ -195,21 +199,22 @@ async fn serve_udp(socket: Arc<crate::UdpSocket>, serve: Serve, shared: Shared) 
     while let Ok((length, from)) = socket.recv_from(&mut datagram).await {
         while tasks.try_join_next().is_some() {}
         flows.retain(|_, flow| !flow.is_closed());
-        if !flows.contains_key(&from) {
-            let Some(slot) = slot(&shared, from) else { continue };
-            let (sender, receiver) = tokio::sync::mpsc::channel(64);
-            flows.insert(from, sender);
-            let (socket, target) = (socket.clone(), (serve.host.clone(), serve.target_port));
-            tasks.spawn(async move {
-                if let Err(error) = udp_flow(&socket, from, &target, receiver, slot).await {
-                    tracing::debug!(%from, %error, "UDP flow ended");
-                }
-            });
-        }
-        if let Some(flow) = flows.get(&from) {
-            // A full queue drops, as a network does.
-            let _ = flow.try_send(datagram[..length].to_vec());
-        }
+        let flow = match flows.entry(from) {
+            Entry::Occupied(flow) => flow.into_mut(),
+            Entry::Vacant(place) => {
+                let Some(slot) = slot(&shared, from) else { continue };
+                let (sender, receiver) = tokio::sync::mpsc::channel(UDP_QUEUE);
+                let (socket, target) = (socket.clone(), (serve.host.clone(), serve.target_port));
+                tasks.spawn(async move {
+                    if let Err(error) = udp_flow(&socket, from, &target, receiver, slot).await {
+                        tracing::debug!(%from, %error, "UDP flow ended");
+                    }
+                });
+                place.insert(sender)
+            }
+        };
+        // A full queue drops, as a network does.
+        let _ = flow.try_send(datagram[..length].to_vec());
     }
 }
 

@@ -95,7 +95,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         Some(path) => Arc::new(FileStore::new(path)),
         None => Arc::new(MemoryStore::default()),
     };
-    let host = Host::new(HostConfig { extra_ca_pem: extra_ca, ..HostConfig::default() })?;
+    let host = Host::new(&HostConfig { extra_ca_pem: extra_ca, ..HostConfig::default() })?;
     let node = Arc::new(host.start(settings.node, store).await?);
     let shared = Shared { node: node.clone(), connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)) };
 

@@ -1,0 +1,154 @@
+//! A tailnet in this process: coordinator, relay and nodes on loopback.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tailwharf_coordinator::model::Actor;
+use tailwharf_coordinator::ops::NewAuthKey;
+use tailwharf_coordinator::{Config, Coordinator, Handle};
+use tailwharf_node::{
+    AuthKey, Host, HostConfig, MemoryStore, Node, NodeConfig, NodeStatus, Phase, StateStore, TailnetNode,
+};
+use tokio_util::sync::CancellationToken;
+
+/// Clients may reach ports 80 and 5353 of servers. Strangers see nobody.
+pub const POLICY: &str = r#"{
+    "tagOwners": {"tag:client": [], "tag:server": [], "tag:stranger": []},
+    "acls": [{"action": "accept", "src": ["tag:client"], "dst": ["tag:server:80,5353"]}],
+    "grants": [{"src": ["tag:client"], "dst": ["tag:server"], "app": {"example.com/cap/greet": [{"level": 3}]}}],
+}"#;
+
+/// Long enough for a machine under load; a test that hits it has failed.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+pub struct Tailnet {
+    pub host: Host,
+    config: Config,
+    coordinator: Option<Handle>,
+    _dir: tempfile::TempDir,
+}
+
+impl Tailnet {
+    pub async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let policy_file = dir.path().join("policy.hujson");
+        std::fs::write(&policy_file, POLICY).unwrap();
+        let (control, relay, stun) = (free_tcp_port(), free_tcp_port(), free_udp_port());
+        let text = format!(
+            r#"
+            server_url = "http://{control}"
+            listen = "{control}"
+            data_dir = "{dir}/data"
+            magic_dns_suffix = "tail1234.ts.net"
+            policy_file = "{policy}"
+            [relay]
+            listen = "{relay}"
+            stun_listen = "{stun}"
+            "#,
+            dir = dir.path().display(),
+            policy = policy_file.display(),
+        );
+        let config = Config::parse(&text, &policy_file).unwrap();
+        let host = Host::new(&HostConfig::default()).unwrap();
+        let mut tailnet = Self { host, config, coordinator: None, _dir: dir };
+        tailnet.start_coordinator().await;
+        tailnet
+    }
+
+    /// Starts coordinator and relay on what the data directory holds.
+    pub async fn start_coordinator(&mut self) {
+        let started = Coordinator::start(self.config.clone(), CancellationToken::new()).await;
+        self.coordinator = Some(started.unwrap());
+    }
+
+    /// Ends coordinator and relay.
+    pub async fn stop_coordinator(&mut self) {
+        self.coordinator.take().unwrap().stop().await;
+    }
+
+    pub fn coordinator(&self) -> &Handle {
+        self.coordinator.as_ref().unwrap()
+    }
+
+    /// A new auth key that works once.
+    pub async fn auth_key(&self, tag: &str) -> AuthKey {
+        let key = NewAuthKey {
+            creator: Actor::Administrator,
+            owner: None,
+            description: String::new(),
+            reusable: false,
+            ephemeral: false,
+            preauthorized: true,
+            tags: BTreeSet::from([tag.parse().unwrap()]),
+            lifetime: None,
+        };
+        let minted = self.coordinator().operations().create_auth_key(key).await.unwrap();
+        AuthKey::new(minted.secret.reveal()).unwrap()
+    }
+
+    pub fn node_config(&self, hostname: &str, auth_key: Option<AuthKey>) -> NodeConfig {
+        NodeConfig {
+            control_url: self.config.server_url.clone(),
+            hostname: hostname.to_owned(),
+            auth_key,
+            tags: Vec::new(),
+            ephemeral: false,
+            app: "test".to_owned(),
+        }
+    }
+
+    pub async fn start_node(&self, config: NodeConfig, store: Arc<dyn StateStore>) -> Node {
+        self.host.start(config, store).await.unwrap()
+    }
+
+    /// A node of its own tag, reachable by others.
+    pub async fn join(&self, hostname: &str, tag: &str) -> Node {
+        let config = self.node_config(hostname, Some(self.auth_key(tag).await));
+        let node = self.start_node(config, Arc::new(MemoryStore::default())).await;
+        reached(&node, "the node is reachable", NodeStatus::reachable).await;
+        node
+    }
+}
+
+/// Waits until the status of a node is as wanted.
+pub async fn reached(node: &Node, what: &str, wanted: impl Fn(&NodeStatus) -> bool) -> NodeStatus {
+    let mut status = node.status();
+    let waited = tokio::time::timeout(DEADLINE, status.wait_for(|status| wanted(status))).await;
+    match waited {
+        Ok(Ok(status)) => status.clone(),
+        _ => panic!("never true: {what}; the status is {:?}", node.status().borrow()),
+    }
+}
+
+/// Tries until `attempt` succeeds.
+pub async fn eventually<T, E: std::fmt::Debug>(what: &str, mut attempt: impl AsyncFnMut() -> Result<T, E>) -> T {
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    loop {
+        match attempt().await {
+            Ok(value) => return value,
+            Err(error) if tokio::time::Instant::now() > deadline => panic!("never true: {what}: {error:?}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
+
+pub fn v4(status: &NodeStatus) -> Ipv4Addr {
+    match status.addresses.first() {
+        Some(std::net::IpAddr::V4(addr)) => *addr,
+        other => panic!("expected an IPv4 address first, not {other:?}"),
+    }
+}
+
+pub fn is_online(status: &NodeStatus) -> bool {
+    status.phase == Phase::Online
+}
+
+fn free_tcp_port() -> SocketAddr {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
+}
+
+fn free_udp_port() -> SocketAddr {
+    UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
+}
