@@ -91,7 +91,7 @@ pub struct Listener {
     pub backends: Vec<Backend>,
 }
 
-/// Transport protocol of a [`Listener`].
+/// Transport protocol of a listener.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Protocol {
@@ -110,7 +110,7 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// Where connections of a [`Listener`] go.
+/// Where connections of a listener go.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Hash)]
 #[serde(rename_all = "camelCase")]
 pub struct Backend {
@@ -139,7 +139,7 @@ pub struct IdentityStatus {
     /// The pod that hosts the identity. Set before its node starts and cleared after it has ended, so no two pods run one node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
-    /// The version of the host's member Lease with which it began to hold it. Differs after each take-over.
+    /// Names the claim by which the host holds it. Differs after each take-over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claim: Option<String>,
     /// How packets of the most recently active peer travel.

@@ -85,17 +85,9 @@ impl Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::PoolGrantPending { pool } => {
-                write!(
-                    f,
-                    "Waiting until the pods of pool {pool:?} may read the keys of this device."
-                )
-            }
-            Self::NotHosted { pool } => {
-                write!(
-                    f,
-                    "Waiting for a pod of pool {pool:?} to host this device; check that its pods run."
-                )
+            // One sentence for both: the first lasts a moment, and is not worth a write of its own.
+            Self::PoolGrantPending { pool } | Self::NotHosted { pool } => {
+                write!(f, "Waiting for a pod of pool {pool:?} to host this device; check that its pods run.")
             }
             Self::HostBehind => f.write_str("Waiting for the host to take over the last change."),
             Self::IdentityNotReady { reason, message } => match (message.is_empty(), reason) {

@@ -97,8 +97,11 @@ impl SecretView {
         self.annotations.get(annotation::DEVICE_TAGS).map(String::as_str)
     }
 
-    fn observed(&self) -> Value {
-        json!({"metadata": {"labels": self.labels, "annotations": self.annotations}})
+    /// Whether applying the manifest would change labels or annotations.
+    fn differs_from(&self, manifest: &Manifest) -> bool {
+        let observed = json!({"labels": self.labels, "annotations": self.annotations});
+        let wanted = &manifest.body["metadata"];
+        diff::differs(&json!({"labels": wanted["labels"], "annotations": wanted["annotations"]}), &observed)
     }
 }
 

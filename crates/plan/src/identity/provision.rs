@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::json;
 use tailwharf_kube_types::contract::annotation;
 use tailwharf_kube_types::secret::key;
 use tailwharf_kube_types::{Identity, names};
@@ -12,7 +12,7 @@ use super::{
     KEY_REPLACEMENT_PAUSE, Observed, SecretView, Wanted, join, key_rejected, secret_manifest, waits_for,
 };
 use crate::diff;
-use crate::plan::{Plan, Slot, SlotUse, Step};
+use crate::plan::{Manifest, Plan, Slot, SlotUse, Step};
 use crate::report::Reason;
 
 /// Plans what is missing to the device, and reports what it waits for.
@@ -40,14 +40,14 @@ pub(crate) fn provision(
     }
     let manifest = wanted.manifest(namespace);
     match identity {
-        Some(identity) if !diff::differs(&manifest.body, &json!(identity)) => {
-            if let Some(reason) = waits_for(identity) {
+        Some(identity) => {
+            if diff::differs(&manifest.body, &json!(identity)) {
+                plan.steps.push(Step::Apply(manifest));
+            }
+            let waiting = if identity.spec == wanted.spec { waits_for(identity) } else { Some(Reason::HostBehind) };
+            if let Some(reason) = waiting {
                 plan.report.add(reason);
             }
-        }
-        Some(_) => {
-            plan.steps.push(Step::Apply(manifest));
-            plan.report.add(Reason::HostBehind);
         }
         None => {
             plan.steps.push(Step::Apply(manifest));
@@ -78,7 +78,7 @@ fn provision_secret(
         annotations.extend(minted_at.map(|time| (annotation::KEY_MINTED_AT, time)));
         secret_manifest(namespace, name, &wanted.labels(), &annotations)
     };
-    let differs = |body: &Value| secret.is_none_or(|secret| diff::differs(body, &secret.observed()));
+    let differs = |manifest: &Manifest| secret.is_none_or(|secret| secret.differs_from(manifest));
 
     if let Some(device) = secret.and_then(|secret| secret.device_id.clone()) {
         if secret.and_then(SecretView::tags) != Some(&wanted_tags) {
@@ -88,7 +88,7 @@ fn provision_secret(
             });
         }
         let manifest = manifest(&wanted_tags, minted_at);
-        if differs(&manifest.body) {
+        if differs(&manifest) {
             plan.steps.push(Step::Apply(manifest));
         }
         return;
@@ -98,7 +98,7 @@ fn provision_secret(
         .and_then(SecretView::tags)
         .map(|tags| manifest(tags, minted_at));
     let usable = secret.is_some_and(|secret| secret.has_auth_key)
-        && kept.is_some_and(|kept| !differs(&kept.body))
+        && kept.is_some_and(|kept| !differs(&kept))
         && !replacement_due(plan, secret, identity, &wanted_tags, now);
     if usable {
         return;

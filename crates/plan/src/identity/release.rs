@@ -35,7 +35,7 @@ pub(crate) fn release(
     for secret in &observed.secrets {
         match registering_until(secret, observed, now) {
             Some(until) if now < until && !force => {
-                if secret.time(annotation::RELEASED_AT).is_none() {
+                if has_identity(secret, observed) {
                     plan.steps.push(mark_released(secret, namespace, now));
                 }
                 plan.wake(until);
@@ -60,6 +60,10 @@ pub(crate) fn release(
     settled
 }
 
+fn has_identity(secret: &SecretView, observed: &Observed) -> bool {
+    observed.identities.iter().any(|identity| secret_of(identity) == secret.name)
+}
+
 /// All devices that are known for the parent, whoever wrote them down.
 fn devices(observed: &Observed) -> BTreeSet<String> {
     let in_secrets = observed
@@ -74,22 +78,17 @@ fn devices(observed: &Observed) -> BTreeSet<String> {
 }
 
 /// Until when a host may be registering a device with the auth key of this Secret. `None`: no host does.
+///
+/// The time runs from the moment at which the Identity goes. As long as it is there, a host may still begin.
 fn registering_until(secret: &SecretView, observed: &Observed, now: Timestamp) -> Option<Timestamp> {
-    let identity = observed
-        .identities
-        .iter()
-        .find(|identity| secret_of(identity) == secret.name);
-    let registered = secret.device_id.is_some()
-        || identity
-            .and_then(|identity| identity.status.as_ref())
-            .is_some_and(|status| status.device_id.is_some());
-    if registered {
+    let identity = observed.identities.iter().find(|identity| secret_of(identity) == secret.name);
+    let in_status = identity.and_then(|identity| identity.status.as_ref()?.device_id.as_ref());
+    if secret.device_id.is_some() || in_status.is_some() {
         return None;
     }
-    let released = match (secret.time(annotation::RELEASED_AT), identity) {
-        (Some(released), _) => released,
-        (None, Some(_)) => whole_seconds(now),
-        (None, None) => return None,
+    let released = match identity {
+        Some(_) => whole_seconds(now),
+        None => secret.time(annotation::RELEASED_AT)?,
     };
     released.checked_add(REGISTRATION_LIMIT).ok()
 }

@@ -1,0 +1,124 @@
+//! Golden plans: each folder below `cases/<kind>/` has a `snapshot.yaml`, and the plan that follows from it in `plan.golden`.
+//!
+//! `UPDATE_GOLDEN=1 cargo test -p tailwharf-plan --test cases` writes the plans; read the difference before you commit it.
+
+mod harness;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use harness::{World, settings};
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tailwharf_plan::{Failure, FailureKind, Kind, ObjectRef};
+
+/// A `snapshot.yaml`.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Case {
+    /// What the case shows.
+    #[allow(dead_code, reason = "for the reader")]
+    about: String,
+    now: Timestamp,
+    #[serde(default)]
+    default_load_balancer: bool,
+    /// The Service, as `namespace/name`; only for cases of Services.
+    #[serde(default)]
+    service: String,
+    /// What is in the cluster.
+    #[serde(default)]
+    objects: Vec<Value>,
+    /// How execution fails, after how many steps.
+    #[serde(default)]
+    failure: Option<CaseFailure>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct CaseFailure {
+    done: usize,
+    kind: String,
+    message: String,
+}
+
+impl CaseFailure {
+    fn failure(&self) -> Failure {
+        let kind = match self.kind.as_str() {
+            "conflict" => FailureKind::Conflict,
+            "control_server_unreachable" => FailureKind::ControlServerUnreachable,
+            "control_server_refused" => FailureKind::ControlServerRefused,
+            "auth_key_refused" => FailureKind::AuthKeyRefused { tags: vec!["tag:web".parse().unwrap()] },
+            other => panic!("no such kind of failure: {other}"),
+        };
+        Failure { kind, message: self.message.clone() }
+    }
+}
+
+#[test]
+fn services() {
+    each("service", |case, world| {
+        let settings = tailwharf_plan::Settings { default_load_balancer: case.default_load_balancer, ..settings() };
+        let (namespace, name) = case.service.split_once('/').unwrap();
+        let snapshot = world.service_snapshot(namespace, name, &settings);
+        let validated = tailwharf_plan::service::validate(&snapshot, &settings);
+        let plan = match &validated {
+            Ok(validated) => tailwharf_plan::service::build(validated, &settings, case.now),
+            Err(_) => tailwharf_plan::Plan::default(),
+        };
+        let applied = match &case.failure {
+            None => tailwharf_plan::Applied::complete(plan.steps.len()),
+            Some(failure) => tailwharf_plan::Applied::stopped(failure.done, failure.failure()),
+        };
+        let status = tailwharf_plan::service::status(&snapshot, &validated, &plan, &applied, &settings, case.now);
+        json!({"plan": plan, "status": status})
+    });
+}
+
+#[test]
+fn pools() {
+    each("pool", |_, world| json!({"plan": tailwharf_plan::pool::build(&world.pool_snapshot(&settings()), &settings())}));
+}
+
+#[test]
+fn the_operators_device() {
+    each("operator-device", |case, mut world| {
+        json!({"plan": world.reconcile_operator(&settings(), case.now, 0)})
+    });
+}
+
+fn each(kind: &str, plan: impl Fn(&Case, World) -> Value) {
+    let update = std::env::var_os("UPDATE_GOLDEN").is_some();
+    let mut wrong = Vec::new();
+    let folders = folders(kind);
+    assert!(!folders.is_empty(), "no cases of {kind}");
+    for folder in folders {
+        let text = fs::read_to_string(folder.join("snapshot.yaml")).unwrap();
+        let case: Case = serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+        let found = serde_saphyr::to_string(&plan(&case, world(&case.objects))).unwrap();
+        let golden = folder.join("plan.golden");
+        if update {
+            fs::write(&golden, &found).unwrap();
+        } else if fs::read_to_string(&golden).ok().as_deref() != Some(&found) {
+            wrong.push(format!("{}:\n{found}", folder.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "plans differ from their golden files:\n{}", wrong.join("\n"));
+}
+
+fn folders(kind: &str) -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases").join(kind);
+    let mut folders: Vec<_> = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
+    folders.sort();
+    folders
+}
+
+fn world(objects: &[Value]) -> World {
+    let mut world = World::default();
+    for object in objects {
+        let kind: Kind = serde_json::from_value(object["kind"].clone()).unwrap();
+        let text = |field: &str| object["metadata"][field].as_str().unwrap_or(harness::NAMESPACE).to_owned();
+        world.put(ObjectRef::new(kind, &text("namespace"), &text("name")), object.clone());
+    }
+    world
+}

@@ -1,0 +1,324 @@
+//! A cluster and a control server made of maps, on which plans are carried out.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Secret, Service};
+use serde_json::{Map, Value, json};
+use tailwharf_kube_types::secret::SecretText;
+use tailwharf_kube_types::{Identity, Parent};
+use tailwharf_plan::identity::{Observed, SecretView};
+use tailwharf_plan::service::{self, Problem, Snapshot, Status, Validated};
+use tailwharf_plan::{
+    Applied, Failure, FailureKind, Filled, Kind, ObjectRef, Plan, PoolSettings, Settings, Slot, Step, operator_device, pool,
+};
+
+pub(crate) const NAMESPACE: &str = "tailscale";
+
+pub(crate) fn settings() -> Settings {
+    Settings {
+        namespace: NAMESPACE.to_owned(),
+        login_server: "http://control:8080".to_owned(),
+        default_tags: vec!["tag:k8s".parse().unwrap()],
+        operator_hostname: "tailscale-operator".parse().unwrap(),
+        operator_tags: vec!["tag:k8s-operator".parse().unwrap()],
+        default_load_balancer: false,
+        pool: PoolSettings {
+            name: "default".to_owned(),
+            replicas: 2,
+            image: "tailwharf.test/tailwharf:dev".to_owned(),
+            logging: String::new(),
+        },
+    }
+}
+
+pub(crate) fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + second).unwrap()
+}
+
+/// Objects, devices and keys.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct World {
+    /// Each object, and the body that the operator applied last.
+    pub(crate) objects: BTreeMap<ObjectRef, Value>,
+    applied: BTreeMap<ObjectRef, Value>,
+    /// Tags of each device.
+    pub(crate) devices: BTreeMap<String, String>,
+    /// Tags of each auth key that was not used.
+    pub(crate) keys: BTreeMap<String, String>,
+    /// The key that a host has read, for each identity.
+    sessions: BTreeMap<String, String>,
+    pub(crate) control_down: bool,
+    /// Tags that the control server gives no key for.
+    pub(crate) refused_tag: Option<String>,
+    version: u64,
+    serial: u64,
+}
+
+impl World {
+    pub(crate) fn put(&mut self, object: ObjectRef, mut body: Value) {
+        self.version += 1;
+        body["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        body["metadata"]["name"] = json!(object.name);
+        body["metadata"]["namespace"] = json!(object.namespace);
+        self.objects.insert(object, body);
+    }
+
+    pub(crate) fn get<T: serde::de::DeserializeOwned>(&self, kind: Kind, namespace: &str, name: &str) -> Option<T> {
+        let body = self.objects.get(&ObjectRef::new(kind, namespace, name))?;
+        Some(serde_json::from_value(body.clone()).unwrap())
+    }
+
+    pub(crate) fn of_kind<T: serde::de::DeserializeOwned>(&self, kind: Kind) -> Vec<T> {
+        let all = self.objects.iter().filter(|(object, _)| object.kind == kind);
+        all.map(|(_, body)| serde_json::from_value(body.clone()).unwrap()).collect()
+    }
+
+    fn observed(&self, parent: &Parent, settings: &Settings) -> Observed {
+        let ours = |labels: Option<&BTreeMap<String, String>>| labels.and_then(Parent::from_labels).as_ref() == Some(parent);
+        let role = self.get(Kind::Role, NAMESPACE, &format!("tailwharf-{}", settings.pool.name));
+        Observed {
+            identities: self
+                .of_kind::<Identity>(Kind::Identity)
+                .into_iter()
+                .filter(|identity| ours(identity.metadata.labels.as_ref()))
+                .collect(),
+            secrets: self
+                .of_kind::<Secret>(Kind::Secret)
+                .iter()
+                .filter(|secret| ours(secret.metadata.labels.as_ref()))
+                .map(SecretView::from_secret)
+                .collect(),
+            granted: Arc::new(pool::granted(role.as_ref())),
+        }
+    }
+
+    pub(crate) fn service_snapshot(&self, namespace: &str, name: &str, settings: &Settings) -> Snapshot {
+        Snapshot {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            service: self.get::<Service>(Kind::Service, namespace, name),
+            observed: self.observed(&Parent::service(namespace, name), settings),
+        }
+    }
+
+    pub(crate) fn pool_snapshot(&self, settings: &Settings) -> pool::Snapshot {
+        let name = format!("tailwharf-{}", settings.pool.name);
+        let secrets = self.of_kind::<Secret>(Kind::Secret);
+        pool::Snapshot {
+            secrets: secrets
+                .iter()
+                .map(SecretView::from_secret)
+                .filter(|secret| secret.belongs_to_pool(&settings.pool.name))
+                .map(|secret| secret.name)
+                .collect::<BTreeSet<_>>(),
+            service_account: self.get(Kind::ServiceAccount, NAMESPACE, &name),
+            role: self.get(Kind::Role, NAMESPACE, &name),
+            role_binding: self.get(Kind::RoleBinding, NAMESPACE, &name),
+            disruption_budget: self.get(Kind::PodDisruptionBudget, NAMESPACE, &name),
+            stateful_set: self.get(Kind::StatefulSet, NAMESPACE, &name),
+        }
+    }
+
+    /// Carries out a plan up to `limit` steps, as an operator that dies then.
+    pub(crate) fn execute(&mut self, plan: &Plan, limit: usize) -> Applied {
+        let mut filled = Filled::default();
+        for (done, step) in plan.steps.iter().enumerate().take(limit) {
+            if let Err(failure) = self.take(step, &mut filled) {
+                return Applied::stopped(done, failure);
+            }
+        }
+        Applied::complete(plan.steps.len().min(limit))
+    }
+
+    fn take(&mut self, step: &Step, filled: &mut Filled) -> Result<(), Failure> {
+        let failure = |kind, message: &str| Err(Failure { kind, message: message.to_owned() });
+        let reaches_control =
+            matches!(step, Step::MintAuthKey { .. } | Step::SetDeviceTags { .. } | Step::DeleteDevice { .. });
+        if reaches_control && self.control_down {
+            return failure(FailureKind::ControlServerUnreachable, "connection refused");
+        }
+        match step {
+            Step::SetFinalizers { object, resource_version, finalizers } => {
+                let Some(body) = self.objects.get(object) else {
+                    return failure(FailureKind::ClusterRefused, "not found");
+                };
+                if body["metadata"]["resourceVersion"] != json!(resource_version) {
+                    return failure(FailureKind::Conflict, "the object has changed");
+                }
+                let mut body = body.clone();
+                body["metadata"]["finalizers"] = json!(finalizers);
+                self.put(object.clone(), body.clone());
+                if finalizers.is_empty() && body["metadata"].get("deletionTimestamp").is_some() {
+                    self.objects.remove(object);
+                }
+            }
+            Step::MintAuthKey { slot, tags, .. } => {
+                if let Some(refused) = &self.refused_tag
+                    && tags.iter().any(|tag| tag.as_str() == refused)
+                {
+                    let message = format!("tag {refused} is not owned");
+                    return failure(FailureKind::AuthKeyRefused { tags: tags.clone() }, &message);
+                }
+                self.serial += 1;
+                let key = format!("tskey-{}", self.serial);
+                self.keys.insert(key.clone(), tailwharf_kube_types::Tag::join(tags));
+                assert_eq!(*slot, Slot::AuthKey);
+                filled.set(*slot, SecretText::new(key));
+            }
+            Step::SetDeviceTags { device, tags } => {
+                self.devices.insert(device.clone(), tailwharf_kube_types::Tag::join(tags));
+            }
+            Step::DeleteDevice { device } => {
+                self.devices.remove(device);
+            }
+            Step::Apply(manifest) => {
+                let body = manifest.fill(filled).unwrap();
+                self.apply(&manifest.object, body);
+            }
+            Step::Delete { object, uid } => {
+                let current = self.objects.get(object).map(|body| body["metadata"]["uid"].clone());
+                if uid.as_ref().is_none_or(|uid| current == Some(json!(uid))) {
+                    self.objects.remove(object);
+                    self.applied.remove(object);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Server-side apply by one manager: fields that are no longer applied go, those of others stay.
+    fn apply(&mut self, object: &ObjectRef, body: Value) {
+        self.serial += 1;
+        let mut current = self.objects.get(object).cloned().unwrap_or_else(|| json!({"metadata": {"uid": format!("uid-{}", self.serial)}}));
+        let spec_before = current.get("spec").cloned();
+        if let Some(before) = self.applied.get(object) {
+            remove_fields(&mut current, before, &body);
+        }
+        merge(&mut current, &body);
+        if object.kind == Kind::Identity && current.get("spec").cloned() != spec_before {
+            let generation = current["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
+            current["metadata"]["generation"] = json!(generation);
+        }
+        self.applied.insert(object.clone(), body);
+        self.put(object.clone(), current);
+    }
+
+    /// A host begins: it reads the key of the identity's Secret.
+    pub(crate) fn host_reads(&mut self, name: &str) {
+        let secret = self.get::<Secret>(Kind::Secret, NAMESPACE, &format!("{name}-0"));
+        let exists = self.objects.contains_key(&ObjectRef::new(Kind::Identity, NAMESPACE, name));
+        let key = secret.and_then(|secret| secret.data).and_then(|mut data| data.remove("auth_key"));
+        if let (true, Some(key)) = (exists, key) {
+            self.sessions.insert(name.to_owned(), String::from_utf8(key.0).unwrap());
+        }
+    }
+
+    /// A host ends what it began: it registers with the key it has read, writes the device down, and tells that it is ready.
+    pub(crate) fn host_registers(&mut self, name: &str, now: Timestamp) {
+        let secret = ObjectRef::new(Kind::Secret, NAMESPACE, &format!("{name}-0"));
+        if let Some(tags) = self.sessions.remove(name).and_then(|key| self.keys.remove(&key)) {
+            self.serial += 1;
+            let device = format!("n{}", self.serial);
+            self.devices.insert(device.clone(), tags);
+            if let Some(mut state) = self.objects.get(&secret).cloned() {
+                if let Some(data) = state["data"].as_object_mut() {
+                    data.remove("auth_key");
+                }
+                state["data"]["device_id"] = json!(k8s_openapi::ByteString(device.into_bytes()));
+                self.put(secret.clone(), state);
+            }
+        }
+        let identity = ObjectRef::new(Kind::Identity, NAMESPACE, name);
+        let state = self.get::<Secret>(Kind::Secret, NAMESPACE, &secret.name).map(|secret| SecretView::from_secret(&secret));
+        let (Some(mut body), Some(device)) = (self.objects.get(&identity).cloned(), state.and_then(|state| state.device_id)) else {
+            return;
+        };
+        let generation = body["metadata"]["generation"].clone();
+        let hostname = body["spec"]["hostname"].as_str().unwrap().to_owned();
+        body["status"] = json!({
+            "deviceId": device, "fqdn": format!("{hostname}.tail.ts.net"), "host": "tailwharf-default-0",
+            "addresses": ["100.64.0.7", "fd7a:115c:a1e0::7"], "observedGeneration": generation,
+            "conditions": [{"type": "Ready", "status": "True", "reason": "Done", "message": "Ready.", "lastTransitionTime": now.to_string()}],
+        });
+        self.put(identity, body);
+    }
+
+    /// Hosts that began with an identity that is gone have ended by now.
+    pub(crate) fn time_limit_passes(&mut self) {
+        let identities: BTreeSet<String> =
+            self.of_kind::<Identity>(Kind::Identity).into_iter().filter_map(|identity| identity.metadata.name).collect();
+        self.sessions.retain(|name, _| identities.contains(name));
+    }
+}
+
+/// One pass over a Service: what a controller does.
+pub(crate) struct Pass {
+    pub(crate) validated: Result<Validated, Vec<Problem>>,
+    pub(crate) plan: Plan,
+    pub(crate) applied: Applied,
+    pub(crate) status: Status,
+}
+
+impl World {
+    pub(crate) fn reconcile_service(&mut self, namespace: &str, name: &str, settings: &Settings, now: Timestamp, limit: usize) -> Pass {
+        let snapshot = self.service_snapshot(namespace, name, settings);
+        let validated = service::validate(&snapshot, settings);
+        let plan = validated.as_ref().map(|validated| service::build(validated, settings, now)).unwrap_or_default();
+        let applied = self.execute(&plan, limit);
+        let status = service::status(&snapshot, &validated, &plan, &applied, settings, now);
+        if limit >= plan.steps.len()
+            && let Some(patch) = &status.patch
+            && let Some(mut body) = self.objects.get(&patch.object).cloned()
+        {
+            body["status"] = patch.body["status"].clone();
+            self.put(patch.object.clone(), body);
+        }
+        Pass { validated, plan, applied, status }
+    }
+
+    pub(crate) fn reconcile_pool(&mut self, settings: &Settings, limit: usize) -> Plan {
+        let plan = pool::build(&self.pool_snapshot(settings), settings);
+        self.execute(&plan, limit);
+        plan
+    }
+
+    pub(crate) fn reconcile_operator(&mut self, settings: &Settings, now: Timestamp, limit: usize) -> Plan {
+        let observed = self.observed(&operator_device::parent(settings), settings);
+        let plan = operator_device::build(&observed, settings, now);
+        self.execute(&plan, limit);
+        plan
+    }
+}
+
+fn merge(current: &mut Value, body: &Value) {
+    match (current, body) {
+        (Value::Object(current), Value::Object(body)) => {
+            for (key, value) in body {
+                merge(current.entry(key.clone()).or_insert(Value::Null), value);
+            }
+        }
+        (current, body) => *current = body.clone(),
+    }
+}
+
+fn remove_fields(current: &mut Value, before: &Value, after: &Value) {
+    let (Value::Object(current), Value::Object(before)) = (current, before) else { return };
+    let empty = Map::new();
+    let after = after.as_object().unwrap_or(&empty);
+    for (key, value) in before {
+        match after.get(key) {
+            None => {
+                current.remove(key);
+            }
+            Some(after) => {
+                if let Some(current) = current.get_mut(key) {
+                    remove_fields(current, value, after);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Files that are derived from types: the custom resource definitions.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+use kube_core::CustomResourceExt as _;
+use tailwharf_kube_types::Identity;
+
+const NOTE: &str = "# Generated from crates/kube-types by `cargo xtask generate`.\n";
+
+/// Path and content of each generated file.
+fn files() -> anyhow::Result<Vec<(&'static str, String)>> {
+    let identity = serde_saphyr::to_string(&Identity::crd())
+        .context("the Identity resource cannot be written as YAML")?;
+    Ok(vec![(
+        "deploy/crds/identities.tailwharf.dev.yaml",
+        format!("{NOTE}{}\n", identity.trim_end()),
+    )])
+}
+
+/// Writes the files.
+pub(crate) fn write(root: &Path) -> anyhow::Result<String> {
+    let mut written = Vec::new();
+    for (path, content) in files()? {
+        let full = root.join(path);
+        if let Some(folder) = full.parent() {
+            fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        }
+        fs::write(&full, content).with_context(|| format!("cannot write {}", full.display()))?;
+        written.push(path);
+    }
+    Ok(format!("generated {}", written.join(", ")))
+}
+
+/// Compares the files with what would be written.
+pub(crate) fn check(root: &Path) -> anyhow::Result<String> {
+    let files = files()?;
+    let current =
+        |path: &str, content: &str| fs::read_to_string(root.join(path)).is_ok_and(|text| text == content);
+    let stale: Vec<&str> = files
+        .iter()
+        .filter(|(path, content)| !current(path, content))
+        .map(|(path, _)| *path)
+        .collect();
+    if !stale.is_empty() {
+        bail!(
+            "not up to date: {}; run `cargo xtask generate` and commit the result",
+            stale.join(", ")
+        );
+    }
+    Ok(format!("generated files are up to date: {}", files.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_generated_files_are_committed() {
+        super::check(&crate::workspace().unwrap()).unwrap();
+    }
+}
