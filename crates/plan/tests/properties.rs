@@ -213,7 +213,7 @@ fn foreign() -> Vec<(ObjectRef, Value)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn no_history_forgets_a_device_or_touches_what_is_not_ours(acts in prop::collection::vec(act(), 1..40)) {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Secret, Service};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tailwharf_kube_types::secret::SecretText;
 use tailwharf_kube_types::{Identity, Parent};
 use tailwharf_plan::identity::{Observed, SecretView};
@@ -305,20 +305,17 @@ fn merge(current: &mut Value, body: &Value) {
     }
 }
 
+/// Takes away the leaves that were applied before and are not any more.
 fn remove_fields(current: &mut Value, before: &Value, after: &Value) {
     let (Value::Object(current), Value::Object(before)) = (current, before) else { return };
-    let empty = Map::new();
-    let after = after.as_object().unwrap_or(&empty);
     for (key, value) in before {
-        match after.get(key) {
-            None => {
-                current.remove(key);
+        let after = after.get(key);
+        if value.is_object() {
+            if let Some(current) = current.get_mut(key) {
+                remove_fields(current, value, after.unwrap_or(&Value::Null));
             }
-            Some(after) => {
-                if let Some(current) = current.get_mut(key) {
-                    remove_fields(current, value, after);
-                }
-            }
+        } else if after.is_none() {
+            current.remove(key);
         }
     }
 }
