@@ -193,13 +193,6 @@ impl Frame {
         Self::from_body(kind, buf.split_to(len).freeze()).map(Some)
     }
 
-    /// Length of the whole first frame of `buf`, of which at least the header has come.
-    #[must_use]
-    pub fn announced_len(buf: &[u8]) -> Option<usize> {
-        let [_, len @ ..] = *buf.first_chunk::<HEADER_LEN>()?;
-        Some(HEADER_LEN + u32::from_be_bytes(len) as usize)
-    }
-
     fn from_body(kind: u8, mut body: Bytes) -> Result<Self, DerpError> {
         let frame = match kind {
             kind::SERVER_KEY => {
