@@ -270,3 +270,6 @@ async fn write_queued<W: AsyncWrite + Unpin>(writer: &mut W, client: &Registrati
             .map_err(|_| Ended::SlowReader)??;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -147,12 +147,11 @@ impl Relay {
             tls_config(identity.certificate, identity.certificate_key).map_err(RelayError::Tls)?,
         ));
 
-        let listener = listen_tcp(config.listen).map_err(|source| RelayError::Listen {
+        let (listener, address) = listen_tcp(config.listen).map_err(|source| RelayError::Listen {
             protocol: "TCP",
             address: config.listen,
             source,
         })?;
-        let (listener, address) = listener;
         let stun = config
             .stun_listen
             .map(|address| {
@@ -164,18 +163,7 @@ impl Relay {
             })
             .transpose()?;
 
-        let shared = Arc::new(Shared {
-            key: identity.key,
-            admission: config.admission,
-            limits: config.limits,
-            counters: Arc::new(ShellCounters::default()),
-            state: Mutex::new(State {
-                machine: Machine::new(OsRng.r#gen()),
-                links: HashMap::new(),
-                sources: HashMap::new(),
-                connections: 0,
-            }),
-        });
+        let shared = Arc::new(Shared::new(identity.key, config.admission, config.limits));
         let tasks = TaskTracker::new();
         let stun_port = stun.as_ref().map(|(_, address)| address.port());
         if let Some((socket, _)) = stun {
@@ -422,6 +410,21 @@ impl State {
 }
 
 impl Shared {
+    pub(crate) fn new(key: NodePrivate, admission: Option<Admission>, limits: Limits) -> Self {
+        Self {
+            key,
+            admission,
+            limits,
+            counters: Arc::default(),
+            state: Mutex::new(State {
+                machine: Machine::new(OsRng.r#gen()),
+                links: HashMap::new(),
+                sources: HashMap::new(),
+                connections: 0,
+            }),
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -489,7 +492,7 @@ impl Shared {
         tracing::debug!(%source, reason = %ended, cause, "connection ended");
     }
 
-    fn metrics(&self) -> Metrics {
+    pub(crate) fn metrics(&self) -> Metrics {
         let state = self.state();
         Metrics {
             clients: state.machine.len() as u64,

@@ -1,0 +1,594 @@
+//! The relay on loopback, with a client made of the wire codec.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use rand::rngs::OsRng;
+use ring::digest::{SHA256, digest};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use tailwharf_relay::{Limits, Relay, RelayConfig, RelayError, RelayHandle};
+use tailwharf_wire::derp::{ClientInfo, Frame, PROTOCOL_VERSION, PeerGoneReason, ServerInfo};
+use tailwharf_wire::key::{NodePrivate, NodePublic};
+use tailwharf_wire::stun;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_util::sync::CancellationToken;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct TestRelay {
+    handle: RelayHandle,
+    stop: CancellationToken,
+    _dir: tempfile::TempDir,
+}
+
+impl Drop for TestRelay {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+async fn start(change: impl FnOnce(&mut RelayConfig)) -> TestRelay {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = RelayConfig::on_loopback(dir.path().to_owned());
+    change(&mut config);
+    let stop = CancellationToken::new();
+    let handle = Relay::start(config, stop.clone()).await.unwrap();
+    TestRelay {
+        handle,
+        stop,
+        _dir: dir,
+    }
+}
+
+/// Takes exactly the certificate that a DERP map pins, as clients do.
+#[derive(Debug)]
+struct Pinned {
+    cert_name: String,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        assert!(intermediates.is_empty());
+        let hash: String = digest(&SHA256, certificate)
+            .as_ref()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        assert_eq!(self.cert_name, format!("sha256-raw:{hash}"));
+        let parsed = rustls::server::ParsedCertificate::try_from(certificate)?;
+        rustls::client::verify_server_name(&parsed, name)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &rustls::DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &rustls::DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
+
+async fn tls(relay: &RelayHandle) -> TlsStream<TcpStream> {
+    let node = relay.derp_node();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = Arc::new(Pinned {
+        cert_name: node.cert_name.clone(),
+        provider: provider.clone(),
+    });
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
+    let address: SocketAddr = ([127, 0, 0, 1], node.tcp_port()).into();
+    let stream = TcpStream::connect(address).await.unwrap();
+    let name = ServerName::try_from(node.host_name).unwrap();
+    TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await
+        .unwrap()
+}
+
+/// Sends `head` and returns the answer's head and the stream behind it.
+async fn request(relay: &RelayHandle, head: &str) -> (String, TlsStream<TcpStream>, BytesMut) {
+    let mut stream = tls(relay).await;
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut received = BytesMut::new();
+    loop {
+        if let Some(end) = received.windows(4).position(|window| window == b"\r\n\r\n") {
+            let head = String::from_utf8(received.split_to(end + 4).to_vec()).unwrap();
+            return (head, stream, received);
+        }
+        let len = timeout(PATIENCE, stream.read_buf(&mut received))
+            .await
+            .unwrap()
+            .unwrap();
+        assert_ne!(len, 0, "closed before the end of the answer");
+    }
+}
+
+const UPGRADE: &str =
+    "GET /derp HTTP/1.1\r\nHost: relay\r\nUpgrade: DERP\r\nConnection: Upgrade\r\nDerp-Fast-Start: 0\r\n\r\n";
+
+struct Client {
+    key: NodePrivate,
+    stream: TlsStream<TcpStream>,
+    received: BytesMut,
+}
+
+impl Client {
+    /// Connects up to the relay's greeting.
+    async fn greeted(relay: &RelayHandle, key: NodePrivate) -> Self {
+        let (head, stream, received) = request(relay, UPGRADE).await;
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        let head = head.to_lowercase();
+        assert!(
+            head.contains("upgrade: derp\r\n") && head.contains("derp-version: 2\r\n"),
+            "{head}"
+        );
+        let hex = relay.key().to_string().replace("nodekey:", "");
+        assert!(head.contains(&format!("derp-public-key: {hex}\r\n")), "{head}");
+        let mut client = Self {
+            key,
+            stream,
+            received,
+        };
+        assert_eq!(client.next().await, Some(Frame::ServerKey(relay.key())));
+        client
+    }
+
+    async fn connect_as(relay: &RelayHandle, key: NodePrivate) -> Self {
+        let mut client = Self::greeted(relay, key).await;
+        let info = ClientInfo {
+            version: PROTOCOL_VERSION,
+            can_ack_pings: true,
+            ..ClientInfo::default()
+        };
+        client
+            .send(&info.seal(&client.key, &relay.key(), &mut OsRng).unwrap())
+            .await;
+        let Some(Frame::ServerInfo { sealed }) = client.next().await else {
+            panic!("no server info")
+        };
+        let info = ServerInfo::open(&sealed, &relay.key(), &client.key).unwrap();
+        assert_eq!(info.version, PROTOCOL_VERSION);
+        client
+    }
+
+    async fn connect(relay: &RelayHandle) -> Self {
+        Self::connect_as(relay, NodePrivate::generate(&mut OsRng)).await
+    }
+
+    fn public(&self) -> NodePublic {
+        self.key.public()
+    }
+
+    async fn send(&mut self, frame: &Frame) {
+        let mut out = BytesMut::new();
+        frame.encode(&mut out);
+        self.raw(&out).await;
+    }
+
+    async fn raw(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).await.unwrap();
+        self.stream.flush().await.unwrap();
+    }
+
+    async fn packet(&mut self, to: NodePublic, packet: &[u8]) {
+        self.send(&Frame::SendPacket {
+            to,
+            packet: Bytes::copy_from_slice(packet),
+        })
+        .await;
+    }
+
+    /// The next frame. `None`: the relay has closed the connection.
+    async fn next(&mut self) -> Option<Frame> {
+        loop {
+            if let Some(frame) = Frame::decode(&mut self.received).unwrap() {
+                return Some(frame);
+            }
+            match timeout(PATIENCE, self.stream.read_buf(&mut self.received))
+                .await
+                .expect("no frame in time")
+            {
+                Ok(0) | Err(_) => return None,
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Returns once the relay has handled all that was sent before.
+    async fn settle(&mut self) {
+        self.send(&Frame::Ping(*b"settled?")).await;
+        assert_eq!(self.next().await, Some(Frame::Pong(*b"settled?")));
+    }
+}
+
+/// Waits until `done` says so.
+async fn until(relay: &RelayHandle, done: impl Fn(tailwharf_relay::Metrics) -> bool) {
+    let wait = async {
+        while !done(relay.metrics()) {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, wait)
+        .await
+        .unwrap_or_else(|_| panic!("still {:?}", relay.metrics()));
+}
+
+#[tokio::test]
+async fn packets_go_both_ways() {
+    let relay = start(|_| {}).await;
+    let mut a = Client::connect(&relay.handle).await;
+    let mut b = Client::connect(&relay.handle).await;
+    for size in [0, 1, 1280, 64 * 1024] {
+        let packet = vec![size as u8; size];
+        a.packet(b.public(), &packet).await;
+        let frame = Frame::RecvPacket {
+            from: a.public(),
+            packet: packet.clone().into(),
+        };
+        assert_eq!(b.next().await, Some(frame));
+        b.packet(a.public(), &packet).await;
+        assert_eq!(
+            a.next().await,
+            Some(Frame::RecvPacket {
+                from: b.public(),
+                packet: packet.into()
+            })
+        );
+    }
+    let metrics = relay.handle.metrics();
+    assert_eq!((metrics.clients, metrics.connections), (2, 2));
+    assert_eq!((metrics.carried.packets_in, metrics.carried.packets_out), (8, 8));
+}
+
+#[tokio::test]
+async fn frames_that_come_in_pieces_are_put_together() {
+    let relay = start(|_| {}).await;
+    let mut a = Client::connect(&relay.handle).await;
+    let mut b = Client::connect(&relay.handle).await;
+    let mut out = BytesMut::new();
+    Frame::Ping(*b"12345678").encode(&mut out);
+    Frame::SendPacket {
+        to: b.public(),
+        packet: Bytes::from_static(b"hi"),
+    }
+    .encode(&mut out);
+    for byte in out {
+        a.raw(&[byte]).await;
+    }
+    assert_eq!(a.next().await, Some(Frame::Pong(*b"12345678")));
+    assert_eq!(
+        b.next().await,
+        Some(Frame::RecvPacket {
+            from: a.public(),
+            packet: Bytes::from_static(b"hi")
+        })
+    );
+}
+
+#[tokio::test]
+async fn peers_are_told_who_is_gone() {
+    let relay = start(|_| {}).await;
+    let mut a = Client::connect(&relay.handle).await;
+    let mut b = Client::connect(&relay.handle).await;
+    let gone = a.public();
+    a.packet(b.public(), b"hi").await;
+    assert!(matches!(b.next().await, Some(Frame::RecvPacket { .. })));
+    drop(a);
+    assert_eq!(
+        b.next().await,
+        Some(Frame::PeerGone {
+            peer: gone,
+            reason: PeerGoneReason::Disconnected
+        })
+    );
+
+    let mut disco = vec![0; 100];
+    disco[..6].copy_from_slice(tailwharf_wire::disco::MAGIC);
+    b.packet(gone, &disco).await;
+    assert_eq!(
+        b.next().await,
+        Some(Frame::PeerGone {
+            peer: gone,
+            reason: PeerGoneReason::NotHere
+        })
+    );
+}
+
+#[tokio::test]
+async fn a_second_connection_replaces_the_first() {
+    let relay = start(|_| {}).await;
+    let key = NodePrivate::generate(&mut OsRng);
+    let mut first = Client::connect_as(&relay.handle, key.clone()).await;
+    let mut second = Client::connect_as(&relay.handle, key).await;
+    assert_eq!(first.next().await, None);
+    second.settle().await;
+    until(&relay.handle, |metrics| {
+        metrics.clients == 1 && metrics.connections == 1
+    })
+    .await;
+    assert_eq!(relay.handle.metrics().carried.replaced, 1);
+}
+
+#[tokio::test]
+async fn only_admitted_nodes_may_use_it() {
+    let admitted = NodePrivate::generate(&mut OsRng);
+    let public = admitted.public();
+    let relay = start(|config| config.admission = Some(Arc::new(move |key| *key == public))).await;
+    Client::connect_as(&relay.handle, admitted).await.settle().await;
+
+    let mut stranger = Client::greeted(&relay.handle, NodePrivate::generate(&mut OsRng)).await;
+    let info = ClientInfo {
+        version: PROTOCOL_VERSION,
+        ..ClientInfo::default()
+    };
+    stranger
+        .send(&info.seal(&stranger.key, &relay.handle.key(), &mut OsRng).unwrap())
+        .await;
+    assert_eq!(stranger.next().await, None);
+    assert_eq!(relay.handle.metrics().refused_admission, 1);
+}
+
+#[tokio::test]
+async fn a_client_must_hold_the_key_that_it_names() {
+    let relay = start(|_| {}).await;
+    let mut thief = Client::greeted(&relay.handle, NodePrivate::generate(&mut OsRng)).await;
+    let info = ClientInfo {
+        version: PROTOCOL_VERSION,
+        ..ClientInfo::default()
+    };
+    let Ok(Frame::ClientInfo { sealed, .. }) = info.seal(&thief.key, &relay.handle.key(), &mut OsRng) else {
+        panic!("no client info")
+    };
+    let stolen = NodePrivate::generate(&mut OsRng).public();
+    thief.send(&Frame::ClientInfo { key: stolen, sealed }).await;
+    assert_eq!(thief.next().await, None);
+    until(&relay.handle, |metrics| {
+        metrics.faulty == 1 && metrics.connections == 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn bad_input_ends_its_own_connection_alone() {
+    let relay = start(|_| {}).await;
+    let mut good = Client::connect(&relay.handle).await;
+    let bad_frames: [&[u8]; 4] = [
+        // A packet of 4 GiB, a packet that is shorter than a key, a ping of two bytes, a text that is none.
+        &[0x04, 0xff, 0xff, 0xff, 0xff],
+        &[0x04, 0, 0, 0, 1, 0],
+        &[0x12, 0, 0, 0, 2, 0, 0],
+        &[0x14, 0, 0, 0, 1, 0xff],
+    ];
+    for (number, bad) in (1..).zip(bad_frames) {
+        let mut client = Client::connect(&relay.handle).await;
+        client.raw(bad).await;
+        assert_eq!(client.next().await, None, "{bad:?}");
+        until(&relay.handle, |metrics| {
+            metrics.faulty == number && metrics.connections == 1
+        })
+        .await;
+    }
+    let mut unknown = Client::greeted(&relay.handle, NodePrivate::generate(&mut OsRng)).await;
+    unknown.send(&Frame::KeepAlive).await;
+    assert_eq!(unknown.next().await, None);
+
+    let mut plain = TcpStream::connect(relay.handle.address()).await.unwrap();
+    plain.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let mut rest = Vec::new();
+    let _ = timeout(PATIENCE, plain.read_to_end(&mut rest)).await.unwrap();
+    until(&relay.handle, |metrics| metrics.faulty == 6).await;
+    good.settle().await;
+}
+
+#[tokio::test]
+async fn frames_of_other_versions_are_ignored() {
+    let relay = start(|_| {}).await;
+    let mut client = Client::connect(&relay.handle).await;
+    client.raw(&[0x77, 0, 0, 0, 2, 1, 2]).await;
+    client.send(&Frame::NotePreferred(true)).await;
+    client.settle().await;
+    assert_eq!(relay.handle.metrics().homes, 1);
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_loses_packets_and_nobody_waits() {
+    let relay = start(|_| {}).await;
+    let sleeper = Client::connect(&relay.handle).await;
+    let mut sender = Client::connect(&relay.handle).await;
+    // More than all buffers between hold.
+    let packet = vec![0; 60_000];
+    for _ in 0..1000 {
+        sender.packet(sleeper.public(), &packet).await;
+    }
+    sender.settle().await;
+    let carried = relay.handle.metrics().carried;
+    assert_eq!(carried.packets_in, 1000);
+    assert!(carried.dropped_full > 0, "{carried:?}");
+}
+
+#[tokio::test]
+async fn connections_are_limited() {
+    let relay = start(|config| {
+        config.limits = Limits {
+            connections: 10,
+            connections_per_source: 2,
+        }
+    })
+    .await;
+    let first = Client::connect(&relay.handle).await;
+    let _second = Client::connect(&relay.handle).await;
+    let mut third = TcpStream::connect(relay.handle.address()).await.unwrap();
+    assert_eq!(
+        timeout(PATIENCE, third.read(&mut [0; 1]))
+            .await
+            .unwrap()
+            .unwrap_or(0),
+        0
+    );
+    assert_eq!(relay.handle.metrics().refused_limit, 1);
+    drop(first);
+    until(&relay.handle, |metrics| metrics.connections == 1).await;
+    Client::connect(&relay.handle).await.settle().await;
+}
+
+#[tokio::test]
+async fn probes_are_answered() {
+    let relay = start(|_| {}).await;
+    let get = async |path: &str, headers: &str| {
+        let head = format!("GET {path} HTTP/1.1\r\nHost: relay\r\n{headers}\r\n");
+        request(&relay.handle, &head).await.0.to_lowercase()
+    };
+    for path in ["/derp/probe", "/derp/latency-check"] {
+        let answer = get(path, "").await;
+        assert!(answer.starts_with("http/1.1 200 "), "{answer}");
+        assert!(answer.contains("access-control-allow-origin: *\r\n"), "{answer}");
+    }
+    let answer = get("/generate_204", "X-Tailscale-Challenge: ts_relay:1\r\n").await;
+    assert!(answer.starts_with("http/1.1 204 "), "{answer}");
+    assert!(
+        answer.contains("x-tailscale-response: response ts_relay:1\r\n"),
+        "{answer}"
+    );
+    let answer = get("/generate_204", "X-Tailscale-Challenge: <script>\r\n").await;
+    assert!(!answer.contains("x-tailscale-response"), "{answer}");
+    assert!(get("/derp", "").await.starts_with("http/1.1 426 "));
+    assert!(
+        get("/derp", "Upgrade: websocket\r\nConnection: Upgrade\r\n")
+            .await
+            .starts_with("http/1.1 426 ")
+    );
+    assert!(get("/", "").await.starts_with("http/1.1 404 "));
+    let (head, ..) = request(&relay.handle, "HEAD /derp/probe HTTP/1.1\r\nHost: relay\r\n\r\n").await;
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    let (head, ..) = request(&relay.handle, "POST /derp/probe HTTP/1.1\r\nHost: relay\r\n\r\n").await;
+    assert!(head.starts_with("HTTP/1.1 405 "), "{head}");
+    let long = format!(
+        "GET / HTTP/1.1\r\nHost: relay\r\nX: {}\r\n\r\n",
+        "x".repeat(100_000)
+    );
+    let (head, ..) = request(&relay.handle, &long).await;
+    assert!(head.starts_with("HTTP/1.1 431 "), "{head}");
+}
+
+#[tokio::test]
+async fn stun_tells_the_address() {
+    for listen in ["127.0.0.1:0", "[::]:0"] {
+        let relay = start(|config| config.stun_listen = Some(listen.parse().unwrap())).await;
+        let server: SocketAddr = ([127, 0, 0, 1], relay.handle.derp_node().udp_port().unwrap()).into();
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        socket.send_to(b"what is this?", server).await.unwrap();
+        let tx_id = stun::TxId::generate(&mut OsRng);
+        socket.send_to(&stun::request(tx_id), server).await.unwrap();
+        let mut answer = [0; 100];
+        let len = timeout(PATIENCE, socket.recv(&mut answer))
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            stun::parse_response(&answer[..len]),
+            Ok((tx_id, socket.local_addr().unwrap()))
+        );
+        let metrics = relay.handle.metrics();
+        assert_eq!((metrics.stun_answered, metrics.stun_ignored), (1, 1));
+    }
+}
+
+#[tokio::test]
+async fn the_node_of_the_map_names_what_runs() {
+    let relay = start(|config| config.stun_listen = None).await;
+    let node = relay.handle.derp_node();
+    assert_eq!(
+        (node.name.as_str(), node.host_name.as_str()),
+        ("900a", "127.0.0.1")
+    );
+    assert_eq!((node.ipv4.as_str(), node.ipv6.as_str()), ("127.0.0.1", "none"));
+    assert_eq!(node.udp_port(), None);
+    assert_eq!(node.tcp_port(), relay.handle.address().port());
+    let named = start(|config| config.hostname = "localhost".to_owned()).await;
+    assert!(named.handle.derp_node().ipv4.is_empty());
+    Client::connect(&named.handle).await.settle().await;
+}
+
+#[tokio::test]
+async fn a_restart_keeps_key_and_pin_and_ends_connections() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = async |path: &Path| {
+        let stop = CancellationToken::new();
+        let handle = Relay::start(RelayConfig::on_loopback(path.to_owned()), stop.clone())
+            .await
+            .unwrap();
+        let mut client = Client::connect(&handle).await;
+        client.settle().await;
+        stop.cancel();
+        timeout(PATIENCE, handle.stopped()).await.unwrap();
+        assert_eq!(client.next().await, None);
+        (handle.key(), handle.derp_node().cert_name)
+    };
+    assert_eq!(run(dir.path()).await, run(dir.path()).await);
+}
+
+#[tokio::test]
+async fn an_address_in_use_is_named() {
+    let relay = start(|_| {}).await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = RelayConfig::on_loopback(dir.path().to_owned());
+    config.listen = relay.handle.address();
+    let error = Relay::start(config, CancellationToken::new())
+        .await
+        .err()
+        .unwrap();
+    assert!(matches!(error, RelayError::Listen { .. }));
+    assert_eq!(
+        error.to_string(),
+        format!("the relay cannot listen on TCP {}", relay.handle.address())
+    );
+}
