@@ -3,6 +3,8 @@
 //! `spec` is written by the operator alone, `status` by the pod that hosts the identity. No secret is in either: keys are in the Secret
 //! [`crate::names::secret_name`].
 
+#![allow(clippy::duplicated_attributes, reason = "columns of one type repeat it")]
+
 use std::fmt;
 use std::net::IpAddr;
 

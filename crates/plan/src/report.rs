@@ -87,7 +87,10 @@ impl fmt::Display for Reason {
         match self {
             // One sentence for both: the first lasts a moment, and is not worth a write of its own.
             Self::PoolGrantPending { pool } | Self::NotHosted { pool } => {
-                write!(f, "Waiting for a pod of pool {pool:?} to host this device; check that its pods run.")
+                write!(
+                    f,
+                    "Waiting for a pod of pool {pool:?} to host this device; check that its pods run."
+                )
             }
             Self::HostBehind => f.write_str("Waiting for the host to take over the last change."),
             Self::IdentityNotReady { reason, message } => match (message.is_empty(), reason) {

@@ -2,6 +2,8 @@
 //!
 //! `UPDATE_GOLDEN=1 cargo test -p tailwharf-plan --test cases` writes the plans; read the difference before you commit it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that fails says where")]
+
 mod harness;
 
 use std::fs;
@@ -48,17 +50,25 @@ impl CaseFailure {
             "conflict" => FailureKind::Conflict,
             "control_server_unreachable" => FailureKind::ControlServerUnreachable,
             "control_server_refused" => FailureKind::ControlServerRefused,
-            "auth_key_refused" => FailureKind::AuthKeyRefused { tags: vec!["tag:web".parse().unwrap()] },
+            "auth_key_refused" => FailureKind::AuthKeyRefused {
+                tags: vec!["tag:web".parse().unwrap()],
+            },
             other => panic!("no such kind of failure: {other}"),
         };
-        Failure { kind, message: self.message.clone() }
+        Failure {
+            kind,
+            message: self.message.clone(),
+        }
     }
 }
 
 #[test]
 fn services() {
     each("service", |case, world| {
-        let settings = tailwharf_plan::Settings { default_load_balancer: case.default_load_balancer, ..settings() };
+        let settings = tailwharf_plan::Settings {
+            default_load_balancer: case.default_load_balancer,
+            ..settings()
+        };
         let (namespace, name) = case.service.split_once('/').unwrap();
         let snapshot = world.service_snapshot(namespace, name, &settings);
         let validated = tailwharf_plan::service::validate(&snapshot, &settings);
@@ -70,21 +80,26 @@ fn services() {
             None => tailwharf_plan::Applied::complete(plan.steps.len()),
             Some(failure) => tailwharf_plan::Applied::stopped(failure.done, failure.failure()),
         };
-        let status = tailwharf_plan::service::status(&snapshot, &validated, &plan, &applied, &settings, case.now);
+        let status =
+            tailwharf_plan::service::status(&snapshot, &validated, &plan, &applied, &settings, case.now);
         json!({"plan": plan, "status": status})
     });
 }
 
 #[test]
 fn pools() {
-    each("pool", |_, world| json!({"plan": tailwharf_plan::pool::build(&world.pool_snapshot(&settings()), &settings())}));
+    each(
+        "pool",
+        |_, world| json!({"plan": tailwharf_plan::pool::build(&world.pool_snapshot(&settings()), &settings())}),
+    );
 }
 
 #[test]
 fn the_operators_device() {
-    each("operator-device", |case, mut world| {
-        json!({"plan": world.reconcile_operator(&settings(), case.now, 0)})
-    });
+    each(
+        "operator-device",
+        |case, mut world| json!({"plan": world.reconcile_operator(&settings(), case.now, 0)}),
+    );
 }
 
 fn each(kind: &str, plan: impl Fn(&Case, World) -> Value) {
@@ -94,7 +109,8 @@ fn each(kind: &str, plan: impl Fn(&Case, World) -> Value) {
     assert!(!folders.is_empty(), "no cases of {kind}");
     for folder in folders {
         let text = fs::read_to_string(folder.join("snapshot.yaml")).unwrap();
-        let case: Case = serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+        let case: Case =
+            serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
         let found = serde_saphyr::to_string(&plan(&case, world(&case.objects))).unwrap();
         let golden = folder.join("plan.golden");
         if update {
@@ -103,12 +119,19 @@ fn each(kind: &str, plan: impl Fn(&Case, World) -> Value) {
             wrong.push(format!("{}:\n{found}", folder.display()));
         }
     }
-    assert!(wrong.is_empty(), "plans differ from their golden files:\n{}", wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "plans differ from their golden files:\n{}",
+        wrong.join("\n")
+    );
 }
 
 fn folders(kind: &str) -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases").join(kind);
-    let mut folders: Vec<_> = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut folders: Vec<_> = fs::read_dir(root)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     folders.sort();
     folders
 }
@@ -117,8 +140,16 @@ fn world(objects: &[Value]) -> World {
     let mut world = World::default();
     for object in objects {
         let kind: Kind = serde_json::from_value(object["kind"].clone()).unwrap();
-        let text = |field: &str| object["metadata"][field].as_str().unwrap_or(harness::NAMESPACE).to_owned();
-        world.put(ObjectRef::new(kind, &text("namespace"), &text("name")), object.clone());
+        let text = |field: &str| {
+            object["metadata"][field]
+                .as_str()
+                .unwrap_or(harness::NAMESPACE)
+                .to_owned()
+        };
+        world.put(
+            ObjectRef::new(kind, &text("namespace"), &text("name")),
+            object.clone(),
+        );
     }
     world
 }

@@ -1,5 +1,7 @@
 //! What holds for every history: planning what was applied changes nothing, what is not ours stays as it is, and no device is forgotten.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that fails says where")]
+
 mod harness;
 
 use harness::{NAMESPACE, World, at, settings};
@@ -15,16 +17,24 @@ const SERVICE: (&str, &str) = ("default", "nginx");
 /// Something that happens.
 #[derive(Clone, Debug)]
 enum Act {
-    Expose { hostname: Option<&'static str>, tags: Option<&'static str>, ports: u16 },
+    Expose {
+        hostname: Option<&'static str>,
+        tags: Option<&'static str>,
+        ports: u16,
+    },
     Hide,
     Delete,
     /// The operator looks at the Service, and may die after some steps.
-    Operator { steps: usize },
+    Operator {
+        steps: usize,
+    },
     /// The operator looks at the pool.
     Pool,
     HostReads,
     HostRegisters,
-    ControlServer { down: bool },
+    ControlServer {
+        down: bool,
+    },
     Wait,
 }
 
@@ -60,7 +70,12 @@ impl Play {
             world.put(object, body);
         }
         world.devices.insert("foreign".to_owned(), "tag:k8s".to_owned());
-        Self { world, settings: settings(), now: 0, services: 0 }
+        Self {
+            world,
+            settings: settings(),
+            now: 0,
+            services: 0,
+        }
     }
 
     fn now(&self) -> Timestamp {
@@ -74,8 +89,14 @@ impl Play {
     fn happen(&mut self, act: &Act) {
         let key = self.service();
         match act {
-            Act::Expose { hostname, tags, ports } => {
-                let mut body = self.living().unwrap_or_else(|| json!({"metadata": {"uid": "none"}}));
+            Act::Expose {
+                hostname,
+                tags,
+                ports,
+            } => {
+                let mut body = self
+                    .living()
+                    .unwrap_or_else(|| json!({"metadata": {"uid": "none"}}));
                 if body["metadata"]["uid"] == "none" {
                     if self.world.objects.contains_key(&key) {
                         return; // It is being deleted.
@@ -91,7 +112,9 @@ impl Play {
                     annotations["tailscale.com/tags"] = json!(tags);
                 }
                 body["metadata"]["annotations"] = annotations;
-                let ports: Vec<Value> = (0..*ports).map(|n| json!({"name": format!("p{n}"), "port": 80 + n})).collect();
+                let ports: Vec<Value> = (0..*ports)
+                    .map(|n| json!({"name": format!("p{n}"), "port": 80 + n}))
+                    .collect();
                 body["spec"] = json!({"type": "ClusterIP", "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"], "ports": ports});
                 self.world.put(key, body);
             }
@@ -103,7 +126,10 @@ impl Play {
             }
             Act::Delete => {
                 if let Some(mut body) = self.living() {
-                    if body["metadata"]["finalizers"].as_array().is_none_or(Vec::is_empty) {
+                    if body["metadata"]["finalizers"]
+                        .as_array()
+                        .is_none_or(Vec::is_empty)
+                    {
                         self.world.objects.remove(&key);
                     } else {
                         body["metadata"]["deletionTimestamp"] = json!(self.now().to_string());
@@ -112,7 +138,8 @@ impl Play {
                 }
             }
             Act::Operator { steps } => {
-                self.world.reconcile_service(SERVICE.0, SERVICE.1, &self.settings, self.now(), *steps);
+                self.world
+                    .reconcile_service(SERVICE.0, SERVICE.1, &self.settings, self.now(), *steps);
             }
             Act::Pool => {
                 self.world.reconcile_pool(&self.settings, usize::MAX);
@@ -140,11 +167,18 @@ impl Play {
 
     fn living(&self) -> Option<Value> {
         let body = self.world.objects.get(&self.service())?;
-        body["metadata"].get("deletionTimestamp").is_none().then(|| body.clone())
+        body["metadata"]
+            .get("deletionTimestamp")
+            .is_none()
+            .then(|| body.clone())
     }
 
     fn own_devices(&self) -> Vec<(&String, &String)> {
-        self.world.devices.iter().filter(|(id, _)| *id != "foreign").collect()
+        self.world
+            .devices
+            .iter()
+            .filter(|(id, _)| *id != "foreign")
+            .collect()
     }
 
     /// Everything works again and acts until nothing changes.
@@ -165,22 +199,45 @@ impl Play {
 
     /// Whoever has a device can find it again.
     fn check_nothing_forgotten(&self) {
-        let secrets = self.world.of_kind::<k8s_openapi::api::core::v1::Secret>(Kind::Secret);
+        let secrets = self
+            .world
+            .of_kind::<k8s_openapi::api::core::v1::Secret>(Kind::Secret);
         for (device, _) in self.own_devices() {
-            let known = secrets
-                .iter()
-                .any(|secret| tailwharf_plan::identity::SecretView::from_secret(secret).device_id.as_ref() == Some(device));
+            let known = secrets.iter().any(|secret| {
+                tailwharf_plan::identity::SecretView::from_secret(secret)
+                    .device_id
+                    .as_ref()
+                    == Some(device)
+            });
             assert!(known, "device {device} is in no Secret");
-            let service = self.world.objects.get(&self.service()).expect("a device outlives its Service");
-            let finalizers = service["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
-            assert!(finalizers.contains(&json!(FINALIZER)), "the Service of device {device} has no finalizer");
+            let service = self
+                .world
+                .objects
+                .get(&self.service())
+                .expect("a device outlives its Service");
+            let finalizers = service["metadata"]["finalizers"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default();
+            assert!(
+                finalizers.contains(&json!(FINALIZER)),
+                "the Service of device {device} has no finalizer"
+            );
         }
     }
 
     fn check_foreign_untouched(&self) {
         for (object, body) in foreign() {
-            let mut found = self.world.objects.get(&object).expect("a foreign object is gone").clone();
-            found["metadata"].as_object_mut().unwrap().remove("resourceVersion");
+            let mut found = self
+                .world
+                .objects
+                .get(&object)
+                .expect("a foreign object is gone")
+                .clone();
+            found["metadata"]
+                .as_object_mut()
+                .unwrap()
+                .remove("resourceVersion");
             let mut body = body;
             body["metadata"]["name"] = json!(object.name);
             body["metadata"]["namespace"] = json!(object.namespace);
@@ -192,23 +249,34 @@ impl Play {
 
 /// Objects of others that look like ours.
 fn foreign() -> Vec<(ObjectRef, Value)> {
-    let labels = |name: &str| json!({
-        "tailscale.com/managed": "true", "tailscale.com/parent-resource-type": "svc",
-        "tailscale.com/parent-resource": name, "tailscale.com/parent-resource-ns": "default",
-    });
+    let labels = |name: &str| {
+        json!({
+            "tailscale.com/managed": "true", "tailscale.com/parent-resource-type": "svc",
+            "tailscale.com/parent-resource": name, "tailscale.com/parent-resource-ns": "default",
+        })
+    };
     let mut unmanaged = labels("nginx");
     unmanaged.as_object_mut().unwrap().remove("tailscale.com/managed");
     vec![
         // Without all labels, although the name could be ours.
-        (ObjectRef::new(Kind::Secret, NAMESPACE, "ts-nginx-aaaaa-0"), json!({"metadata": {"labels": unmanaged}, "data": {"device_id": "Zm9yZWlnbg=="}})),
+        (
+            ObjectRef::new(Kind::Secret, NAMESPACE, "ts-nginx-aaaaa-0"),
+            json!({"metadata": {"labels": unmanaged}, "data": {"device_id": "Zm9yZWlnbg=="}}),
+        ),
         // Of another Service.
-        (ObjectRef::new(Kind::Secret, NAMESPACE, "ts-other-bbbbb-0"), json!({"metadata": {"labels": labels("other")}, "data": {"device_id": "Zm9yZWlnbg=="}})),
+        (
+            ObjectRef::new(Kind::Secret, NAMESPACE, "ts-other-bbbbb-0"),
+            json!({"metadata": {"labels": labels("other")}, "data": {"device_id": "Zm9yZWlnbg=="}}),
+        ),
         // With the finalizer, but of a ProxyGroup.
         (
             ObjectRef::new(Kind::Service, "default", "grouped"),
             json!({"metadata": {"finalizers": [FINALIZER], "annotations": {"tailscale.com/proxy-group": "ingress", "tailscale.com/expose": "true"}}, "spec": {"clusterIP": "10.96.0.11"}}),
         ),
-        (ObjectRef::new(Kind::ServiceAccount, NAMESPACE, "tailwharf-default"), json!({"metadata": {"labels": {"app": "theirs"}}})),
+        (
+            ObjectRef::new(Kind::ServiceAccount, NAMESPACE, "tailwharf-default"),
+            json!({"metadata": {"labels": {"app": "theirs"}}}),
+        ),
     ]
 }
 
@@ -312,7 +380,14 @@ fn a_pool_without_secrets_may_read_none() {
     let settings = play.settings.clone();
     play.world.objects.retain(|object, _| object.kind != Kind::Secret);
     play.world.reconcile_pool(&settings, usize::MAX);
-    let role: k8s_openapi::api::rbac::v1::Role = play.world.get(Kind::Role, NAMESPACE, "tailwharf-default").unwrap();
-    let on_secrets = role.rules.unwrap().into_iter().filter(|rule| rule.resources.iter().flatten().any(|name| name == "secrets"));
+    let role: k8s_openapi::api::rbac::v1::Role = play
+        .world
+        .get(Kind::Role, NAMESPACE, "tailwharf-default")
+        .unwrap();
+    let on_secrets = role
+        .rules
+        .unwrap()
+        .into_iter()
+        .filter(|rule| rule.resources.iter().flatten().any(|name| name == "secrets"));
     assert_eq!(on_secrets.count(), 0);
 }

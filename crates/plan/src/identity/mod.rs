@@ -101,7 +101,10 @@ impl SecretView {
     fn differs_from(&self, manifest: &Manifest) -> bool {
         let observed = json!({"labels": self.labels, "annotations": self.annotations});
         let wanted = &manifest.body["metadata"];
-        diff::differs(&json!({"labels": wanted["labels"], "annotations": wanted["annotations"]}), &observed)
+        diff::differs(
+            &json!({"labels": wanted["labels"], "annotations": wanted["annotations"]}),
+            &observed,
+        )
     }
 }
 

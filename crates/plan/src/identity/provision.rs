@@ -44,7 +44,11 @@ pub(crate) fn provision(
             if diff::differs(&manifest.body, &json!(identity)) {
                 plan.steps.push(Step::Apply(manifest));
             }
-            let waiting = if identity.spec == wanted.spec { waits_for(identity) } else { Some(Reason::HostBehind) };
+            let waiting = if identity.spec == wanted.spec {
+                waits_for(identity)
+            } else {
+                Some(Reason::HostBehind)
+            };
             if let Some(reason) = waiting {
                 plan.report.add(reason);
             }

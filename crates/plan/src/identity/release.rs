@@ -61,7 +61,10 @@ pub(crate) fn release(
 }
 
 fn has_identity(secret: &SecretView, observed: &Observed) -> bool {
-    observed.identities.iter().any(|identity| secret_of(identity) == secret.name)
+    observed
+        .identities
+        .iter()
+        .any(|identity| secret_of(identity) == secret.name)
 }
 
 /// All devices that are known for the parent, whoever wrote them down.
@@ -81,7 +84,10 @@ fn devices(observed: &Observed) -> BTreeSet<String> {
 ///
 /// The time runs from the moment at which the Identity goes. As long as it is there, a host may still begin.
 fn registering_until(secret: &SecretView, observed: &Observed, now: Timestamp) -> Option<Timestamp> {
-    let identity = observed.identities.iter().find(|identity| secret_of(identity) == secret.name);
+    let identity = observed
+        .identities
+        .iter()
+        .find(|identity| secret_of(identity) == secret.name);
     let in_status = identity.and_then(|identity| identity.status.as_ref()?.device_id.as_ref());
     if secret.device_id.is_some() || in_status.is_some() {
         return None;

@@ -47,7 +47,7 @@ impl Frame {
                 "resources": ["leases"],
                 "verbs": ["get", "list", "watch", "create", "update", "patch"],
             }),
-            json!({"apiGroups": [""], "resources": ["events"], "verbs": ["create"]}),
+            json!({"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"]}),
         ];
         // A rule without names would be one for all Secrets.
         if !secrets.is_empty() {

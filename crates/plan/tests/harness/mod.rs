@@ -13,7 +13,8 @@ use tailwharf_kube_types::{Identity, Parent};
 use tailwharf_plan::identity::{Observed, SecretView};
 use tailwharf_plan::service::{self, Problem, Snapshot, Status, Validated};
 use tailwharf_plan::{
-    Applied, Failure, FailureKind, Filled, Kind, ObjectRef, Plan, PoolSettings, Settings, Slot, Step, operator_device, pool,
+    Applied, Failure, FailureKind, Filled, Kind, ObjectRef, Plan, PoolSettings, Settings, Slot, Step,
+    operator_device, pool,
 };
 
 pub(crate) const NAMESPACE: &str = "tailscale";
@@ -67,19 +68,31 @@ impl World {
         self.objects.insert(object, body);
     }
 
-    pub(crate) fn get<T: serde::de::DeserializeOwned>(&self, kind: Kind, namespace: &str, name: &str) -> Option<T> {
+    pub(crate) fn get<T: serde::de::DeserializeOwned>(
+        &self,
+        kind: Kind,
+        namespace: &str,
+        name: &str,
+    ) -> Option<T> {
         let body = self.objects.get(&ObjectRef::new(kind, namespace, name))?;
         Some(serde_json::from_value(body.clone()).unwrap())
     }
 
     pub(crate) fn of_kind<T: serde::de::DeserializeOwned>(&self, kind: Kind) -> Vec<T> {
         let all = self.objects.iter().filter(|(object, _)| object.kind == kind);
-        all.map(|(_, body)| serde_json::from_value(body.clone()).unwrap()).collect()
+        all.map(|(_, body)| serde_json::from_value(body.clone()).unwrap())
+            .collect()
     }
 
     fn observed(&self, parent: &Parent, settings: &Settings) -> Observed {
-        let ours = |labels: Option<&BTreeMap<String, String>>| labels.and_then(Parent::from_labels).as_ref() == Some(parent);
-        let role = self.get(Kind::Role, NAMESPACE, &format!("tailwharf-{}", settings.pool.name));
+        let ours = |labels: Option<&BTreeMap<String, String>>| {
+            labels.and_then(Parent::from_labels).as_ref() == Some(parent)
+        };
+        let role = self.get(
+            Kind::Role,
+            NAMESPACE,
+            &format!("tailwharf-{}", settings.pool.name),
+        );
         Observed {
             identities: self
                 .of_kind::<Identity>(Kind::Identity)
@@ -135,14 +148,25 @@ impl World {
     }
 
     fn take(&mut self, step: &Step, filled: &mut Filled) -> Result<(), Failure> {
-        let failure = |kind, message: &str| Err(Failure { kind, message: message.to_owned() });
-        let reaches_control =
-            matches!(step, Step::MintAuthKey { .. } | Step::SetDeviceTags { .. } | Step::DeleteDevice { .. });
+        let failure = |kind, message: &str| {
+            Err(Failure {
+                kind,
+                message: message.to_owned(),
+            })
+        };
+        let reaches_control = matches!(
+            step,
+            Step::MintAuthKey { .. } | Step::SetDeviceTags { .. } | Step::DeleteDevice { .. }
+        );
         if reaches_control && self.control_down {
             return failure(FailureKind::ControlServerUnreachable, "connection refused");
         }
         match step {
-            Step::SetFinalizers { object, resource_version, finalizers } => {
+            Step::SetFinalizers {
+                object,
+                resource_version,
+                finalizers,
+            } => {
                 let Some(body) = self.objects.get(object) else {
                     return failure(FailureKind::ClusterRefused, "not found");
                 };
@@ -165,12 +189,14 @@ impl World {
                 }
                 self.serial += 1;
                 let key = format!("tskey-{}", self.serial);
-                self.keys.insert(key.clone(), tailwharf_kube_types::Tag::join(tags));
+                self.keys
+                    .insert(key.clone(), tailwharf_kube_types::Tag::join(tags));
                 assert_eq!(*slot, Slot::AuthKey);
                 filled.set(*slot, SecretText::new(key));
             }
             Step::SetDeviceTags { device, tags } => {
-                self.devices.insert(device.clone(), tailwharf_kube_types::Tag::join(tags));
+                self.devices
+                    .insert(device.clone(), tailwharf_kube_types::Tag::join(tags));
             }
             Step::DeleteDevice { device } => {
                 self.devices.remove(device);
@@ -180,7 +206,10 @@ impl World {
                 self.apply(&manifest.object, body);
             }
             Step::Delete { object, uid } => {
-                let current = self.objects.get(object).map(|body| body["metadata"]["uid"].clone());
+                let current = self
+                    .objects
+                    .get(object)
+                    .map(|body| body["metadata"]["uid"].clone());
                 if uid.as_ref().is_none_or(|uid| current == Some(json!(uid))) {
                     self.objects.remove(object);
                     self.applied.remove(object);
@@ -193,7 +222,11 @@ impl World {
     /// Server-side apply by one manager: fields that are no longer applied go, those of others stay.
     fn apply(&mut self, object: &ObjectRef, body: Value) {
         self.serial += 1;
-        let mut current = self.objects.get(object).cloned().unwrap_or_else(|| json!({"metadata": {"uid": format!("uid-{}", self.serial)}}));
+        let mut current = self
+            .objects
+            .get(object)
+            .cloned()
+            .unwrap_or_else(|| json!({"metadata": {"uid": format!("uid-{}", self.serial)}}));
         let spec_before = current.get("spec").cloned();
         if let Some(before) = self.applied.get(object) {
             remove_fields(&mut current, before, &body);
@@ -210,10 +243,15 @@ impl World {
     /// A host begins: it reads the key of the identity's Secret.
     pub(crate) fn host_reads(&mut self, name: &str) {
         let secret = self.get::<Secret>(Kind::Secret, NAMESPACE, &format!("{name}-0"));
-        let exists = self.objects.contains_key(&ObjectRef::new(Kind::Identity, NAMESPACE, name));
-        let key = secret.and_then(|secret| secret.data).and_then(|mut data| data.remove("auth_key"));
+        let exists = self
+            .objects
+            .contains_key(&ObjectRef::new(Kind::Identity, NAMESPACE, name));
+        let key = secret
+            .and_then(|secret| secret.data)
+            .and_then(|mut data| data.remove("auth_key"));
         if let (true, Some(key)) = (exists, key) {
-            self.sessions.insert(name.to_owned(), String::from_utf8(key.0).unwrap());
+            self.sessions
+                .insert(name.to_owned(), String::from_utf8(key.0).unwrap());
         }
     }
 
@@ -233,8 +271,13 @@ impl World {
             }
         }
         let identity = ObjectRef::new(Kind::Identity, NAMESPACE, name);
-        let state = self.get::<Secret>(Kind::Secret, NAMESPACE, &secret.name).map(|secret| SecretView::from_secret(&secret));
-        let (Some(mut body), Some(device)) = (self.objects.get(&identity).cloned(), state.and_then(|state| state.device_id)) else {
+        let state = self
+            .get::<Secret>(Kind::Secret, NAMESPACE, &secret.name)
+            .map(|secret| SecretView::from_secret(&secret));
+        let (Some(mut body), Some(device)) = (
+            self.objects.get(&identity).cloned(),
+            state.and_then(|state| state.device_id),
+        ) else {
             return;
         };
         let generation = body["metadata"]["generation"].clone();
@@ -249,8 +292,11 @@ impl World {
 
     /// Hosts that began with an identity that is gone have ended by now.
     pub(crate) fn time_limit_passes(&mut self) {
-        let identities: BTreeSet<String> =
-            self.of_kind::<Identity>(Kind::Identity).into_iter().filter_map(|identity| identity.metadata.name).collect();
+        let identities: BTreeSet<String> = self
+            .of_kind::<Identity>(Kind::Identity)
+            .into_iter()
+            .filter_map(|identity| identity.metadata.name)
+            .collect();
         self.sessions.retain(|name, _| identities.contains(name));
     }
 }
@@ -264,10 +310,20 @@ pub(crate) struct Pass {
 }
 
 impl World {
-    pub(crate) fn reconcile_service(&mut self, namespace: &str, name: &str, settings: &Settings, now: Timestamp, limit: usize) -> Pass {
+    pub(crate) fn reconcile_service(
+        &mut self,
+        namespace: &str,
+        name: &str,
+        settings: &Settings,
+        now: Timestamp,
+        limit: usize,
+    ) -> Pass {
         let snapshot = self.service_snapshot(namespace, name, settings);
         let validated = service::validate(&snapshot, settings);
-        let plan = validated.as_ref().map(|validated| service::build(validated, settings, now)).unwrap_or_default();
+        let plan = validated
+            .as_ref()
+            .map(|validated| service::build(validated, settings, now))
+            .unwrap_or_default();
         let applied = self.execute(&plan, limit);
         let status = service::status(&snapshot, &validated, &plan, &applied, settings, now);
         if limit >= plan.steps.len()
@@ -277,7 +333,12 @@ impl World {
             body["status"] = patch.body["status"].clone();
             self.put(patch.object.clone(), body);
         }
-        Pass { validated, plan, applied, status }
+        Pass {
+            validated,
+            plan,
+            applied,
+            status,
+        }
     }
 
     pub(crate) fn reconcile_pool(&mut self, settings: &Settings, limit: usize) -> Plan {
@@ -307,7 +368,9 @@ fn merge(current: &mut Value, body: &Value) {
 
 /// Takes away the leaves that were applied before and are not any more.
 fn remove_fields(current: &mut Value, before: &Value, after: &Value) {
-    let (Value::Object(current), Value::Object(before)) = (current, before) else { return };
+    let (Value::Object(current), Value::Object(before)) = (current, before) else {
+        return;
+    };
     for (key, value) in before {
         let after = after.get(key);
         if value.is_object() {
