@@ -1,1 +1,121 @@
-//! The pod that hosts tailnet identities and carries their traffic.
+//! The pod that hosts tailnet identities and carries their traffic: one member of a pool.
+//!
+//! Start reading at `member.rs`, which keeps two pods from running one node, then `reconcile.rs` (what a pod has to do),
+//! `pool.rs` (how it does it), `hosting.rs` (the life of one identity) and `listeners.rs` (its traffic).
+
+mod assign;
+mod backend;
+mod board;
+mod buffers;
+mod carrier;
+mod cluster;
+mod hosting;
+mod limits;
+mod listeners;
+mod member;
+mod membership;
+mod metrics;
+mod pool;
+mod reconcile;
+#[cfg(test)]
+mod simulation;
+mod sockets;
+mod splice;
+mod state;
+mod status;
+mod store;
+mod tcp;
+mod udp;
+mod writer;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context;
+use kube::Client;
+use tailwharf_node::{Host, HostConfig};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+pub use crate::limits::Limits;
+
+/// What a pool member has to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Name of the pod, which is that of its member Lease.
+    pub pod_name: String,
+    /// UID of the pod, the holder of that Lease.
+    pub pod_uid: String,
+    /// Namespace of the pod and of the identities.
+    pub namespace: String,
+    /// The pool whose identities this pod may host.
+    pub pool: String,
+    /// Where `/healthz`, `/readyz` and `/metrics` are served; port 9002 by default.
+    pub listen: SocketAddr,
+    /// PEM bundle of certificate authorities trusted for control servers beside those of the system.
+    pub extra_ca_pem: Option<Vec<u8>>,
+    /// How much the pod takes on.
+    pub limits: Limits,
+}
+
+/// Runs a pool member until `stop`, then hands its identities over and gives its Lease back.
+///
+/// # Errors
+/// When it cannot start, and when an identity could not be ended after the member Lease was lost: the process must exit
+/// then, as another pod takes over.
+pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
+    let config = kube::Config::incluster().context("cannot find the API server; run inside a pod")?;
+    let client = Client::try_from(config).context("cannot set up the connection to the API server")?;
+    let listener = TcpListener::bind(settings.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}", settings.listen))?;
+    run_with(settings, client, listener, stop).await
+}
+
+async fn run_with(
+    settings: Settings,
+    client: Client,
+    listener: TcpListener,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let metrics = Arc::new(metrics::Metrics::default());
+    let board = Arc::new(board::Board::default());
+    let cluster = Arc::new(cluster::Cluster::new(client, &settings.namespace, &settings.pod_name));
+    let member = membership::Member {
+        pod: settings.pod_name.clone(),
+        uid: settings.pod_uid.clone(),
+        pool: settings.pool.clone(),
+    };
+    let (inquiries, inquired) = mpsc::unbounded_channel();
+    let keeper = membership::Keeper::new(cluster.clone(), metrics.clone(), member, inquired);
+    let membership = keeper.membership();
+    let shared = Arc::new(hosting::Shared {
+        cluster,
+        nodes: Host::new(&HostConfig { extra_ca_pem: settings.extra_ca_pem, ..HostConfig::default() })
+            .context("cannot set up tailnet nodes")?,
+        buffers: Arc::default(),
+        metrics: metrics.clone(),
+        limits: settings.limits,
+        room: Arc::new(Semaphore::new(settings.limits.connections)),
+        pod_uid: settings.pod_uid,
+    });
+    let server = board::Server { board: board.clone(), metrics, membership: membership.clone() };
+    let (pool, reports) = pool::Pool::new(shared, settings.pool.clone(), board, membership, inquiries);
+
+    let leave = CancellationToken::new();
+    let keeping = tokio::spawn(keeper.run(stop.clone(), leave.clone()));
+    let serving = tokio::spawn(server.serve(listener));
+    info!(pod = settings.pod_name, pool = settings.pool, "the pool member is started");
+    let outcome = pool.run(reports, stop).await;
+    serving.abort();
+    if outcome.is_ok() {
+        leave.cancel();
+        keeping.await.context("the keeper of the member Lease failed")?;
+    } else {
+        // Something may still run here until the process ends: the Lease is not given back, it has to run out.
+        keeping.abort();
+    }
+    outcome
+}

@@ -1,0 +1,562 @@
+//! The life of one identity in this pod: claim it, read its Secret, run its node and listeners, tell its status, let go.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rand::rngs::OsRng;
+use tailwharf_kube_types::names::secret_name;
+use tailwharf_kube_types::secret::SecretText;
+use tailwharf_kube_types::{Identity, IdentityStatus};
+use tailwharf_node::{AuthKey, Backoff, Host, NodeConfig, NodeStatus, Phase, Prefs, StartError, TailnetNode};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::buffers::Buffers;
+use crate::carrier::{Carrier, Health};
+use crate::cluster::{ApiError, Cluster};
+use crate::limits::{Limits, Room};
+use crate::listeners::Listeners;
+use crate::metrics::Metrics;
+use crate::state::{Context, device};
+use crate::status::{Claim, Facts, Obstacle};
+use crate::store::{Opened, SecretStore, SecretStoreError};
+use crate::writer::{StatusWriter, Written};
+
+/// What the node tells the control server that it is; the Go operator's proxies use the same.
+const APP: &str = "k8s-operator-ingress-proxy";
+/// Time for a node to end. Short enough to be over before our Lease ends, when it ends for that reason.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
+/// Time to tell that the identity is free; after that, others find out when our Lease ends.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A Secret that cannot be read for less than this is not worth a status: the operator extends the Role just before.
+const SECRET_GRACE: Duration = Duration::from_millis(500);
+
+/// What all identities of the pod share.
+pub(crate) struct Shared {
+    /// The Kubernetes API.
+    pub cluster: Arc<Cluster>,
+    /// What nodes share.
+    pub nodes: Host,
+    /// Copy buffers.
+    pub buffers: Arc<Buffers>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Limits in force.
+    pub limits: Limits,
+    /// Room for connections.
+    pub room: Arc<Semaphore>,
+    /// UID of this pod.
+    pub pod_uid: String,
+}
+
+/// What the pool wants of a hosted identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Run.
+    Run,
+    /// End the node, then tell that the identity is free.
+    HandOver,
+    /// End the node and tell nothing.
+    Stop,
+}
+
+/// What a hosted identity tells the pool.
+#[derive(Debug)]
+pub(crate) enum Report {
+    /// The claim was answered.
+    Claimed,
+    /// The identity as a write of ours left it, or as it was when a write came too late.
+    Seen(Box<Identity>),
+    /// Nothing of it runs here any more.
+    Ended,
+}
+
+/// One identity to host.
+pub(crate) struct Job {
+    /// Its name.
+    pub name: Arc<str>,
+    /// The version to claim. No other: a newer one may name a host that is alive.
+    pub claimed: Arc<Identity>,
+    /// The newest version of it that the pool has.
+    pub identity: watch::Receiver<Arc<Identity>>,
+    /// What the pool wants.
+    pub orders: watch::Receiver<Order>,
+    /// The claim to make.
+    pub claim: Claim,
+    /// Cancelled when this pod must not host any more.
+    pub fence: CancellationToken,
+    /// Where reports go, with `serial`.
+    pub reports: mpsc::UnboundedSender<(Arc<str>, u64, Report)>,
+    /// Tells this job from earlier and later ones of the same identity.
+    pub serial: u64,
+    /// What all identities share.
+    pub shared: Arc<Shared>,
+}
+
+/// Why something was interrupted.
+enum Interrupt {
+    /// The spec has changed.
+    Spec,
+    /// The identity is to end here.
+    End(Order),
+}
+
+/// Hosts an identity until it is told to end, or another pod has claimed it.
+pub(crate) async fn host(mut job: Job) {
+    let reports = (job.reports.clone(), job.name.clone(), job.serial);
+    if let Some(identity) = job.claim().await {
+        job.report(Report::Seen(Box::new(identity.clone())));
+        job.report(Report::Claimed);
+        let mut hosting = Hosting::new(job, &identity);
+        let order = hosting.run().await;
+        if order == Order::HandOver {
+            hosting.release().await;
+        }
+    }
+    let (reports, name, serial) = reports;
+    // The pool is gone only when the process ends.
+    let _ = reports.send((name, serial, Report::Ended));
+}
+
+/// Tells that an identity is free which names this pod as its host though it does not run here.
+pub(crate) async fn disown(shared: &Shared, identity: &Identity) -> Option<Identity> {
+    let name = identity.metadata.name.as_deref()?;
+    let version = identity.metadata.resource_version.as_deref()?;
+    let facts = Facts { leaving: true, ..facts(identity) };
+    let previous = identity.status.clone().unwrap_or_default();
+    let status = facts.status(&previous, None, identity.metadata.generation, Timestamp::now());
+    match shared.cluster.write_status(name, version, &status).await {
+        Ok(identity) => Some(identity),
+        // Someone has written: the watch brings what, and the pool decides anew.
+        Err(ApiError::Conflict | ApiError::NotFound) => None,
+        Err(error) => {
+            warn!(identity = name, error = &error as &dyn std::error::Error, "the identity could not be let go");
+            None
+        }
+    }
+}
+
+fn facts(identity: &Identity) -> Facts {
+    Facts {
+        secret: secret_name(identity.metadata.name.as_deref().unwrap_or_default()),
+        control_server: identity.spec.login_server.clone(),
+        listeners: identity.spec.listeners.len(),
+        ..Facts::default()
+    }
+}
+
+impl Job {
+    fn report(&self, report: Report) {
+        // The pool is gone only when the process ends.
+        let _ = self.reports.send((self.name.clone(), self.serial, report));
+    }
+
+    /// Writes our name into the identity, unless someone was faster. `None` when the identity is not ours.
+    async fn claim(&mut self) -> Option<Identity> {
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
+        let identity = self.claimed.clone();
+        let version = identity.metadata.resource_version.clone().unwrap_or_default();
+        let previous = identity.status.clone().unwrap_or_default();
+        let generation = identity.metadata.generation;
+        let status = facts(&identity).status(&previous, Some(&self.claim), generation, Timestamp::now());
+        drop(identity);
+        let cluster = self.shared.cluster.clone();
+        loop {
+            let claim = cluster.write_status(&self.name, &version, &status);
+            let claimed = tokio::select! {
+                biased;
+                () = self.fence.cancelled() => return None,
+                claimed = claim => claimed,
+            };
+            match claimed {
+                Ok(_) if self.fence.is_cancelled() => return None,
+                Ok(identity) => return Some(identity),
+                Err(ApiError::Conflict) => {
+                    self.shared.metrics.claims_lost.increment();
+                    if let Ok(newer) = cluster.identity(&self.name).await {
+                        self.report(Report::Seen(Box::new(newer)));
+                    }
+                    return None;
+                }
+                Err(ApiError::NotFound) => return None,
+                Err(error) => {
+                    warn!(identity = %self.name, error = &error as &dyn std::error::Error, "the identity could not be claimed");
+                }
+            }
+            if *self.orders.borrow() != Order::Run {
+                return None;
+            }
+            tokio::select! {
+                () = self.fence.cancelled() => return None,
+                _ = self.orders.changed() => return None,
+                () = sleep(backoff.next(&mut OsRng)) => {}
+            }
+        }
+    }
+}
+
+/// An identity that this pod has claimed.
+struct Hosting {
+    job: Job,
+    writer: StatusWriter,
+    facts: Facts,
+    /// The identity's spec as it is being served.
+    identity: Arc<Identity>,
+    retry: Backoff,
+}
+
+/// What a running node is attended for.
+enum Event {
+    Node,
+    Health,
+    Probed,
+    ProbeDue,
+    OpenDue,
+    RetryDue,
+}
+
+impl Hosting {
+    fn new(job: Job, claimed: &Identity) -> Self {
+        let shared = &job.shared;
+        let writer = StatusWriter::new(
+            shared.cluster.clone(),
+            shared.metrics.clone(),
+            job.name.clone(),
+            job.claim.clone(),
+            claimed,
+        );
+        let identity = Arc::new(claimed.clone());
+        let retry = Backoff::new(Duration::from_secs(2), Duration::from_secs(30));
+        Self { facts: facts(&identity), writer, identity, job, retry }
+    }
+
+    /// Runs the node, again and again if need be, until the end.
+    async fn run(&mut self) -> Order {
+        loop {
+            match self.run_once().await {
+                Ok(()) => {}
+                Err(Interrupt::Spec) => {
+                    self.identity = self.job.identity.borrow().clone();
+                    self.facts.control_server.clone_from(&self.identity.spec.login_server);
+                    self.facts.listeners = self.identity.spec.listeners.len();
+                }
+                Err(Interrupt::End(order)) => return order,
+            }
+        }
+    }
+
+    /// From reading the Secret to a reason to start over.
+    async fn run_once(&mut self) -> Result<(), Interrupt> {
+        let opened = self.open_secret().await?;
+        let (id, fqdn, addresses) = device(&opened.secret);
+        self.facts.known = (id, fqdn, addresses);
+        self.facts.with_auth_key = opened.auth_key.is_some();
+        if opened.auth_key.is_none() && !opened.registered {
+            self.facts.obstacle = Some(Obstacle::AuthKeyMissing);
+            return self.pause().await;
+        }
+        self.facts.obstacle = None;
+        let Some(config) = self.node_config(opened.auth_key.as_ref()) else {
+            let why = format!("{:?} is not a URL", self.identity.spec.login_server);
+            self.facts.obstacle = Some(Obstacle::NotStarted { why });
+            return self.pause().await;
+        };
+        let (nodes, store) = (self.job.shared.nodes.clone(), opened.store.clone());
+        // Not interrupted: a node that was half started could not be ended.
+        let node: Arc<dyn TailnetNode> = match nodes.start(config, store).await {
+            Ok(node) => Arc::new(node),
+            Err(error) => {
+                self.facts.obstacle = Some(start_obstacle(&error));
+                return self.pause().await;
+            }
+        };
+        info!(identity = %self.job.name, "the node is started");
+        let end = CancellationToken::new();
+        let result = self.attend_node(&node, &opened.store, end.clone()).await;
+        end.cancel();
+        if timeout(SHUTDOWN_TIMEOUT, node.shutdown()).await.is_err() {
+            warn!(identity = %self.job.name, "the node takes long to end");
+        }
+        result
+    }
+
+    /// Reads the Secret, until that succeeds.
+    async fn open_secret(&mut self) -> Result<Opened, Interrupt> {
+        let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(5));
+        let began = Instant::now();
+        loop {
+            let context = Context {
+                identity: self.job.name.to_string(),
+                control_url: self.identity.spec.login_server.clone(),
+                hostname: self.identity.spec.hostname.as_str().to_owned(),
+                pod_uid: self.job.shared.pod_uid.clone(),
+            };
+            let read = SecretStore::open(self.job.shared.cluster.clone(), context, self.job.fence.clone());
+            match self.attend(read).await? {
+                Ok(opened) => return Ok(opened),
+                Err(error) => {
+                    let obstacle = secret_obstacle(&error);
+                    let lasting = !matches!(obstacle, Obstacle::SecretUnavailable { .. });
+                    if lasting || began.elapsed() >= SECRET_GRACE {
+                        self.facts.obstacle = Some(obstacle);
+                    }
+                }
+            }
+            self.attend(sleep(backoff.next(&mut OsRng))).await?;
+        }
+    }
+
+    /// Waits before the next try, with growing pauses.
+    async fn pause(&mut self) -> Result<(), Interrupt> {
+        let pause = self.retry.next(&mut OsRng);
+        self.attend(sleep(pause)).await
+    }
+
+    fn node_config(&self, key: Option<&SecretText>) -> Option<NodeConfig> {
+        let spec = &self.identity.spec;
+        Some(NodeConfig {
+            control_url: spec.login_server.parse().ok()?,
+            hostname: spec.hostname.as_str().to_owned(),
+            auth_key: key.and_then(|key| AuthKey::new(key.reveal())),
+            tags: spec.tags.iter().map(|tag| tag.as_str().to_owned()).collect(),
+            ephemeral: spec.ephemeral,
+            app: APP.to_owned(),
+        })
+    }
+
+    /// Serves a running node. `Ok` when it has to be started anew.
+    async fn attend_node(
+        &mut self,
+        node: &Arc<dyn TailnetNode>,
+        store: &Arc<SecretStore>,
+        end: CancellationToken,
+    ) -> Result<(), Interrupt> {
+        let shared = self.job.shared.clone();
+        let room = Room::of_identity(&shared.room, &shared.limits);
+        let carrier =
+            Carrier::new(shared.buffers.clone(), shared.metrics.clone(), shared.limits, room, end);
+        let mut health = carrier.health();
+        let mut listeners = Listeners::new(node.clone(), carrier);
+        let mut status = node.status();
+        let mut probes = Backoff::new(Duration::from_secs(1), Duration::from_secs(15));
+        let mut timers = Timers::default();
+        self.serve_spec(&mut listeners, &mut timers);
+        let mut probing = Some(Box::pin(listeners.probe()));
+        loop {
+            self.note_node(&status.borrow_and_update());
+            self.facts.backends.clone_from(&health.borrow_and_update());
+            self.after_status(store, &mut timers);
+            let event = async {
+                tokio::select! {
+                    changed = status.changed() => if changed.is_ok() { Event::Node } else { Event::RetryDue },
+                    _ = health.changed() => Event::Health,
+                    () = probe_ends(&mut probing) => Event::Probed,
+                    () = due(timers.probe), if probing.is_none() => Event::ProbeDue,
+                    () = due(timers.open) => Event::OpenDue,
+                    () = due(timers.retry) => Event::RetryDue,
+                }
+            };
+            match self.attend(event).await {
+                Ok(Event::Node) => {}
+                Ok(Event::Health | Event::Probed) => {
+                    let bad = health.borrow().values().any(|health| matches!(health, Health::Unreachable(_)));
+                    if !bad {
+                        probes.reset();
+                        timers.probe = None;
+                    } else if timers.probe.is_none() {
+                        timers.probe = Some(Instant::now() + probes.next(&mut OsRng));
+                    }
+                }
+                Ok(Event::ProbeDue) => {
+                    timers.probe = None;
+                    probing = Some(Box::pin(listeners.probe()));
+                }
+                Ok(Event::OpenDue) => {
+                    self.serve_spec(&mut listeners, &mut timers);
+                    probing = Some(Box::pin(listeners.probe()));
+                }
+                Ok(Event::RetryDue) => return Ok(()),
+                Err(Interrupt::Spec) => {
+                    if !self.take_spec(node) {
+                        return Err(Interrupt::Spec);
+                    }
+                    self.serve_spec(&mut listeners, &mut timers);
+                    probing = Some(Box::pin(listeners.probe()));
+                }
+                Err(end) => return Err(end),
+            }
+        }
+    }
+
+    /// Notes the status of the node. While a node starts anew after it was refused, the refusal stays to be seen.
+    fn note_node(&mut self, status: &NodeStatus) {
+        let refused = |node: &NodeStatus| matches!(node.phase, Phase::Refused { .. } | Phase::NeedsLogin { .. });
+        if status.phase != Phase::Starting || !self.facts.node.as_ref().is_some_and(refused) {
+            self.facts.node = Some(status.clone());
+        }
+    }
+
+    /// What the phase of the node asks for.
+    fn after_status(&mut self, store: &SecretStore, timers: &mut Timers) {
+        match self.facts.node.as_ref().map(|node| &node.phase) {
+            Some(Phase::Online) => {
+                self.retry.reset();
+                timers.retry = None;
+                store.settle();
+            }
+            // A new auth key may come into the Secret.
+            Some(Phase::Refused { .. } | Phase::NeedsLogin { .. } | Phase::Stopped) if timers.retry.is_none() => {
+                timers.retry = Some(Instant::now() + self.retry.next(&mut OsRng));
+            }
+            _ => {}
+        }
+    }
+
+    /// Brings the listeners to the spec.
+    fn serve_spec(&mut self, listeners: &mut Listeners<Arc<dyn TailnetNode>>, timers: &mut Timers) {
+        listeners.apply(&self.identity.spec.listeners);
+        self.facts.listeners = self.identity.spec.listeners.len();
+        self.facts.failed =
+            listeners.failed().iter().map(|(port, error)| (*port, error.to_string())).collect();
+        timers.open = (!self.facts.failed.is_empty()).then(|| Instant::now() + Duration::from_secs(1));
+    }
+
+    /// Takes over a new spec. False when the node has to be started anew for it.
+    fn take_spec(&mut self, node: &Arc<dyn TailnetNode>) -> bool {
+        let new = self.job.identity.borrow().clone();
+        let old = std::mem::replace(&mut self.identity, new);
+        let (old, new) = (&old.spec, &self.identity.spec);
+        if old.login_server != new.login_server || old.ephemeral != new.ephemeral {
+            self.facts.control_server.clone_from(&new.login_server);
+            return false;
+        }
+        if old.hostname != new.hostname || old.tags != new.tags {
+            node.set_prefs(Prefs {
+                hostname: new.hostname.as_str().to_owned(),
+                tags: new.tags.iter().map(|tag| tag.as_str().to_owned()).collect(),
+            });
+        }
+        true
+    }
+
+    /// Waits for `work` while the status is written and orders and changes of the spec are looked after.
+    async fn attend<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Interrupt> {
+        let mut work = pin!(work);
+        self.publish();
+        loop {
+            tokio::select! {
+                biased;
+                () = self.job.fence.cancelled() => return Err(Interrupt::End(Order::Stop)),
+                order = ended(&mut self.job.orders) => return Err(Interrupt::End(order)),
+                done = &mut work => return Ok(done),
+                Ok(()) = self.job.identity.changed() => {
+                    let newest = self.job.identity.borrow_and_update().clone();
+                    self.writer.handle_version(&newest);
+                    if newest.metadata.generation != self.identity.metadata.generation {
+                        return Err(Interrupt::Spec);
+                    }
+                }
+                written = self.writer.next() => match written {
+                    Written::Done(identity) => self.job.report(Report::Seen(identity)),
+                    Written::Lost(identity) => {
+                        if let Some(identity) = identity {
+                            self.job.report(Report::Seen(identity));
+                        }
+                        return Err(Interrupt::End(Order::Stop));
+                    }
+                },
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        let status = self.status(Some(&self.job.claim));
+        self.writer.want(status);
+    }
+
+    fn status(&self, claim: Option<&Claim>) -> IdentityStatus {
+        self.facts.status(self.writer.wanted(), claim, self.identity.metadata.generation, Timestamp::now())
+    }
+
+    /// Tells that the identity is free.
+    async fn release(&mut self) {
+        self.facts.leaving = true;
+        let status = self.status(None);
+        self.writer.want(status);
+        let told = async {
+            while !self.writer.settled() {
+                match self.writer.next().await {
+                    Written::Done(identity) => self.job.report(Report::Seen(identity)),
+                    Written::Lost(_) => return,
+                }
+            }
+        };
+        tokio::select! {
+            () = self.job.fence.cancelled() => {}
+            told = timeout(RELEASE_TIMEOUT, told) => if told.is_err() {
+                warn!(identity = %self.job.name, "could not tell that the identity is free; others wait for our Lease to end");
+            },
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Timers {
+    /// When unreachable backends are tried again.
+    probe: Option<Instant>,
+    /// When listeners that failed are opened again.
+    open: Option<Instant>,
+    /// When the node is started anew.
+    retry: Option<Instant>,
+}
+
+async fn due(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn probe_ends(probing: &mut Option<std::pin::Pin<Box<impl Future<Output = ()>>>>) {
+    match probing {
+        Some(probe) => probe.await,
+        None => std::future::pending().await,
+    }
+    *probing = None;
+}
+
+/// The order to end, when it comes. A pool that is gone means the end as well.
+async fn ended(orders: &mut watch::Receiver<Order>) -> Order {
+    orders.wait_for(|order| *order != Order::Run).await.map_or(Order::Stop, |order| *order)
+}
+
+fn secret_obstacle(error: &SecretStoreError) -> Obstacle {
+    match error {
+        SecretStoreError::Api { source, .. } => Obstacle::SecretUnavailable { why: source.to_string() },
+        SecretStoreError::Content { source, .. } => Obstacle::SecretInvalid { why: with_sources(source) },
+        SecretStoreError::Fenced => Obstacle::SecretUnavailable { why: error.to_string() },
+    }
+}
+
+fn start_obstacle(error: &StartError) -> Obstacle {
+    match error {
+        StartError::Store(_) => Obstacle::SecretInvalid { why: with_sources(error) },
+        StartError::ControlUrl { .. } => Obstacle::NotStarted { why: error.to_string() },
+    }
+}
+
+/// An error and what caused it, in one line.
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

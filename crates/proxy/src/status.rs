@@ -1,0 +1,248 @@
+//! From what the host knows of an identity to its status: pure.
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use tailwharf_kube_types::conditions::conditions;
+use tailwharf_kube_types::{ConditionStatus, ConditionType, IdentityReason, IdentityStatus, Step};
+use tailwharf_node::{NodeStatus, Phase};
+
+use crate::carrier::{Health, HealthMap, Port};
+
+/// What stands in the way of starting the node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Obstacle {
+    /// The Secret cannot be read.
+    SecretUnavailable {
+        /// Why.
+        why: String,
+    },
+    /// The Secret does not hold a node's state.
+    SecretInvalid {
+        /// What is wrong.
+        why: String,
+    },
+    /// Neither a registration nor an auth key is in the Secret.
+    AuthKeyMissing,
+    /// The node could not be made.
+    NotStarted {
+        /// Why.
+        why: String,
+    },
+}
+
+/// What the host knows of an identity.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Facts {
+    /// Name of the Secret, for messages.
+    pub secret: String,
+    /// URL of the control server, for messages.
+    pub control_server: String,
+    /// What stands in the way of starting the node.
+    pub obstacle: Option<Obstacle>,
+    /// Device id, name and addresses as of the last run, until the node tells its own.
+    pub known: (Option<String>, Option<String>, Vec<IpAddr>),
+    /// The node registers with an auth key.
+    pub with_auth_key: bool,
+    /// What the node tells.
+    pub node: Option<NodeStatus>,
+    /// How many listeners are wanted.
+    pub listeners: usize,
+    /// Listeners that could not be opened, and why.
+    pub failed: Vec<(Port, String)>,
+    /// What is known of the backends of TCP listeners.
+    pub backends: HealthMap,
+    /// The identity is being handed to another pod.
+    pub leaving: bool,
+}
+
+/// By which right this pod writes the status.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Claim {
+    /// Name of this pod.
+    pub host: String,
+    /// Differs from that of any other claim: a write that was held back in the network and belongs to an earlier one of ours
+    /// never finds the version that it depends on.
+    pub name: String,
+}
+
+impl Facts {
+    /// The status after `previous`. Without a claim, the identity is free for others.
+    #[must_use]
+    pub(crate) fn status(
+        &self,
+        previous: &IdentityStatus,
+        claim: Option<&Claim>,
+        generation: Option<i64>,
+        now: Timestamp,
+    ) -> IdentityStatus {
+        let node = self.node.as_ref();
+        let (id, fqdn, addresses) = &self.known;
+        let told = node.map(|node| node.addresses.clone()).filter(|addresses| !addresses.is_empty());
+        let any = [told.unwrap_or_default(), addresses.clone(), previous.addresses.clone()];
+        IdentityStatus {
+            device_id: node
+                .and_then(|node| node.device_id.as_ref().map(|id| id.0.clone()))
+                .or_else(|| id.clone())
+                .or_else(|| previous.device_id.clone()),
+            fqdn: node
+                .and_then(|node| node.fqdn.clone())
+                .or_else(|| fqdn.clone())
+                .or_else(|| previous.fqdn.clone()),
+            addresses: any.into_iter().find(|addresses| !addresses.is_empty()).unwrap_or_default(),
+            host: claim.map(|claim| claim.host.clone()),
+            claim: claim.map(|claim| claim.name.clone()),
+            observed_generation: generation,
+            conditions: conditions(&self.steps(), &previous.conditions, generation, now),
+            ..previous.clone()
+        }
+    }
+
+    fn steps(&self) -> Vec<Step> {
+        let mut steps = vec![self.registered()];
+        if steps[0].status == ConditionStatus::True {
+            steps.extend(self.authorized());
+            steps.extend(self.advertised());
+        }
+        steps.push(self.backend_reachable());
+        steps
+    }
+
+    fn registered(&self) -> Step {
+        use IdentityReason::{
+            AuthKeyMissing, AuthKeyRejected, ControlServerRefused, ControlServerUnreachable, LoginRequired,
+            Registering, SecretInvalid, SecretUnavailable,
+        };
+        let blocked = |reason, message| Step::blocked(ConditionType::Registered, reason, message);
+        let (secret, server) = (&self.secret, &self.control_server);
+        match &self.obstacle {
+            None => {}
+            Some(Obstacle::SecretUnavailable { why }) => {
+                let text = format!("Secret {secret} cannot be read: {why}. It is tried again.");
+                return blocked(SecretUnavailable, text);
+            }
+            Some(Obstacle::SecretInvalid { why }) => {
+                let text = format!("{why}. Repair Secret {secret}, or delete it to get a new device.");
+                return blocked(SecretInvalid, text);
+            }
+            Some(Obstacle::AuthKeyMissing) => {
+                let text = format!("Secret {secret} has no auth key. Put one into its key auth_key.");
+                return blocked(AuthKeyMissing, text);
+            }
+            Some(Obstacle::NotStarted { why }) => {
+                return blocked(ControlServerUnreachable, format!("{why}. Correct the control server's URL."));
+            }
+        }
+        match self.node.as_ref().map(|node| &node.phase) {
+            None | Some(Phase::Starting | Phase::Stopped) => {
+                blocked(Registering, format!("The device registers at {server}."))
+            }
+            Some(Phase::NeedsLogin { url }) => {
+                let text = format!("Open {url} and sign in, or put a new auth key into Secret {secret}.");
+                blocked(LoginRequired, text)
+            }
+            Some(Phase::Refused { reason }) if self.with_auth_key => {
+                let text = format!(
+                    "{server} refused the auth key: {}. Check the key's tags, or put a new key into Secret {secret}.",
+                    sentence(reason)
+                );
+                blocked(AuthKeyRejected, text)
+            }
+            Some(Phase::Refused { reason }) => {
+                let text = format!(
+                    "{server} refused the device: {}. Put an auth key into Secret {secret}.",
+                    sentence(reason)
+                );
+                blocked(ControlServerRefused, text)
+            }
+            Some(Phase::NeedsApproval | Phase::Registered | Phase::Online | Phase::Disconnected { .. }) => {
+                Step::done(ConditionType::Registered, format!("The device is registered at {server}."))
+            }
+        }
+    }
+
+    fn authorized(&self) -> Option<Step> {
+        match &self.node.as_ref()?.phase {
+            Phase::NeedsApproval => Some(Step::blocked(
+                ConditionType::Authorized,
+                IdentityReason::ApprovalPending,
+                format!("An administrator of {} has to approve the device.", self.control_server),
+            )),
+            Phase::Online | Phase::Disconnected { .. } => {
+                Some(Step::done(ConditionType::Authorized, "The control server lets the device onto the tailnet."))
+            }
+            Phase::Registered => Some(Step::blocked(
+                ConditionType::Authorized,
+                IdentityReason::NetmapPending,
+                "The device waits for its first network map.",
+            )),
+            Phase::Starting | Phase::NeedsLogin { .. } | Phase::Refused { .. } | Phase::Stopped => None,
+        }
+    }
+
+    fn advertised(&self) -> Option<Step> {
+        let blocked = |reason, message: String| Some(Step::blocked(ConditionType::Advertised, reason, message));
+        if self.leaving {
+            return blocked(IdentityReason::Draining, "Another pod takes the device over.".to_owned());
+        }
+        let node = self.node.as_ref()?;
+        if let Some((port, why)) = self.failed.first() {
+            return blocked(IdentityReason::ListenerFailed, format!("{port} could not be opened: {why}. It is tried again."));
+        }
+        match &node.phase {
+            Phase::Online | Phase::Disconnected { .. } if !node.relay_connected => blocked(
+                IdentityReason::RelayUnreachable,
+                "The device is not connected to its home relay. It is tried again.".to_owned(),
+            ),
+            Phase::Online => Some(Step::done(ConditionType::Advertised, "Peers can reach the device.")),
+            Phase::Disconnected { reason } => Some(Step::done(
+                ConditionType::Advertised,
+                format!("Peers can reach the device; the control server cannot be reached: {}.", sentence(reason)),
+            )),
+            _ => None,
+        }
+    }
+
+    fn backend_reachable(&self) -> Step {
+        let condition = ConditionType::BackendReachable;
+        if self.listeners == 0 {
+            let reason = IdentityReason::NoListeners;
+            return Step { reason, ..Step::done(condition, "The device serves no port.") };
+        }
+        let bad = |health: &Health| match health {
+            Health::Unreachable(error) => Some(error.clone()),
+            Health::Unknown | Health::Reachable => None,
+        };
+        let failing: Vec<_> =
+            self.backends.iter().filter_map(|(port, health)| Some((port, bad(health)?))).collect();
+        if let Some((port, error)) = failing.first() {
+            let more = match failing.len() - 1 {
+                0 => String::new(),
+                n => format!(" {n} more ports have the same trouble."),
+            };
+            let text = format!("Connections to {port} cannot be passed on: {error}. Check that the Service has ready endpoints.{more}");
+            return Step::blocked(condition, error.reason(), text);
+        }
+        if self.backends.values().any(|health| *health == Health::Unknown) {
+            return Step {
+                condition,
+                status: ConditionStatus::Unknown,
+                reason: IdentityReason::BackendNotProbed,
+                message: "The first connection to the backends is under way.".to_owned(),
+            };
+        }
+        let text = if self.backends.is_empty() {
+            "All ports are UDP, which cannot be probed."
+        } else {
+            "Each TCP port has a backend that takes connections."
+        };
+        Step::done(condition, text)
+    }
+}
+
+/// A server's words as the middle of a sentence of ours: bounded, on one line, without a final stop.
+fn sentence(text: &str) -> String {
+    const LONGEST: usize = 400;
+    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST).collect();
+    line.trim().trim_end_matches('.').to_owned()
+}

@@ -1,0 +1,72 @@
+//! One TCP listener: accepts on the tailnet, connects to a backend, copies.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use crate::backend::Backends;
+use crate::carrier::{Carrier, Health, Port};
+use crate::limits::Permit;
+use crate::sockets::Accept;
+use crate::splice::splice;
+
+/// Serves a listener until `closed` or the identity's end. Connections go on when only the listener is closed.
+pub(crate) async fn serve<L: Accept>(
+    mut listener: L,
+    port: Port,
+    backends: watch::Receiver<Arc<Backends>>,
+    carrier: Arc<Carrier>,
+    closed: CancellationToken,
+) {
+    loop {
+        let accepted = tokio::select! {
+            () = closed.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let Some((stream, peer)) = accepted else { return };
+        carrier.metrics.connections.increment();
+        let Some(permit) = carrier.room.enter() else {
+            carrier.metrics.connections_over_limit.increment();
+            continue;
+        };
+        let backends = backends.borrow().clone();
+        tokio::spawn(connection(stream, peer, port, backends, carrier.clone(), permit));
+    }
+}
+
+async fn connection<S>(
+    stream: S,
+    peer: SocketAddr,
+    port: Port,
+    backends: Arc<Backends>,
+    carrier: Arc<Carrier>,
+    _permit: Permit,
+) where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send,
+{
+    let _open = carrier.metrics.connections_open.enter();
+    let carry = async {
+        let backend = match backends.dial(peer.ip()).await {
+            Ok(backend) => backend,
+            Err(error) => {
+                debug!(%peer, %port, %error, "no backend took the connection");
+                carrier.metrics.connections_without_backend.increment();
+                carrier.report(port, Health::Unreachable(error));
+                return;
+            }
+        };
+        drop(backends);
+        carrier.report(port, Health::Reachable);
+        let traffic = &carrier.metrics.traffic;
+        if let Err(error) = splice(stream, backend, &carrier.buffers, traffic, carrier.limits.idle()).await {
+            debug!(%peer, %port, %error, "the connection broke off");
+        }
+    };
+    tokio::select! {
+        () = carrier.end.cancelled() => {}
+        () = carry => {}
+    }
+}
