@@ -102,3 +102,77 @@ impl fmt::Debug for StateKeeper {
         f.debug_struct("StateKeeper").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use futures::future::BoxFuture;
+
+    use super::*;
+    use crate::testing::sample_state;
+
+    /// Fails `failures` times, then keeps.
+    struct Flaky {
+        failures: Mutex<u32>,
+        kept: Mutex<Vec<NodeState>>,
+    }
+
+    impl StateStore for Flaky {
+        fn load(&self) -> BoxFuture<'_, Result<Option<NodeState>, StoreError>> {
+            async { Ok(lock(&self.kept).last().cloned()) }.boxed()
+        }
+
+        fn save<'a>(&'a self, state: &'a NodeState) -> BoxFuture<'a, Result<(), StoreError>> {
+            async move {
+                let mut failures = lock(&self.failures);
+                if *failures > 0 {
+                    *failures -= 1;
+                    return Err(StoreError::Write { place: "test".into(), source: "disk full".into() });
+                }
+                lock(&self.kept).push(state.clone());
+                Ok(())
+            }
+            .boxed()
+        }
+    }
+
+    async fn keeper(failures: u32, kept: Vec<NodeState>) -> (Arc<Flaky>, Arc<StateKeeper>) {
+        let store = Arc::new(Flaky { failures: Mutex::new(failures), kept: Mutex::new(kept) });
+        let keeper = StateKeeper::load(store.clone(), &mut StdRng::seed_from_u64(1)).await.unwrap();
+        (store, keeper)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failed_save_is_repeated_with_the_newest_state() {
+        let (store, keeper) = keeper(3, vec![sample_state(1)]).await;
+        for region in [1, 2] {
+            keeper.update(|state| {
+                state.home_region = Some(tailwharf_wire::tailcfg::RegionId(region));
+                true
+            });
+        }
+        while lock(&store.kept).len() < 2 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        let kept = lock(&store.kept);
+        assert_eq!(kept.len(), 2, "one save for both changes");
+        assert_eq!(kept[1].home_region.map(|region| region.0), Some(2));
+    }
+
+    #[tokio::test]
+    async fn a_new_state_is_saved_when_asked_and_only_once() {
+        let (store, keeper) = keeper(0, Vec::new()).await;
+        keeper.save().await.unwrap();
+        keeper.save().await.unwrap();
+        assert_eq!(lock(&store.kept).len(), 1);
+    }
+
+    #[tokio::test]
+    async fn no_change_no_save() {
+        let (store, keeper) = keeper(0, vec![sample_state(1)]).await;
+        keeper.update(|_| false);
+        keeper.save().await.unwrap();
+        assert_eq!(lock(&store.kept).len(), 1);
+    }
+}

@@ -129,3 +129,91 @@ impl AsyncWrite for NoiseStream {
         Pin::new(&mut this.inner).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+    use tailwharf_wire::key::MachinePrivate;
+    use tailwharf_wire::noise::{encode_early, error_frame, respond};
+    use tailwharf_wire::tailcfg::EarlyNoise;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// Both ends after the initiation, and the server's answer to it.
+    async fn pair() -> (MaybeTls, Initiator, TcpStream, [u8; 51], Session) {
+        let mut rng = StdRng::seed_from_u64(1);
+        let (server_key, machine_key) = (MachinePrivate::generate(&mut rng), MachinePrivate::generate(&mut rng));
+        let (initiator, initiation) = Initiator::new(&machine_key, &server_key.public(), 131, &mut rng).unwrap();
+        let accepted = respond(&server_key, &initiation, &mut rng).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        (MaybeTls::Plain(client), initiator, server, accepted.response, accepted.session)
+    }
+
+    /// What the client reads when the server's plaintext comes in records of `record` bytes.
+    async fn read_through(plaintext: &[u8], record: usize) -> Vec<u8> {
+        let (client, initiator, mut server, response, mut session) = pair().await;
+        let mut out = BytesMut::from(&response[..]);
+        for chunk in plaintext.chunks(record) {
+            session.sealer.seal(chunk, &mut out).unwrap();
+        }
+        // A part of the answer arrives together with the HTTP header.
+        let early = out.split_to(20).freeze();
+        let writing = tokio::spawn(async move {
+            server.write_all(&out).await.unwrap();
+            server.shutdown().await.unwrap();
+            server
+        });
+        let mut stream = NoiseStream::finish_handshake(client, early, initiator).await.unwrap();
+        let mut read = Vec::new();
+        stream.read_to_end(&mut read).await.unwrap();
+        writing.await.unwrap();
+        read
+    }
+
+    #[tokio::test]
+    async fn the_early_payload_is_taken_out_however_it_is_cut() {
+        let content: Vec<u8> = (0..20_000_u32).map(|n| n as u8).collect();
+        let with_early = [encode_early(&EarlyNoise::default()), content.clone()].concat();
+        for record in [1, 7, 100, MAX_PLAINTEXT_LEN] {
+            assert_eq!(read_through(&with_early, record).await, content, "records of {record} bytes");
+        }
+        assert_eq!(read_through(&content, 1000).await, content, "no early payload");
+    }
+
+    #[tokio::test]
+    async fn what_is_written_arrives_in_order() {
+        let (client, initiator, mut server, response, mut session) = pair().await;
+        let content: Vec<u8> = (0..50_000_u32).map(|n| (n / 7) as u8).collect();
+        let answer = Bytes::copy_from_slice(&response);
+        let sent = content.clone();
+        let writing = async {
+            let mut stream = NoiseStream::finish_handshake(client, answer, initiator).await.unwrap();
+            stream.write_all(&sent).await.unwrap();
+            stream.shutdown().await.unwrap();
+        };
+        let reading = async {
+            let (mut sealed, mut plain) = (BytesMut::new(), Vec::new());
+            while server.read_buf(&mut sealed).await.unwrap() > 0 {
+                while let Some(record) = session.opener.open(&mut sealed).unwrap() {
+                    plain.extend_from_slice(&record);
+                }
+            }
+            plain
+        };
+        let ((), received) = tokio::join!(writing, reading);
+        assert_eq!(received, content);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_told_in_the_servers_words() {
+        let (client, initiator, _server, _, _) = pair().await;
+        let refusal = Bytes::from(error_frame("client too old"));
+        let Err(error) = NoiseStream::finish_handshake(client, refusal, initiator).await else { panic!() };
+        assert!(matches!(error, DialError::Noise(NoiseError::Refused(reason)) if reason == "client too old"));
+    }
+}

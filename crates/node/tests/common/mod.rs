@@ -14,24 +14,24 @@ use tailwharf_node::{
 use tokio_util::sync::CancellationToken;
 
 /// Clients may reach ports 80 and 5353 of servers. Strangers see nobody.
-pub const POLICY: &str = r#"{
+pub(crate) const POLICY: &str = r#"{
     "tagOwners": {"tag:client": [], "tag:server": [], "tag:stranger": []},
     "acls": [{"action": "accept", "src": ["tag:client"], "dst": ["tag:server:80,5353"]}],
     "grants": [{"src": ["tag:client"], "dst": ["tag:server"], "app": {"example.com/cap/greet": [{"level": 3}]}}],
 }"#;
 
 /// Long enough for a machine under load; a test that hits it has failed.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
-pub struct Tailnet {
-    pub host: Host,
+pub(crate) struct Tailnet {
+    pub(crate) host: Host,
     config: Config,
     coordinator: Option<Handle>,
     _dir: tempfile::TempDir,
 }
 
 impl Tailnet {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let policy_file = dir.path().join("policy.hujson");
         std::fs::write(&policy_file, POLICY).unwrap();
@@ -58,22 +58,22 @@ impl Tailnet {
     }
 
     /// Starts coordinator and relay on what the data directory holds.
-    pub async fn start_coordinator(&mut self) {
+    pub(crate) async fn start_coordinator(&mut self) {
         let started = Coordinator::start(self.config.clone(), CancellationToken::new()).await;
         self.coordinator = Some(started.unwrap());
     }
 
     /// Ends coordinator and relay.
-    pub async fn stop_coordinator(&mut self) {
+    pub(crate) async fn stop_coordinator(&mut self) {
         self.coordinator.take().unwrap().stop().await;
     }
 
-    pub fn coordinator(&self) -> &Handle {
+    pub(crate) fn coordinator(&self) -> &Handle {
         self.coordinator.as_ref().unwrap()
     }
 
     /// A new auth key that works once.
-    pub async fn auth_key(&self, tag: &str) -> AuthKey {
+    pub(crate) async fn auth_key(&self, tag: &str) -> AuthKey {
         let key = NewAuthKey {
             creator: Actor::Administrator,
             owner: None,
@@ -88,7 +88,7 @@ impl Tailnet {
         AuthKey::new(minted.secret.reveal()).unwrap()
     }
 
-    pub fn node_config(&self, hostname: &str, auth_key: Option<AuthKey>) -> NodeConfig {
+    pub(crate) fn node_config(&self, hostname: &str, auth_key: Option<AuthKey>) -> NodeConfig {
         NodeConfig {
             control_url: self.config.server_url.clone(),
             hostname: hostname.to_owned(),
@@ -99,12 +99,12 @@ impl Tailnet {
         }
     }
 
-    pub async fn start_node(&self, config: NodeConfig, store: Arc<dyn StateStore>) -> Node {
+    pub(crate) async fn start_node(&self, config: NodeConfig, store: Arc<dyn StateStore>) -> Node {
         self.host.start(config, store).await.unwrap()
     }
 
     /// A node of its own tag, reachable by others.
-    pub async fn join(&self, hostname: &str, tag: &str) -> Node {
+    pub(crate) async fn join(&self, hostname: &str, tag: &str) -> Node {
         let config = self.node_config(hostname, Some(self.auth_key(tag).await));
         let node = self.start_node(config, Arc::new(MemoryStore::default())).await;
         reached(&node, "the node is reachable", NodeStatus::reachable).await;
@@ -113,7 +113,7 @@ impl Tailnet {
 }
 
 /// Waits until the status of a node is as wanted.
-pub async fn reached(node: &Node, what: &str, wanted: impl Fn(&NodeStatus) -> bool) -> NodeStatus {
+pub(crate) async fn reached(node: &Node, what: &str, wanted: impl Fn(&NodeStatus) -> bool) -> NodeStatus {
     let mut status = node.status();
     let waited = tokio::time::timeout(DEADLINE, status.wait_for(|status| wanted(status))).await;
     match waited {
@@ -123,7 +123,7 @@ pub async fn reached(node: &Node, what: &str, wanted: impl Fn(&NodeStatus) -> bo
 }
 
 /// Tries until `attempt` succeeds.
-pub async fn eventually<T, E: std::fmt::Debug>(what: &str, mut attempt: impl AsyncFnMut() -> Result<T, E>) -> T {
+pub(crate) async fn eventually<T, E: std::fmt::Debug>(what: &str, mut attempt: impl AsyncFnMut() -> Result<T, E>) -> T {
     let deadline = tokio::time::Instant::now() + DEADLINE;
     loop {
         match attempt().await {
@@ -134,14 +134,14 @@ pub async fn eventually<T, E: std::fmt::Debug>(what: &str, mut attempt: impl Asy
     }
 }
 
-pub fn v4(status: &NodeStatus) -> Ipv4Addr {
+pub(crate) fn v4(status: &NodeStatus) -> Ipv4Addr {
     match status.addresses.first() {
         Some(std::net::IpAddr::V4(addr)) => *addr,
         other => panic!("expected an IPv4 address first, not {other:?}"),
     }
 }
 
-pub fn is_online(status: &NodeStatus) -> bool {
+pub(crate) fn is_online(status: &NodeStatus) -> bool {
     status.phase == Phase::Online
 }
 
