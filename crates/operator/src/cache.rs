@@ -23,7 +23,10 @@ pub(crate) struct ObjectKey {
 
 impl ObjectKey {
     pub(crate) fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
 
     fn of(object: &impl ResourceExt) -> Self {
@@ -70,8 +73,17 @@ where
 {
     /// An empty cache of what `view` makes of objects, findable by `parent`.
     pub(crate) fn new(view: fn(W) -> V, parent: fn(&V) -> Option<Parent>) -> Self {
-        let objects = Objects { by_key: HashMap::new(), by_parent: HashMap::new(), seen: 0 };
-        Self { objects: RwLock::new(objects), synced: watch::Sender::new(false), view, parent }
+        let objects = Objects {
+            by_key: HashMap::new(),
+            by_parent: HashMap::new(),
+            seen: 0,
+        };
+        Self {
+            objects: RwLock::new(objects),
+            synced: watch::Sender::new(false),
+            view,
+            parent,
+        }
     }
 
     pub(crate) fn get(&self, key: &ObjectKey) -> Option<Arc<V>> {
@@ -82,7 +94,9 @@ where
     pub(crate) fn of_parent(&self, parent: &Parent) -> Vec<Arc<V>> {
         self.read(|objects| {
             let keys = objects.by_parent.get(parent).into_iter().flatten();
-            keys.filter_map(|key| objects.by_key.get(key)).map(|entry| entry.view.clone()).collect()
+            keys.filter_map(|key| objects.by_key.get(key))
+                .map(|entry| entry.view.clone())
+                .collect()
         })
     }
 
@@ -114,7 +128,7 @@ where
         if self.read(|objects| version <= objects.seen) {
             return;
         }
-        self.put(key, version, object, &mut changed);
+        self.put(&key, version, object, &mut changed);
     }
 
     /// Follows the API server until the task is dropped, and tells `changed` about what it did not know yet.
@@ -132,13 +146,19 @@ where
                 Ok(Event::Init) => listed = HashMap::new(),
                 Ok(Event::InitApply(object)) => {
                     let (key, version) = (ObjectKey::of(&object), version(&object));
-                    listed.insert(key, Entry { version, view: Arc::new((self.view)(object)) });
+                    listed.insert(
+                        key,
+                        Entry {
+                            version,
+                            view: Arc::new((self.view)(object)),
+                        },
+                    );
                 }
                 Ok(Event::InitDone) => self.replace(std::mem::take(&mut listed), &mut changed),
                 Ok(Event::Apply(object)) => {
                     let (key, version) = (ObjectKey::of(&object), version(&object));
                     self.write(|objects| objects.seen = objects.seen.max(version));
-                    self.put(key, version, object, &mut changed);
+                    self.put(&key, version, object, &mut changed);
                 }
                 Ok(Event::Delete(object)) => {
                     let (key, version) = (ObjectKey::of(&object), version(&object));
@@ -147,7 +167,11 @@ where
                         objects.remove(&key, self.parent)
                     });
                     if let Some(before) = before {
-                        changed(&Change { key: &key, before: Some(&before), after: None });
+                        changed(&Change {
+                            key: &key,
+                            before: Some(&before),
+                            after: None,
+                        });
                     }
                 }
                 Err(error) => failed(&error),
@@ -155,14 +179,26 @@ where
         }
     }
 
-    fn put(&self, key: ObjectKey, version: u64, object: W, changed: &mut impl FnMut(&Change<'_, V>)) {
-        if self.read(|objects| objects.by_key.get(&key).is_some_and(|known| known.version >= version)) {
+    fn put(&self, key: &ObjectKey, version: u64, object: W, changed: &mut impl FnMut(&Change<'_, V>)) {
+        if self.read(|objects| {
+            objects
+                .by_key
+                .get(&key)
+                .is_some_and(|known| known.version >= version)
+        }) {
             return;
         }
         let after = Arc::new((self.view)(object));
-        let entry = Entry { version, view: after.clone() };
+        let entry = Entry {
+            version,
+            view: after.clone(),
+        };
         let before = self.write(|objects| objects.insert(key.clone(), entry, self.parent));
-        changed(&Change { key: &key, before: before.as_deref(), after: Some(&after) });
+        changed(&Change {
+            key,
+            before: before.as_deref(),
+            after: Some(&after),
+        });
     }
 
     /// Puts a complete list in place of what was known.
@@ -181,18 +217,29 @@ where
         self.synced.send_replace(true);
         for key in &keys {
             let known = before.remove(key);
-            let Some((version, after)) =
-                self.read(|objects| objects.by_key.get(key).map(|entry| (entry.version, entry.view.clone())))
-            else {
+            let Some((version, after)) = self.read(|objects| {
+                objects
+                    .by_key
+                    .get(key)
+                    .map(|entry| (entry.version, entry.view.clone()))
+            }) else {
                 continue;
             };
             if known.as_ref().is_none_or(|known| known.version != version) {
                 let before = known.as_ref().map(|known| known.view.as_ref());
-                changed(&Change { key, before, after: Some(&after) });
+                changed(&Change {
+                    key,
+                    before,
+                    after: Some(&after),
+                });
             }
         }
         for (key, gone) in &before {
-            changed(&Change { key, before: Some(&gone.view), after: None });
+            changed(&Change {
+                key,
+                before: Some(&gone.view),
+                after: None,
+            });
         }
     }
 
@@ -236,7 +283,10 @@ impl<V> Objects<V> {
 
 /// Resource versions of one kind grow: they are revisions of etcd, and Kubernetes promises so since 1.35.
 fn version(object: &impl ResourceExt) -> u64 {
-    object.resource_version().and_then(|text| text.parse().ok()).unwrap_or(0)
+    object
+        .resource_version()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -274,19 +324,31 @@ mod tests {
             .into_iter()
             .map(|object| {
                 let (key, version) = (ObjectKey::of(&object), version(&object));
-                (key, Entry { version, view: Arc::new((cache.view)(object)) })
+                (
+                    key,
+                    Entry {
+                        version,
+                        view: Arc::new((cache.view)(object)),
+                    },
+                )
             })
             .collect();
         let mut told = Told::new();
         cache.replace(entries, &mut |change| {
-            told.push((change.key.name.clone(), change.before.cloned(), change.after.cloned()));
+            told.push((
+                change.key.name.clone(),
+                change.before.cloned(),
+                change.after.cloned(),
+            ));
         });
         told.sort();
         told
     }
 
     fn view(cache: &Cache<ConfigMap, String>, name: &str) -> Option<String> {
-        cache.get(&ObjectKey::new("ns", name)).map(|view| view.as_ref().clone())
+        cache
+            .get(&ObjectKey::new("ns", name))
+            .map(|view| view.as_ref().clone())
     }
 
     #[test]
@@ -299,17 +361,27 @@ mod tests {
         assert_eq!((view(&cache, "a").as_deref(), told), (Some("mine"), 1));
         list(&cache, [object("b", 20, "theirs")]);
         cache.remember(object("a", 15, "late"), |_| told += 1);
-        assert_eq!((view(&cache, "a"), told), (None, 1), "the watch is past this write: the object was deleted since");
+        assert_eq!(
+            (view(&cache, "a"), told),
+            (None, 1),
+            "the watch is past this write: the object was deleted since"
+        );
     }
 
     #[test]
     fn a_new_list_tells_what_came_changed_and_went_and_nothing_else() {
         let cache = cache();
-        list(&cache, [object("a", 1, "1"), object("b", 2, "2"), object("c", 3, "3")]);
+        list(
+            &cache,
+            [object("a", 1, "1"), object("b", 2, "2"), object("c", 3, "3")],
+        );
         assert!(cache.is_synced());
         let text = |text: &str| Some(text.to_owned());
         assert_eq!(
-            list(&cache, [object("b", 2, "2"), object("c", 5, "5"), object("d", 4, "4")]),
+            list(
+                &cache,
+                [object("b", 2, "2"), object("c", 5, "5"), object("d", 4, "4")]
+            ),
             [
                 ("a".to_owned(), text("1"), None),
                 ("c".to_owned(), text("3"), text("5")),

@@ -27,7 +27,10 @@ pub(crate) fn cluster_failure(action: &str, error: &kube::Error) -> Failure {
                 429 | 500.. => FailureKind::ClusterUnreachable,
                 _ => FailureKind::ClusterRefused,
             };
-            Failure { kind, message: format!("{action}: {}", status.message) }
+            Failure {
+                kind,
+                message: format!("{action}: {}", status.message),
+            }
         }
         _ => no_answer(action),
     }
@@ -36,7 +39,10 @@ pub(crate) fn cluster_failure(action: &str, error: &kube::Error) -> Failure {
 /// The API server did not answer, or not in time.
 pub(crate) fn no_answer(action: &str) -> Failure {
     let message = format!("{action}: the Kubernetes API does not answer");
-    Failure { kind: FailureKind::ClusterUnreachable, message }
+    Failure {
+        kind: FailureKind::ClusterUnreachable,
+        message,
+    }
 }
 
 /// What a failed call of the control server means.
@@ -61,7 +67,11 @@ mod tests {
     use super::*;
 
     fn answer(code: u16) -> FailureKind {
-        let status = Status { code, message: "no".to_owned(), ..Status::default() };
+        let status = Status {
+            code,
+            message: "no".to_owned(),
+            ..Status::default()
+        };
         cluster_failure("applying Secret a/b", &kube::Error::Api(status.boxed())).kind
     }
 
@@ -77,11 +87,17 @@ mod tests {
     #[test]
     fn a_refused_key_names_its_tags() {
         let tags = ["tag:prod".parse().unwrap()];
-        let error = control::Error::KeyRefused { tags: vec!["tag:prod".to_owned()], message: "not yours".to_owned() };
+        let error = control::Error::KeyRefused {
+            tags: vec!["tag:prod".to_owned()],
+            message: "not yours".to_owned(),
+        };
         let failure = control_failure(&error, &tags);
         assert_eq!(failure.kind, FailureKind::AuthKeyRefused { tags: tags.to_vec() });
         assert_eq!(failure.message, "not yours");
         let error = control::Error::RateLimited { retry_after: None };
-        assert_eq!(control_failure(&error, &[]).kind, FailureKind::ControlServerUnreachable);
+        assert_eq!(
+            control_failure(&error, &[]).kind,
+            FailureKind::ControlServerUnreachable
+        );
     }
 }

@@ -36,7 +36,11 @@ pub(crate) struct Events {
 
 impl Events {
     pub(crate) fn new(client: Client, instance: &str) -> Self {
-        Self { client, instance: instance.to_owned(), told: Mutex::default() }
+        Self {
+            client,
+            instance: instance.to_owned(),
+            told: Mutex::default(),
+        }
     }
 
     /// Publishes an event on a Service. A failure is only logged: the condition says the same.
@@ -50,13 +54,21 @@ impl Events {
         let params = PostParams::default();
         match timeout(TIMEOUT, api.create(&params, &object)).await {
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::info!(reason = event.reason, error = %error, "an event was not written"),
-            Err(_) => tracing::info!(reason = event.reason, "an event was not written in time"),
+            Ok(Err(error)) => {
+                tracing::info!(reason = event.reason, error = %error, "an event was not written");
+            }
+            Err(_) => {
+                tracing::info!(reason = event.reason, "an event was not written in time");
+            }
         }
     }
 
     fn is_news(&self, event: &Event, service: &Service) -> bool {
-        let key = (service.uid().unwrap_or_default(), event.reason, event.message.clone());
+        let key = (
+            service.uid().unwrap_or_default(),
+            event.reason,
+            event.message.clone(),
+        );
         let now = Instant::now();
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if told.get(&key).is_some_and(|at| now.duration_since(*at) < QUIET) {
@@ -77,7 +89,7 @@ impl Events {
         KubeEvent {
             metadata: ObjectMeta {
                 namespace: Some(namespace.to_owned()),
-                generate_name: Some(format!("{}.", service.name_any())),
+                generate_name: Some(format!("{}-", service.name_any())),
                 ..ObjectMeta::default()
             },
             action: Some("Reconcile".to_owned()),

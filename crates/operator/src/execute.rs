@@ -58,7 +58,11 @@ struct Run {
 impl Executor {
     /// Takes the steps in order and stops at the first that fails.
     pub(crate) async fn execute(&self, plan: &Plan) -> Result<Executed, NotLeading> {
-        let Plan { steps, wake_at: _, report: _ } = plan;
+        let Plan {
+            steps,
+            wake_at: _,
+            report: _,
+        } = plan;
         let mut run = Run::default();
         for (done, step) in steps.iter().enumerate() {
             if !self.leadership.holds() {
@@ -71,19 +75,35 @@ impl Executor {
                 if failure.kind != FailureKind::ClusterUnreachable {
                     self.revoke_unused(&run).await;
                 }
-                return Ok(Executed { applied: Applied::stopped(done, failure), least_wait: run.least_wait });
+                return Ok(Executed {
+                    applied: Applied::stopped(done, failure),
+                    least_wait: run.least_wait,
+                });
             }
         }
-        Ok(Executed { applied: Applied::complete(steps.len()), least_wait: run.least_wait })
+        Ok(Executed {
+            applied: Applied::complete(steps.len()),
+            least_wait: run.least_wait,
+        })
     }
 
     async fn take(&self, step: &Step, run: &mut Run) -> Result<(), Failure> {
         match step {
-            Step::SetFinalizers { object, resource_version, finalizers } => {
+            Step::SetFinalizers {
+                object,
+                resource_version,
+                finalizers,
+            } => {
                 let metadata = json!({ "resourceVersion": resource_version, "finalizers": finalizers });
-                self.patch(object, &Patch::Merge(json!({ "metadata": metadata }))).await
+                self.patch(object, &Patch::Merge(json!({ "metadata": metadata })))
+                    .await
             }
-            Step::MintAuthKey { slot, tags, ephemeral, description } => {
+            Step::MintAuthKey {
+                slot,
+                tags,
+                ephemeral,
+                description,
+            } => {
                 let request = CreateKey {
                     tags: strings(tags),
                     ephemeral: *ephemeral,
@@ -111,10 +131,18 @@ impl Executor {
         }
     }
 
-    async fn mint(&self, slot: Slot, tags: &[Tag], request: &CreateKey, run: &mut Run) -> Result<(), Failure> {
+    async fn mint(
+        &self,
+        slot: Slot,
+        tags: &[Tag],
+        request: &CreateKey,
+        run: &mut Run,
+    ) -> Result<(), Failure> {
         let outcome = self.control.create_key(request).await;
-        let control::AuthKey { id, key, expires: _ } = self.control_outcome("create_key", outcome, tags, run)?;
-        run.filled.set(slot, AuthKey::new(Secret::expose(&key).to_owned()));
+        let control::AuthKey { id, key, expires: _ } =
+            self.control_outcome("create_key", outcome, tags, run)?;
+        run.filled
+            .set(slot, AuthKey::new(Secret::expose(&key).to_owned()));
         run.unused_key = Some(id);
         Ok(())
     }
@@ -151,8 +179,14 @@ impl Executor {
     async fn delete(&self, object: &ObjectRef, uid: Option<String>) -> Result<(), Failure> {
         self.metrics.wrote("delete", object.kind.as_str());
         let uid_given = uid.is_some();
-        let preconditions = Preconditions { uid, resource_version: None };
-        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+        let preconditions = Preconditions {
+            uid,
+            resource_version: None,
+        };
+        let params = DeleteParams {
+            preconditions: Some(preconditions),
+            ..DeleteParams::default()
+        };
         match in_time(object, self.api(object).delete(&object.name, &params)).await? {
             Ok(_) => Ok(()),
             Err(error) if is_not_found(&error) || (uid_given && is_conflict(&error)) => Ok(()),
@@ -161,7 +195,11 @@ impl Executor {
     }
 
     /// Tells people: the status first, then the events that go with its change.
-    pub(crate) async fn tell(&self, status: &Status, service: Option<&Service>) -> Result<Option<Failure>, NotLeading> {
+    pub(crate) async fn tell(
+        &self,
+        status: &Status,
+        service: Option<&Service>,
+    ) -> Result<Option<Failure>, NotLeading> {
         let Status { patch, events } = status;
         if !self.leadership.holds() {
             return Err(NotLeading);
@@ -185,7 +223,12 @@ impl Executor {
         self.metrics.wrote("apply_status", object.kind.as_str());
         let params = PatchParams::apply(OPERATOR_FIELD_MANAGER).force();
         let body = Patch::Apply(body);
-        match in_time(object, self.api(object).patch_status(&object.name, &params, &body)).await? {
+        match in_time(
+            object,
+            self.api(object).patch_status(&object.name, &params, &body),
+        )
+        .await?
+        {
             Ok(answer) => {
                 self.world.remember(object.kind, answer);
                 Ok(())
@@ -207,9 +250,15 @@ impl Executor {
         tags: &[Tag],
         run: &mut Run,
     ) -> Result<T, Failure> {
-        self.metrics.called_control(call, outcome.as_ref().map_or_else(control::Error::category, |_| "ok"));
+        self.metrics.called_control(
+            call,
+            outcome.as_ref().map_or_else(control::Error::category, |_| "ok"),
+        );
         outcome.map_err(|error| {
-            if let control::Error::RateLimited { retry_after: Some(wait) } = &error {
+            if let control::Error::RateLimited {
+                retry_after: Some(wait),
+            } = &error
+            {
                 run.least_wait = *wait;
             }
             control_failure(&error, tags)
@@ -220,7 +269,10 @@ impl Executor {
     async fn revoke_unused(&self, run: &Run) {
         let Some(id) = &run.unused_key else { return };
         let outcome = self.control.delete_key(id).await;
-        self.metrics.called_control("delete_key", outcome.as_ref().map_or_else(control::Error::category, |()| "ok"));
+        self.metrics.called_control(
+            "delete_key",
+            outcome.as_ref().map_or_else(control::Error::category, |()| "ok"),
+        );
         if let Err(error) = outcome {
             tracing::info!(key = %id, error = %error, "an auth key that nothing uses was not revoked; it expires on its own");
         }
@@ -229,7 +281,9 @@ impl Executor {
 
 /// Waits for the answer to a write, for a limited time.
 async fn in_time<T>(object: &ObjectRef, write: impl Future<Output = T>) -> Result<T, Failure> {
-    timeout(WRITE_TIMEOUT, write).await.map_err(|_| no_answer(&format!("write {object}")))
+    timeout(WRITE_TIMEOUT, write)
+        .await
+        .map_err(|_| no_answer(&format!("write {object}")))
 }
 
 /// Where objects of a kind live in the API.

@@ -63,7 +63,11 @@ pub(crate) async fn serve(listener: TcpListener, pages: Arc<impl Pages>, stop: C
 
 fn answer(pages: &impl Pages, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return page(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "use GET\n".to_owned());
+        return page(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "text/plain",
+            "use GET\n".to_owned(),
+        );
     }
     match request.uri().path() {
         "/healthz" => page(StatusCode::OK, "text/plain", "ok\n".to_owned()),
@@ -76,13 +80,20 @@ fn answer(pages: &impl Pages, request: &Request<Incoming>) -> Response<Full<Byte
             "application/openmetrics-text; version=1.0.0; charset=utf-8",
             pages.metrics(),
         ),
-        _ => page(StatusCode::NOT_FOUND, "text/plain", "try /healthz, /readyz or /metrics\n".to_owned()),
+        _ => page(
+            StatusCode::NOT_FOUND,
+            "text/plain",
+            "try /healthz, /readyz or /metrics\n".to_owned(),
+        ),
     }
 }
 
 fn page(status: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(body));
     *response.status_mut() = status;
-    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+    response.headers_mut().insert(
+        http::header::CONTENT_TYPE,
+        http::HeaderValue::from_static(content_type),
+    );
     response
 }

@@ -120,7 +120,10 @@ impl Elector {
                 tracing::warn!(lease = self.name, error = %error, "the Lease could not be renewed; trying again");
                 self.seen = None;
             }
-            Err(_) => tracing::warn!(lease = self.name, "the API server did not answer about the Lease; trying again"),
+            Err(_) => tracing::warn!(
+                lease = self.name,
+                "the API server did not answer about the Lease; trying again"
+            ),
         }
         RETRY_EVERY
     }
@@ -132,7 +135,10 @@ impl Elector {
         };
         let Some(current) = current else {
             let fresh = Lease {
-                metadata: ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() },
+                metadata: ObjectMeta {
+                    name: Some(self.name.clone()),
+                    ..ObjectMeta::default()
+                },
                 spec: Some(self.spec(0, None)),
             };
             let written = self.api.create(&PostParams::default(), &fresh).await;
@@ -144,9 +150,19 @@ impl Elector {
             return Ok(Outcome::Theirs(holder));
         }
         let transitions = spec.lease_transitions.unwrap_or(0) + i32::from(holder != self.holder);
-        let acquired = if holder == self.holder { spec.acquire_time } else { None };
-        let renewed = Lease { metadata: current.metadata, spec: Some(self.spec(transitions, acquired)) };
-        let written = self.api.replace(&self.name, &PostParams::default(), &renewed).await;
+        let acquired = if holder == self.holder {
+            spec.acquire_time
+        } else {
+            None
+        };
+        let renewed = Lease {
+            metadata: current.metadata,
+            spec: Some(self.spec(transitions, acquired)),
+        };
+        let written = self
+            .api
+            .replace(&self.name, &PostParams::default(), &renewed)
+            .await;
         self.took(written)
     }
 
@@ -200,9 +216,16 @@ impl Elector {
         if let Some(spec) = &mut lease.spec {
             spec.holder_identity = None;
         }
-        let written = timeout(REQUEST_TIMEOUT, self.api.replace(&self.name, &PostParams::default(), &lease)).await;
+        let written = timeout(
+            REQUEST_TIMEOUT,
+            self.api.replace(&self.name, &PostParams::default(), &lease),
+        )
+        .await;
         if !matches!(written, Ok(Ok(_))) {
-            tracing::info!(lease = self.name, "the Lease was not given back; it ends on its own");
+            tracing::info!(
+                lease = self.name,
+                "the Lease was not given back; it ends on its own"
+            );
         }
     }
 }

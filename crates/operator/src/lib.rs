@@ -20,9 +20,9 @@ mod world;
 
 use std::net::SocketAddr;
 
-use anyhow::Context as _;
 use ::http::HeaderValue;
 use ::http::header::USER_AGENT;
+use anyhow::Context as _;
 use tailwharf_control_api::{Client as ControlClient, ClientConfig};
 use tokio_util::sync::CancellationToken;
 
@@ -52,7 +52,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let agent = HeaderValue::from_static(concat!("tailwharf-operator/", env!("CARGO_PKG_VERSION")));
     config.headers.push((USER_AGENT, agent));
     let client = kube::Client::try_from(config).context("the Kubernetes client could not be set up")?;
-    let control = ControlClient::new(settings.control.clone()).context("the control server's API cannot be used")?;
+    let control =
+        ControlClient::new(settings.control.clone()).context("the control server's API cannot be used")?;
     let operator = Operator::new(client, std::sync::Arc::new(control), settings);
     operator.run(stop).await.context("the operator could not start")
 }

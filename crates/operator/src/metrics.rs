@@ -46,7 +46,11 @@ impl Metrics {
     pub(crate) fn reconciled(&self, controller: &'static str, result: &'static str, took: Duration) {
         let mut numbers = self.lock();
         *numbers.reconciliations.entry((controller, result)).or_default() += 1;
-        numbers.durations.entry(controller).or_default().observe(took.as_secs_f64());
+        numbers
+            .durations
+            .entry(controller)
+            .or_default()
+            .observe(took.as_secs_f64());
     }
 
     pub(crate) fn wrote(&self, verb: &'static str, kind: &'static str) {
@@ -70,7 +74,10 @@ impl Metrics {
             for ((first, second), count) in counts {
                 let [one, two] = labels;
                 // Writing to a String cannot fail.
-                let _ = writeln!(part, "{name}_total{{{one}=\"{first}\",{two}=\"{second}\"}} {count}");
+                let _ = writeln!(
+                    part,
+                    "{name}_total{{{one}=\"{first}\",{two}=\"{second}\"}} {count}"
+                );
             }
             part
         };
@@ -99,14 +106,38 @@ impl Metrics {
             "Watches of the Kubernetes API that broke, by kind.",
         );
         for (kind, count) in &numbers.watch_failures {
-            let _ = writeln!(text, "tailwharf_operator_watch_failures_total{{kind=\"{kind}\"}} {count}");
+            let _ = writeln!(
+                text,
+                "tailwharf_operator_watch_failures_total{{kind=\"{kind}\"}} {count}"
+            );
         }
-        let Gauges { queue_depth, leader, identities, identities_ready } = gauges;
+        let Gauges {
+            queue_depth,
+            leader,
+            identities,
+            identities_ready,
+        } = gauges;
         for (name, help, value) in [
-            ("tailwharf_operator_queue_depth", "Keys that wait for a worker.", *queue_depth),
-            ("tailwharf_operator_leader", "1 if this replica writes.", usize::from(*leader)),
-            ("tailwharf_operator_identities", "Identities in the operator's namespace.", *identities),
-            ("tailwharf_operator_identities_ready", "Those of them that are ready.", *identities_ready),
+            (
+                "tailwharf_operator_queue_depth",
+                "Keys that wait for a worker.",
+                *queue_depth,
+            ),
+            (
+                "tailwharf_operator_leader",
+                "1 if this replica writes.",
+                usize::from(*leader),
+            ),
+            (
+                "tailwharf_operator_identities",
+                "Identities in the operator's namespace.",
+                *identities,
+            ),
+            (
+                "tailwharf_operator_identities_ready",
+                "Those of them that are ready.",
+                *identities_ready,
+            ),
         ] {
             text += &header(name, "gauge", help);
             let _ = writeln!(text, "{name} {value}");
@@ -134,10 +165,16 @@ fn durations(histograms: &BTreeMap<&'static str, Histogram>) -> String {
     let mut text = header(name, "histogram", "Time that reconciliations took.");
     for (controller, histogram) in histograms {
         for (bucket, bound) in histogram.buckets.iter().zip(BUCKETS) {
-            let _ = writeln!(text, "{name}_bucket{{controller=\"{controller}\",le=\"{bound}\"}} {bucket}");
+            let _ = writeln!(
+                text,
+                "{name}_bucket{{controller=\"{controller}\",le=\"{bound}\"}} {bucket}"
+            );
         }
         let Histogram { count, sum, .. } = histogram;
-        let _ = writeln!(text, "{name}_bucket{{controller=\"{controller}\",le=\"+Inf\"}} {count}");
+        let _ = writeln!(
+            text,
+            "{name}_bucket{{controller=\"{controller}\",le=\"+Inf\"}} {count}"
+        );
         let _ = writeln!(text, "{name}_count{{controller=\"{controller}\"}} {count}");
         let _ = writeln!(text, "{name}_sum{{controller=\"{controller}\"}} {sum}");
     }
@@ -159,7 +196,12 @@ mod tests {
         metrics.wrote("apply", "Identity");
         metrics.called_control("create_key", "key_refused");
         metrics.watch_failed("Service");
-        let gauges = Gauges { queue_depth: 2, leader: true, identities: 3, identities_ready: 1 };
+        let gauges = Gauges {
+            queue_depth: 2,
+            leader: true,
+            identities: 3,
+            identities_ready: 1,
+        };
         insta::assert_snapshot!(metrics.render(&gauges));
     }
 }

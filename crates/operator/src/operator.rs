@@ -49,13 +49,17 @@ pub enum StartError {
         source: std::io::Error,
     },
     /// The custom resource is not installed.
-    #[error("the cluster does not know identities.tailwharf.dev: apply tailwharf's manifest with its CustomResourceDefinitions first")]
+    #[error(
+        "the cluster does not know identities.tailwharf.dev: apply tailwharf's manifest with its CustomResourceDefinitions first"
+    )]
     CrdMissing,
     /// The cluster does not answer.
     #[error("the Kubernetes API does not answer")]
     Unreachable(#[source] Box<kube::Error>),
     /// The cluster refuses this operator.
-    #[error("the cluster does not let the operator read identities in namespace {namespace}: check its ServiceAccount, Role and RoleBinding")]
+    #[error(
+        "the cluster does not let the operator read identities in namespace {namespace}: check its ServiceAccount, Role and RoleBinding"
+    )]
     Cluster {
         /// The operator's namespace.
         namespace: String,
@@ -87,7 +91,11 @@ pub struct Operator {
 impl Operator {
     /// An operator that writes to this cluster and this tailnet.
     pub fn new(client: Client, control: Arc<dyn ControlApi>, settings: Settings) -> Self {
-        Self { client, control, settings }
+        Self {
+            client,
+            control,
+            settings,
+        }
     }
 
     /// Runs until `stop`. Everything that it started ends with the returned future.
@@ -95,11 +103,23 @@ impl Operator {
     /// # Errors
     /// When the cluster or the credentials are not what it needs to start.
     pub async fn run(self, stop: CancellationToken) -> Result<(), StartError> {
-        let Self { client, control, settings } = self;
-        let Settings { plan, control: _, replica, health_listen } = settings;
+        let Self {
+            client,
+            control,
+            settings,
+        } = self;
+        let Settings {
+            plan,
+            control: _,
+            replica,
+            health_listen,
+        } = settings;
         let listener = TcpListener::bind(health_listen)
             .await
-            .map_err(|source| StartError::Listen { address: health_listen, source })?;
+            .map_err(|source| StartError::Listen {
+                address: health_listen,
+                source,
+            })?;
         let elector = Elector::new(client.clone(), &plan.namespace, LEASE, &replica);
         let leadership = elector.leadership();
         let world = Arc::new(World::new(plan));
@@ -129,17 +149,28 @@ impl Operator {
             metrics: metrics.clone(),
             client,
         };
-        let context = Arc::new(Context { world: world.clone(), executor });
+        let context = Arc::new(Context {
+            world: world.clone(),
+            executor,
+        });
         background.spawn(passes(world, leadership.clone()));
         let resign = CancellationToken::new();
         let elected = tokio::spawn(elector.run(resign.clone()));
         let elected = AbortOnDrop(elected);
         let mut workers = JoinSet::new();
         for _ in 0..WORKERS {
-            workers.spawn(work(context.clone(), leadership.clone(), metrics.clone(), stop.clone()));
+            workers.spawn(work(
+                context.clone(),
+                leadership.clone(),
+                metrics.clone(),
+                stop.clone(),
+            ));
         }
         stop.cancelled().await;
-        if timeout(DRAIN, async { while workers.join_next().await.is_some() {} }).await.is_err() {
+        if timeout(DRAIN, async { while workers.join_next().await.is_some() {} })
+            .await
+            .is_err()
+        {
             tracing::warn!("some work did not finish in time; the next replica takes it up");
         }
         workers.shutdown().await;
@@ -166,7 +197,12 @@ impl Drop for AbortOnDrop {
 }
 
 /// One worker: takes keys while this replica leads.
-async fn work(context: Arc<Context>, mut leadership: Leadership, metrics: Arc<Metrics>, stop: CancellationToken) {
+async fn work(
+    context: Arc<Context>,
+    mut leadership: Leadership,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) {
     let queue = &context.world.queue;
     loop {
         let key = tokio::select! {
@@ -213,7 +249,11 @@ struct Health {
 impl Pages for Health {
     fn ready(&self) -> Result<(), String> {
         let missing = self.world.missing();
-        if missing.is_empty() { Ok(()) } else { Err(format!("waiting for the first list of {}", missing.join(", "))) }
+        if missing.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("waiting for the first list of {}", missing.join(", ")))
+        }
     }
 
     fn metrics(&self) -> String {
@@ -226,9 +266,10 @@ async fn check_cluster(client: &Client, namespace: &str) -> Result<(), StartErro
     match identities.list(&ListParams::default().limit(1)).await {
         Ok(_) => Ok(()),
         Err(error) if is_not_found(&error) => Err(StartError::CrdMissing),
-        Err(source @ kube::Error::Api(_)) => {
-            Err(StartError::Cluster { namespace: namespace.to_owned(), source: source.into() })
-        }
+        Err(source @ kube::Error::Api(_)) => Err(StartError::Cluster {
+            namespace: namespace.to_owned(),
+            source: source.into(),
+        }),
         Err(source) => Err(StartError::Unreachable(source.into())),
     }
 }
@@ -236,13 +277,19 @@ async fn check_cluster(client: &Client, namespace: &str) -> Result<(), StartErro
 /// Refused credentials are for people to change; a control server that does not answer may do so later.
 async fn check_credentials(control: &dyn ControlApi, server: &str) -> Result<(), StartError> {
     let Ok(outcome) = timeout(CREDENTIALS_CHECK, control.verify()).await else {
-        tracing::warn!(server, "the control server does not answer yet; starting without it");
+        tracing::warn!(
+            server,
+            "the control server does not answer yet; starting without it"
+        );
         return Ok(());
     };
     match outcome {
         Ok(()) => Ok(()),
         Err(source @ (control::Error::CredentialsRefused { .. } | control::Error::Forbidden { .. })) => {
-            Err(StartError::Credentials { server: server.to_owned(), source })
+            Err(StartError::Credentials {
+                server: server.to_owned(),
+                source,
+            })
         }
         Err(error) => {
             tracing::warn!(server, error = %error, "the control server does not answer yet; starting without it");

@@ -114,7 +114,11 @@ impl<K: Clone + Eq + Hash + Debug> Queue<K> {
                 state.failures.insert(key.clone(), failures.saturating_add(1));
                 // A change that came meanwhile does not cut the wait short: it would turn a storm of events into one of
                 // calls.
-                if wait.is_zero() { state.add(key.clone()) } else { state.schedule(key.clone(), now + wait) }
+                if wait.is_zero() {
+                    state.add(key.clone());
+                } else {
+                    state.schedule(key.clone(), now + wait);
+                }
             }
             (None, _) if again => state.add(key.clone()),
             (None, Next::After(wait)) => state.schedule(key.clone(), now + wait),
@@ -182,7 +186,9 @@ impl<K: Clone + Eq + Hash + Debug> State<K> {
 
 /// The wait after `failures` earlier failures in a row, with jitter so that what failed together does not return together.
 fn backoff(failures: u32, rng: &mut impl Rng) -> Duration {
-    let span = FIRST_BACKOFF.saturating_mul(1 << failures.min(16)).min(MAX_BACKOFF);
+    let span = FIRST_BACKOFF
+        .saturating_mul(1 << failures.min(16))
+        .min(MAX_BACKOFF);
     span.mul_f64(rng.gen_range(0.5..1.0))
 }
 
@@ -238,7 +244,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_added_key_forgets_its_timer() {
         let queue = Queue::default();
-        queue.lock().schedule("a", Instant::now() + Duration::from_secs(10));
+        queue
+            .lock()
+            .schedule("a", Instant::now() + Duration::from_secs(10));
         queue.add("a");
         queue.next().await;
         queue.done(&"a", Next::OnChange);

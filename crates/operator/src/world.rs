@@ -66,7 +66,10 @@ impl World {
             queue: Queue::default(),
             services: Cache::new(slim_service, |_| None),
             identities: Cache::new(slim, parent_of),
-            secrets: Cache::new(|secret| SecretView::from_secret(&secret), |view| Parent::from_labels(&view.labels)),
+            secrets: Cache::new(
+                |secret| SecretView::from_secret(&secret),
+                |view| Parent::from_labels(&view.labels),
+            ),
             service_accounts: Cache::new(slim, parent_of),
             roles: Cache::new(slim, parent_of),
             role_bindings: Cache::new(slim, parent_of),
@@ -91,9 +94,23 @@ impl World {
     /// What exists for a parent.
     pub(crate) fn observed(&self, parent: &Parent) -> Observed {
         Observed {
-            identities: self.identities.of_parent(parent).iter().map(|object| object.as_ref().clone()).collect(),
-            secrets: self.secrets.of_parent(parent).iter().map(|view| view.as_ref().clone()).collect(),
-            granted: self.granted.read().unwrap_or_else(PoisonError::into_inner).clone(),
+            identities: self
+                .identities
+                .of_parent(parent)
+                .iter()
+                .map(|object| object.as_ref().clone())
+                .collect(),
+            secrets: self
+                .secrets
+                .of_parent(parent)
+                .iter()
+                .map(|view| view.as_ref().clone())
+                .collect(),
+            granted: self
+                .granted
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
         }
     }
 
@@ -150,7 +167,10 @@ impl World {
     pub(crate) fn gauges(&self, leader: bool) -> Gauges {
         let identities = self.identities.all();
         let ready = |identity: &Identity| {
-            let step = identity.status.as_ref().map(|status| status.step(ConditionType::Ready));
+            let step = identity
+                .status
+                .as_ref()
+                .map(|status| status.step(ConditionType::Ready));
             step.is_some_and(|(status, _)| status == ConditionStatus::True)
         };
         Gauges {
@@ -165,14 +185,71 @@ impl World {
 
     /// Starts the watches.
     pub(crate) fn follow(self: &Arc<Self>, client: &Client, metrics: &Arc<Metrics>, tasks: &mut JoinSet<()>) {
-        self.watch(tasks, metrics, "Service", Api::all(client.clone()), watcher::Config::default(), |world| &world.services, Self::service_changed);
-        self.watch_ours(tasks, metrics, client, "Identity", |world| &world.identities, Self::child_changed);
-        self.watch_ours(tasks, metrics, client, "Secret", |world| &world.secrets, Self::secret_changed);
-        self.watch_ours(tasks, metrics, client, "ServiceAccount", |world| &world.service_accounts, Self::child_changed);
-        self.watch_ours(tasks, metrics, client, "Role", |world| &world.roles, Self::role_changed);
-        self.watch_ours(tasks, metrics, client, "RoleBinding", |world| &world.role_bindings, Self::child_changed);
-        self.watch_ours(tasks, metrics, client, "PodDisruptionBudget", |world| &world.disruption_budgets, Self::child_changed);
-        self.watch_ours(tasks, metrics, client, "StatefulSet", |world| &world.stateful_sets, Self::child_changed);
+        self.watch(
+            tasks,
+            metrics,
+            "Service",
+            Api::all(client.clone()),
+            watcher::Config::default(),
+            |world| &world.services,
+            Self::service_changed,
+        );
+        self.watch_ours(
+            tasks,
+            metrics,
+            client,
+            "Identity",
+            |world| &world.identities,
+            Self::child_changed,
+        );
+        self.watch_ours(
+            tasks,
+            metrics,
+            client,
+            "Secret",
+            |world| &world.secrets,
+            Self::secret_changed,
+        );
+        self.watch_ours(
+            tasks,
+            metrics,
+            client,
+            "ServiceAccount",
+            |world| &world.service_accounts,
+            Self::child_changed,
+        );
+        self.watch_ours(
+            tasks,
+            metrics,
+            client,
+            "Role",
+            |world| &world.roles,
+            Self::role_changed,
+        );
+        self.watch_ours(
+            tasks,
+            metrics,
+            client,
+            "RoleBinding",
+            |world| &world.role_bindings,
+            Self::child_changed,
+        );
+        self.watch_ours(
+            tasks,
+            metrics,
+            client,
+            "PodDisruptionBudget",
+            |world| &world.disruption_budgets,
+            Self::child_changed,
+        );
+        self.watch_ours(
+            tasks,
+            metrics,
+            client,
+            "StatefulSet",
+            |world| &world.stateful_sets,
+            Self::child_changed,
+        );
     }
 
     /// Watches what carries the operator's label in its namespace.
@@ -199,7 +276,10 @@ impl World {
         self.watch(tasks, metrics, kind, api, config, cache, changed);
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one call per kind, each spelled out in a table")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one call per kind, each spelled out in a table"
+    )]
     fn watch<W, V>(
         self: &Arc<Self>,
         tasks: &mut JoinSet<()>,
@@ -221,7 +301,9 @@ impl World {
                 metrics.watch_failed(kind);
                 tracing::warn!(kind, error = %error, "the watch broke; starting it again");
             };
-            cache(&world).follow(api, config, |change| changed(&world, change), failed).await;
+            cache(&world)
+                .follow(api, config, |change| changed(&world, change), failed)
+                .await;
         });
     }
 
@@ -302,8 +384,12 @@ impl World {
     fn key_of(&self, parent: &Parent) -> Option<Key> {
         match parent.kind {
             ParentKind::Service => Some(Key::Service(ObjectKey::new(&*parent.namespace, &*parent.name))),
-            ParentKind::Operator => (*parent == operator_device::parent(&self.settings)).then_some(Key::OperatorDevice),
-            ParentKind::Pool => (*parent == pool::parent(&self.settings, &self.settings.pool)).then_some(Key::Pool),
+            ParentKind::Operator => {
+                (*parent == operator_device::parent(&self.settings)).then_some(Key::OperatorDevice)
+            }
+            ParentKind::Pool => {
+                (*parent == pool::parent(&self.settings, &self.settings.pool)).then_some(Key::Pool)
+            }
         }
     }
 

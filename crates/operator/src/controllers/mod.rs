@@ -46,9 +46,14 @@ fn done(plan: &Plan, executed: &Executed, now: Timestamp) -> Done {
             Retry::AtOnce => Next::Now,
             Retry::BackOff => Next::Backoff(executed.least_wait),
         };
-        return Done { next, result: failure.kind.category() };
+        return Done {
+            next,
+            result: failure.kind.category(),
+        };
     }
-    let planned = plan.wake_at.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
+    let planned = plan
+        .wake_at
+        .map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
     let second = (!plan.is_empty()).then_some(SECOND_LOOK);
     let next = match (planned, second) {
         (None, None) => Next::OnChange,

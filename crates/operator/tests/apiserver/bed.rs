@@ -37,6 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Bed {
     pub(crate) runtime: Runtime,
     pub(crate) cluster: Cluster,
+    pub(crate) tailnet: Arc<Fake>,
 }
 
 /// The cluster as an administrator sees it.
@@ -51,12 +52,31 @@ impl Bed {
         let server = ApiServer::start()?;
         let kubectl = Kubectl::new(server.kubeconfig());
         let manifest = |path: &str| workspace::root().join("deploy").join(path).display().to_string();
-        kubectl.run(&["apply", "--server-side", "-f", &manifest("crds"), "-f", &manifest("operator.yaml")])?;
+        kubectl.run(&[
+            "apply",
+            "--server-side",
+            "-f",
+            &manifest("crds"),
+            "-f",
+            &manifest("operator.yaml"),
+        ])?;
         let crd = "crd/identities.tailwharf.dev";
         kubectl.run(&["wait", "--for", "condition=established", crd, "--timeout", "20s"])?;
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()?;
         let client = runtime.block_on(client(server.kubeconfig(), "admin", None))?;
-        Ok(Self { runtime, cluster: Cluster { client, server, operators: 0 } })
+        let tailnet = Arc::new(Fake::new(["tag:k8s", "tag:k8s-operator"]));
+        Ok(Self {
+            runtime,
+            cluster: Cluster {
+                client,
+                server,
+                operators: 0,
+            },
+            tailnet,
+        })
     }
 }
 
@@ -95,7 +115,10 @@ impl Running {
 
     /// How it ended on its own.
     pub(crate) async fn ended(mut self) -> Result<(), StartError> {
-        tokio::time::timeout(PATIENCE, &mut self.task).await.expect("it ends").expect("it does not panic")
+        tokio::time::timeout(PATIENCE, &mut self.task)
+            .await
+            .expect("it ends")
+            .expect("it does not panic")
     }
 
     pub(crate) async fn page(&self, path: &str) -> Result<String> {
@@ -110,8 +133,12 @@ impl Running {
     /// Sum of the samples of a metric whose labels contain `labels`.
     pub(crate) async fn metric(&self, name: &str, labels: &str) -> Result<u64> {
         let page = self.page("/metrics").await?;
-        let lines = page.lines().filter(|line| line.starts_with(name) && line.contains(labels));
-        lines.map(|line| Ok(line.rsplit(' ').next().unwrap_or_default().parse::<u64>()?)).sum()
+        let lines = page
+            .lines()
+            .filter(|line| line.starts_with(name) && line.contains(labels));
+        lines
+            .map(|line| Ok(line.rsplit(' ').next().unwrap_or_default().parse::<u64>()?))
+            .sum()
     }
 }
 
@@ -134,17 +161,27 @@ impl Cluster {
         let kubeconfig = self.server.kubeconfig().clone();
         let (stopping, its_agent) = (stop.clone(), agent.clone());
         let task = Handle::current().spawn(async move {
-            let client = client(&kubeconfig, &its_agent, Some(ACCOUNT)).await.expect("a client");
+            let client = client(&kubeconfig, &its_agent, Some(ACCOUNT))
+                .await
+                .expect("a client");
             let control: Arc<dyn ControlApi> = control;
             Operator::new(client, control, settings).run(stopping).await
         });
-        Ok(Running { task, stop, agent, health })
+        Ok(Running {
+            task,
+            stop,
+            agent,
+            health,
+        })
     }
 
     /// Requests of an operator so far, without watches and its Lease.
     pub(crate) fn requests(&self, operator: &Running) -> Result<Vec<Request>> {
         let all = self.server.requests_of(&operator.agent)?;
-        Ok(all.into_iter().filter(|(verb, resource, _)| verb != "watch" && resource != "leases").collect())
+        Ok(all
+            .into_iter()
+            .filter(|(verb, resource, _)| verb != "watch" && resource != "leases")
+            .collect())
     }
 
     pub(crate) fn services(&self, namespace: &str) -> Api<Service> {
@@ -161,7 +198,9 @@ impl Cluster {
 
     pub(crate) async fn namespace(&self, name: &str) -> Result<()> {
         let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": name}}))?;
-        Api::all(self.client.clone()).create(&PostParams::default(), &namespace).await?;
+        Api::all(self.client.clone())
+            .create(&PostParams::default(), &namespace)
+            .await?;
         Ok(())
     }
 
@@ -172,17 +211,24 @@ impl Cluster {
             "spec": {"ports": [{"port": 80}], "selector": {"app": name}},
         });
         merge(&mut body, over);
-        Ok(self.services(namespace).create(&PostParams::default(), &serde_json::from_value(body)?).await?)
+        Ok(self
+            .services(namespace)
+            .create(&PostParams::default(), &serde_json::from_value(body)?)
+            .await?)
     }
 
     pub(crate) async fn change(&self, namespace: &str, name: &str, patch: &Value) -> Result<()> {
         let patch = Patch::Merge(patch);
-        self.services(namespace).patch(name, &PatchParams::default(), &patch).await?;
+        self.services(namespace)
+            .patch(name, &PatchParams::default(), &patch)
+            .await?;
         Ok(())
     }
 
     pub(crate) async fn delete(&self, namespace: &str, name: &str) -> Result<()> {
-        self.services(namespace).delete(name, &DeleteParams::default()).await?;
+        self.services(namespace)
+            .delete(name, &DeleteParams::default())
+            .await?;
         Ok(())
     }
 
@@ -196,7 +242,11 @@ impl Cluster {
         until("the condition of the Service", async || {
             let service = self.services(namespace).get(name).await?;
             let found = condition(&service).ok_or_else(|| anyhow!("it has none"))?;
-            if wanted(&found) { Ok(found) } else { bail!("{found:?}") }
+            if wanted(&found) {
+                Ok(found)
+            } else {
+                bail!("{found:?}")
+            }
         })
         .await
     }
@@ -211,10 +261,22 @@ impl Cluster {
     pub(crate) async fn empty(&self) -> Result<()> {
         until("nothing is left", async || {
             let identities = self.identities().list(&ListParams::default()).await?;
-            let secrets = self.secrets().list(&ListParams::default().labels("tailscale.com/managed=true")).await?;
-            let names = identities.iter().map(ResourceExt::name_any).chain(secrets.iter().map(ResourceExt::name_any));
-            let left: Vec<_> = names.filter(|name| !name.starts_with(names::OPERATOR_IDENTITY)).collect();
-            if left.is_empty() { Ok(()) } else { bail!("{left:?}") }
+            let secrets = self
+                .secrets()
+                .list(&ListParams::default().labels("tailscale.com/managed=true"))
+                .await?;
+            let names = identities
+                .iter()
+                .map(ResourceExt::name_any)
+                .chain(secrets.iter().map(ResourceExt::name_any));
+            let left: Vec<_> = names
+                .filter(|name| !name.starts_with(names::OPERATOR_IDENTITY))
+                .collect();
+            if left.is_empty() {
+                Ok(())
+            } else {
+                bail!("{left:?}")
+            }
         })
         .await
     }
@@ -234,7 +296,9 @@ impl Cluster {
             "metadata": {"name": identity.name_any()}, "status": status,
         });
         let params = PatchParams::apply("tailwharf-default-0").force();
-        self.identities().patch_status(&identity.name_any(), &params, &Patch::Apply(body)).await?;
+        self.identities()
+            .patch_status(&identity.name_any(), &params, &Patch::Apply(body))
+            .await?;
         Ok(device)
     }
 
@@ -252,7 +316,9 @@ impl Cluster {
         state.device_fqdn = Some(device.name.clone());
         state.device_ips = device.addresses.clone();
         let patch = Patch::Merge(state.merge_patch(&data).context("nothing changes")?);
-        self.secrets().patch(&name, &PatchParams::default(), &patch).await?;
+        self.secrets()
+            .patch(&name, &PatchParams::default(), &patch)
+            .await?;
         Ok(device)
     }
 
@@ -279,11 +345,12 @@ fn settings(replica: &str, health_listen: SocketAddr) -> Result<Settings> {
     }))?;
     let credentials = Credentials::ApiKey(tailwharf_control_api::Secret::new("unused"));
     let control = ClientConfig::new(login_server.parse()?, credentials);
-    Ok(Settings { plan, control, replica: replica.to_owned(), health_listen })
-}
-
-pub(crate) fn tailnet() -> Arc<Fake> {
-    Arc::new(Fake::new(["tag:k8s", "tag:k8s-operator"]))
+    Ok(Settings {
+        plan,
+        control,
+        replica: replica.to_owned(),
+        health_listen,
+    })
 }
 
 pub(crate) fn exposed() -> Value {
@@ -292,7 +359,19 @@ pub(crate) fn exposed() -> Value {
 
 pub(crate) fn condition(service: &Service) -> Option<Condition> {
     let conditions = service.status.as_ref()?.conditions.as_ref()?;
-    conditions.iter().find(|condition| condition.type_ == PROXY_READY).cloned()
+    conditions
+        .iter()
+        .find(|condition| condition.type_ == PROXY_READY)
+        .cloned()
+}
+
+/// For conditions that have nothing more to tell.
+pub(crate) fn holds(condition: bool) -> Result<()> {
+    if condition {
+        Ok(())
+    } else {
+        bail!("it does not hold")
+    }
 }
 
 /// Looks until there is a value, for a limited time.

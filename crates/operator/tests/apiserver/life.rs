@@ -8,13 +8,16 @@ use serde_json::json;
 use tailwharf_control_api::fake::Asked;
 use tailwharf_plan::pool;
 
-use crate::bed::{Bed, NAMESPACE, condition, exposed, tailnet, until};
+use crate::bed::{Bed, NAMESPACE, condition, exposed, holds, until};
 
 pub(crate) fn a_service_gets_a_device_and_loses_it(bed: &mut Bed) -> Result<()> {
-    let Bed { runtime, cluster } = bed;
+    let Bed {
+        runtime,
+        cluster,
+        tailnet,
+    } = bed;
     runtime.block_on(async {
         cluster.namespace("life").await?;
-        let tailnet = tailnet();
         let operator = cluster.operate(tailnet.clone())?;
         let load_balancer = json!({"spec": {"type": "LoadBalancer", "loadBalancerClass": "tailscale"}});
         let service = cluster.service("life", "web", &load_balancer).await?;
@@ -22,19 +25,34 @@ pub(crate) fn a_service_gets_a_device_and_loses_it(bed: &mut Bed) -> Result<()> 
         let identity = cluster.identity(&service).await?;
         ensure!(identity.spec.hostname.as_str() == "life-web");
         ensure!(identity.spec.listeners.len() == 1 && identity.spec.listeners[0].port == 80);
-        let role: Role = Api::namespaced(cluster.client.clone(), NAMESPACE).get("tailwharf-default").await?;
+        let role: Role = Api::namespaced(cluster.client.clone(), NAMESPACE)
+            .get("tailwharf-default")
+            .await?;
         let secret = format!("{}-0", identity.name_any());
-        ensure!(pool::granted(Some(&role)).contains(&secret), "the Identity exists before the pool may read its keys");
-        let pending = cluster.condition("life", "web", |condition| condition.reason == "ProxyPending").await?;
+        ensure!(
+            pool::granted(Some(&role)).contains(&secret),
+            "the Identity exists before the pool may read its keys"
+        );
+        let pending = cluster
+            .condition("life", "web", |condition| condition.reason == "ProxyPending")
+            .await?;
         ensure!(pending.status == "False");
 
-        let device = cluster.host(&tailnet, &identity).await?;
-        let ready = cluster.condition("life", "web", |condition| condition.status == "True").await?;
-        ensure!(ready.reason == "ProxyCreated" && ready.message.contains(&device.name), "{ready:?}");
+        let device = cluster.host(tailnet, &identity).await?;
+        let ready = cluster
+            .condition("life", "web", |condition| condition.status == "True")
+            .await?;
+        ensure!(
+            ready.reason == "ProxyCreated" && ready.message.contains(&device.name),
+            "{ready:?}"
+        );
         let service = cluster.services("life").get("web").await?;
         let status = serde_json::to_value(&service.status)?;
         let ingress = json!([{"hostname": device.name}, {"ip": device.addresses[0]}]);
-        let shown: Vec<_> = status["loadBalancer"]["ingress"].as_array().cloned().unwrap_or_default();
+        let shown: Vec<_> = status["loadBalancer"]["ingress"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
         for (shown, wanted) in shown.iter().zip(ingress.as_array().unwrap()) {
             for (key, value) in wanted.as_object().unwrap() {
                 ensure!(shown[key] == *value, "{status}");
@@ -51,7 +69,13 @@ pub(crate) fn a_service_gets_a_device_and_loses_it(bed: &mut Bed) -> Result<()> 
         })
         .await?;
 
-        cluster.change("life", "web", &json!({"spec": {"type": "ClusterIP", "loadBalancerClass": null}})).await?;
+        cluster
+            .change(
+                "life",
+                "web",
+                &json!({"spec": {"type": "ClusterIP", "loadBalancerClass": null}}),
+            )
+            .await?;
         cluster.empty().await?;
         ensure!(tailnet.asked().contains(&Asked::DeleteDevice(device.id.clone())));
         until("the Service is as if nothing had been", async || {
@@ -66,14 +90,22 @@ pub(crate) fn a_service_gets_a_device_and_loses_it(bed: &mut Bed) -> Result<()> 
 }
 
 pub(crate) fn an_exposed_service_costs_six_requests(bed: &mut Bed) -> Result<()> {
-    let Bed { runtime, cluster } = bed;
+    let Bed {
+        runtime,
+        cluster,
+        tailnet,
+    } = bed;
     runtime.block_on(async {
         cluster.namespace("cost").await?;
-        let tailnet = tailnet();
         let operator = cluster.operate(tailnet.clone())?;
-        cluster.settled(&tailnet).await?;
+        cluster.settled(tailnet).await?;
         until("the operator is ready", async || {
-            ensure!(operator.metric("tailwharf_operator_reconciliations_total", "pool").await? > 0);
+            ensure!(
+                operator
+                    .metric("tailwharf_operator_reconciliations_total", "pool")
+                    .await?
+                    > 0
+            );
             ensure!(operator.page("/readyz").await?.starts_with("HTTP/1.1 200"));
             Ok(())
         })
@@ -81,9 +113,13 @@ pub(crate) fn an_exposed_service_costs_six_requests(bed: &mut Bed) -> Result<()>
         let before = cluster.requests(&operator)?.len();
         let service = cluster.service("cost", "web", &exposed()).await?;
         let identity = cluster.identity(&service).await?;
-        cluster.condition("cost", "web", |condition| condition.reason == "ProxyPending").await?;
-        cluster.host(&tailnet, &identity).await?;
-        cluster.condition("cost", "web", |condition| condition.status == "True").await?;
+        cluster
+            .condition("cost", "web", |condition| condition.reason == "ProxyPending")
+            .await?;
+        cluster.host(tailnet, &identity).await?;
+        cluster
+            .condition("cost", "web", |condition| condition.status == "True")
+            .await?;
         let requests = cluster.requests(&operator)?.split_off(before);
         ensure!(requests.len() <= 6, "{requests:#?}");
         cluster.delete("cost", "web").await?;
@@ -94,29 +130,50 @@ pub(crate) fn an_exposed_service_costs_six_requests(bed: &mut Bed) -> Result<()>
 
 pub(crate) fn a_restart_over_a_hundred_services_writes_nothing(bed: &mut Bed) -> Result<()> {
     const COUNT: usize = 100;
-    let Bed { runtime, cluster } = bed;
+    let Bed {
+        runtime,
+        cluster,
+        tailnet,
+    } = bed;
     runtime.block_on(async {
         cluster.namespace("many").await?;
-        let tailnet = tailnet();
         let operator = cluster.operate(tailnet.clone())?;
-        cluster.settled(&tailnet).await?;
+        cluster.settled(tailnet).await?;
+        let minted = tailnet
+            .asked()
+            .iter()
+            .filter(|asked| matches!(asked, Asked::CreateKey(_)))
+            .count();
         let mut services = Vec::new();
         for number in 0..COUNT {
-            services.push(cluster.service("many", &format!("web-{number}"), &exposed()).await?);
+            services.push(
+                cluster
+                    .service("many", &format!("web-{number}"), &exposed())
+                    .await?,
+            );
         }
         for service in &services {
             let identity = cluster.identity(service).await?;
-            cluster.host(&tailnet, &identity).await?;
+            cluster.host(tailnet, &identity).await?;
         }
         for service in &services {
-            cluster.condition("many", &service.name_any(), |condition| condition.status == "True").await?;
+            cluster
+                .condition("many", &service.name_any(), |condition| {
+                    condition.status == "True"
+                })
+                .await?;
         }
         operator.stop().await?;
 
         let operator = cluster.operate(tailnet.clone())?;
         until("everything was looked at", async || {
             let looks = async |controller: &str| {
-                operator.metric("tailwharf_operator_reconciliations_total", &format!("\"{controller}\"")).await
+                operator
+                    .metric(
+                        "tailwharf_operator_reconciliations_total",
+                        &format!("\"{controller}\""),
+                    )
+                    .await
             };
             ensure!(looks("service").await? >= u64::try_from(COUNT)?);
             ensure!(looks("pool").await? >= 1 && looks("operator_device").await? >= 1);
@@ -124,33 +181,51 @@ pub(crate) fn a_restart_over_a_hundred_services_writes_nothing(bed: &mut Bed) ->
             Ok(())
         })
         .await?;
-        let writes: Vec<_> =
-            cluster.requests(&operator)?.into_iter().filter(|(verb, ..)| verb != "get" && verb != "list").collect();
+        let writes: Vec<_> = cluster
+            .requests(&operator)?
+            .into_iter()
+            .filter(|(verb, ..)| verb != "get" && verb != "list")
+            .collect();
         ensure!(writes.is_empty(), "{writes:#?}");
-        let minted = tailnet.asked().iter().filter(|asked| matches!(asked, Asked::CreateKey(_))).count();
-        ensure!(minted <= COUNT + 1, "{minted} keys for {COUNT} Services and the operator");
+        let minted = tailnet
+            .asked()
+            .iter()
+            .filter(|asked| matches!(asked, Asked::CreateKey(_)))
+            .count()
+            - minted;
+        ensure!(minted == COUNT, "{minted} keys for {COUNT} Services");
 
         for service in &services {
             cluster.delete("many", &service.name_any()).await?;
         }
         cluster.empty().await?;
-        let left = tailnet.devices().iter().filter(|device| device.hostname != "tailscale-operator").count();
+        let left = tailnet
+            .devices()
+            .iter()
+            .filter(|device| device.hostname != "tailscale-operator")
+            .count();
         ensure!(left == 0, "{left} devices are left");
         operator.stop().await
     })
 }
 
 pub(crate) fn a_standby_takes_over_when_the_leader_stops(bed: &mut Bed) -> Result<()> {
-    let Bed { runtime, cluster } = bed;
+    let Bed {
+        runtime,
+        cluster,
+        tailnet,
+    } = bed;
     runtime.block_on(async {
         cluster.namespace("lease").await?;
-        let tailnet = tailnet();
         let leader = cluster.operate_as(tailnet.clone(), "operator-0")?;
         let leads = "tailwharf_operator_leader ";
-        until("the first leads", async || Ok(ensure!(leader.metric(leads, "").await? == 1))).await?;
+        until("the first leads", async || {
+            holds(leader.metric(leads, "").await? == 1)
+        })
+        .await?;
         let standby = cluster.operate_as(tailnet.clone(), "operator-1")?;
         until("the second is ready", async || {
-            Ok(ensure!(standby.page("/readyz").await?.starts_with("HTTP/1.1 200")))
+            holds(standby.page("/readyz").await?.starts_with("HTTP/1.1 200"))
         })
         .await?;
         ensure!(standby.metric(leads, "").await? == 0);

@@ -13,20 +13,51 @@ use tailwharf_testkit::requirements::Need;
 use bed::Bed;
 
 fn main() -> ExitCode {
+    // RUST_LOG=tailwharf_operator=debug shows what the operators do.
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .init();
     tailwharf_e2e::run(
         &[Need::ApiServer],
         Bed::start,
         &[
-            ("a_service_gets_a_device_and_loses_it", life::a_service_gets_a_device_and_loses_it),
-            ("an_exposed_service_costs_six_requests", life::an_exposed_service_costs_six_requests),
-            ("a_restart_over_a_hundred_services_writes_nothing", life::a_restart_over_a_hundred_services_writes_nothing),
-            ("a_standby_takes_over_when_the_leader_stops", life::a_standby_takes_over_when_the_leader_stops),
-            ("an_invalid_hostname_makes_nothing", faults::an_invalid_hostname_makes_nothing),
+            (
+                "a_service_gets_a_device_and_loses_it",
+                life::a_service_gets_a_device_and_loses_it,
+            ),
+            (
+                "an_exposed_service_costs_six_requests",
+                life::an_exposed_service_costs_six_requests,
+            ),
+            (
+                "a_restart_over_a_hundred_services_writes_nothing",
+                life::a_restart_over_a_hundred_services_writes_nothing,
+            ),
+            (
+                "a_standby_takes_over_when_the_leader_stops",
+                life::a_standby_takes_over_when_the_leader_stops,
+            ),
+            (
+                "an_invalid_hostname_makes_nothing",
+                faults::an_invalid_hostname_makes_nothing,
+            ),
             ("a_refused_tag_is_named", faults::a_refused_tag_is_named),
-            ("a_deletion_waits_for_the_control_server", faults::a_deletion_waits_for_the_control_server),
-            ("a_service_deleted_meanwhile_leaves_no_device", faults::a_service_deleted_meanwhile_leaves_no_device),
-            ("killed_at_any_point_it_converges", faults::killed_at_any_point_it_converges),
-            ("refused_credentials_end_the_start", faults::refused_credentials_end_the_start),
+            (
+                "a_deletion_waits_for_the_control_server",
+                faults::a_deletion_waits_for_the_control_server,
+            ),
+            (
+                "a_service_deleted_meanwhile_leaves_no_device",
+                faults::a_service_deleted_meanwhile_leaves_no_device,
+            ),
+            (
+                "killed_at_any_point_it_converges",
+                faults::killed_at_any_point_it_converges,
+            ),
+            (
+                "refused_credentials_end_the_start",
+                faults::refused_credentials_end_the_start,
+            ),
         ],
     )
 }
