@@ -1,6 +1,6 @@
 //! Golden cases: `cases/<name>/policy.hujson` against `cases/tailnet.json`, or the case's own `tailnet.json`, and
 //! `errors/<name>.hujson`. Each has its expectation beside it. `INSTA_UPDATE=always cargo test` writes them anew.
-#![allow(missing_docs, reason = "a test program has no callers")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, reason = "a test program")]
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
 //! Properties that hold for every policy and tailnet.
-#![allow(missing_docs, reason = "a test program has no callers")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, reason = "a test program")]
 
 use std::fmt::Write as _;
 use std::net::IpAddr;

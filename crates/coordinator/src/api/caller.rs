@@ -10,10 +10,10 @@ use base64::prelude::BASE64_STANDARD;
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 
-use super::scope::{self, Scope};
 use super::{Api, ApiError, Authority, BODY_LIMIT};
 use crate::model::Actor;
 use crate::ops::{Access, AccessError};
+use crate::scope::{self, Scope};
 
 /// Who calls. Every call but the token endpoint takes one, and with it checks the tailnet in the path.
 pub(super) struct Caller(Access);
@@ -30,8 +30,15 @@ impl Caller {
             return Ok(());
         }
         let held: Vec<String> = self.0.scopes.iter().map(|scope| format!("`{scope}`")).collect();
-        let held = if held.is_empty() { "none".to_owned() } else { held.join(", ") };
-        Err(ApiError::MissingScope { needed: needed.to_string(), held })
+        let held = if held.is_empty() {
+            "none".to_owned()
+        } else {
+            held.join(", ")
+        };
+        Err(ApiError::MissingScope {
+            needed: needed.to_string(),
+            held,
+        })
     }
 
     /// Whether the caller has the scope.
@@ -45,14 +52,22 @@ impl FromRequestParts<Api> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
         let access = match api.authority {
-            Authority::Socket => Access { actor: Actor::Administrator, scopes: [scope::ALL.to_string()].into() },
+            Authority::Socket => Access {
+                actor: Actor::Administrator,
+                scopes: [scope::ALL.to_string()].into(),
+            },
             Authority::Token => {
                 let token = token(&parts.headers).ok_or(ApiError::NoCredentials)?;
-                api.operations.authenticate(&token, Timestamp::now()).map_err(ApiError::Access)?
+                api.operations
+                    .authenticate(&token, Timestamp::now())
+                    .map_err(ApiError::Access)?
             }
         };
         if let Ok(params) = RawPathParams::from_request_parts(parts, api).await {
-            let named = params.iter().find(|(name, _)| *name == "tailnet").map(|(_, value)| value);
+            let named = params
+                .iter()
+                .find(|(name, _)| *name == "tailnet")
+                .map(|(_, value)| value);
             let own = api.operations.world();
             if let Some(other) = named.filter(|name| *name != "-" && *name != own.facts().suffix.as_str()) {
                 return Err(ApiError::UnknownTailnet(other.chars().take(64).collect()));
@@ -74,9 +89,12 @@ fn token(headers: &HeaderMap) -> Option<String> {
 /// User name and password of Basic authorization.
 pub(super) fn basic(headers: &HeaderMap) -> Option<(String, String)> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-    let (_, encoded) = value.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("basic"))?;
+    let (_, encoded) = value
+        .split_once(' ')
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("basic"))?;
     let text = String::from_utf8(BASE64_STANDARD.decode(encoded.trim()).ok()?).ok()?;
-    text.split_once(':').map(|(user, password)| (user.to_owned(), password.to_owned()))
+    text.split_once(':')
+        .map(|(user, password)| (user.to_owned(), password.to_owned()))
 }
 
 impl From<AccessError> for ApiError {
@@ -94,17 +112,27 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         let bytes = bytes(request, state, BODY_LIMIT).await?;
         // Clients leave out the body where every field has a default.
-        let json = if bytes.is_empty() { b"{}".as_slice() } else { &bytes };
-        serde_json::from_slice(json).map(Self).map_err(|error| ApiError::BodyInvalid(error.to_string()))
+        let json = if bytes.is_empty() {
+            b"{}".as_slice()
+        } else {
+            &bytes
+        };
+        serde_json::from_slice(json)
+            .map(Self)
+            .map_err(|error| ApiError::BodyInvalid(error.to_string()))
     }
 }
 
 /// The whole body. The limit itself is set where the route is; here it only names it.
-pub(super) async fn bytes<S: Send + Sync>(request: Request, state: &S, limit: usize) -> Result<Bytes, ApiError> {
-    Bytes::from_request(request, state).await.map_err(|rejection| {
-        match rejection.into_response().status() {
+pub(super) async fn bytes<S: Send + Sync>(
+    request: Request,
+    state: &S,
+    limit: usize,
+) -> Result<Bytes, ApiError> {
+    Bytes::from_request(request, state)
+        .await
+        .map_err(|rejection| match rejection.into_response().status() {
             StatusCode::PAYLOAD_TOO_LARGE => ApiError::BodyTooLong(limit),
             _ => ApiError::BodyIncomplete,
-        }
-    })
+        })
 }

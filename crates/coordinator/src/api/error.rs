@@ -11,11 +11,15 @@ use crate::ops::{AccessError, OpError};
 /// Why a call is refused.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApiError {
-    #[error("no credentials were sent: send `Authorization: Bearer <token>`, or an API token as the user name of Basic authorization")]
+    #[error(
+        "no credentials were sent: send `Authorization: Bearer <token>`, or an API token as the user name of Basic authorization"
+    )]
     NoCredentials,
     #[error("{0}")]
     Access(AccessError),
-    #[error("this call needs the scope `{needed}`, and the token has {held}: give the scope to the OAuth client or token")]
+    #[error(
+        "this call needs the scope `{needed}`, and the token has {held}: give the scope to the OAuth client or token"
+    )]
     MissingScope { needed: String, held: String },
     #[error("there is no tailnet `{0}` here: write `-`")]
     UnknownTailnet(String),
@@ -52,7 +56,9 @@ impl ApiError {
             Self::Operation(error) => match error {
                 OpError::NotFound { .. } => StatusCode::NOT_FOUND,
                 OpError::Conflict(_) => StatusCode::CONFLICT,
-                OpError::Invalid(_) | OpError::TagNotPermitted { .. } | OpError::PolicyInvalid(_) => StatusCode::BAD_REQUEST,
+                OpError::Invalid(_) | OpError::TagNotPermitted { .. } | OpError::PolicyInvalid(_) => {
+                    StatusCode::BAD_REQUEST
+                }
                 OpError::PolicyChanged => StatusCode::PRECONDITION_FAILED,
                 OpError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
                 _ => StatusCode::INTERNAL_SERVER_ERROR,

@@ -7,12 +7,13 @@ use axum::Json;
 use axum::extract::{Path, State};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tailwharf_wire::tailcfg::UserId;
 
 use super::caller::{Body, Caller};
-use super::scope::{self, Scope};
 use super::{Api, ApiError};
-use crate::model::{Actor, ApiToken, AuthKey, CredentialId, OauthClient, Tag};
+use crate::model::{Actor, ApiToken, AuthKey, CredentialId, OauthClient, Role, Tag};
 use crate::ops::{NewApiToken, NewAuthKey, NewOauthClient};
+use crate::scope::{self, Scope};
 use crate::secret::Secret;
 use crate::world::World;
 
@@ -25,8 +26,10 @@ pub(crate) struct KeyRequest {
     pub(crate) expiry_seconds: u64,
     pub(crate) description: String,
     /// Of an OAuth client or API token.
+    #[serde(deserialize_with = "null_is_empty")]
     pub(crate) scopes: BTreeSet<String>,
     /// Of an OAuth client.
+    #[serde(deserialize_with = "null_is_empty")]
     pub(crate) tags: BTreeSet<String>,
     /// The login of the person who owns the nodes made with an auth key, or in whose name an API token acts. Only administrators name one.
     pub(crate) user: Option<String>,
@@ -106,7 +109,8 @@ pub(crate) struct KeyList {
 
 /// The keys that the caller may read.
 pub(super) async fn list(State(api): State<Api>, caller: Caller) -> Result<Json<KeyList>, ApiError> {
-    let readable = [KeyType::Auth, KeyType::Client, KeyType::Api].map(|kind| (kind, caller.may(kind.scope().read())));
+    let readable =
+        [KeyType::Auth, KeyType::Client, KeyType::Api].map(|kind| (kind, caller.may(kind.scope().read())));
     if readable.iter().all(|(_, may)| !may) {
         caller.require(scope::AUTH_KEYS.read())?;
     }
@@ -153,15 +157,24 @@ pub(super) async fn create(
     let world = api.operations.world();
     let (view, secret) = match request.key_type {
         KeyType::Auth => {
-            let minted = api.operations.create_auth_key(new_auth_key(&world, &caller, request)?).await?;
+            let minted = api
+                .operations
+                .create_auth_key(new_auth_key(&world, &caller, request)?)
+                .await?;
             (KeyView::of_auth_key(&world, &minted.record), minted.secret)
         }
         KeyType::Client => {
-            let minted = api.operations.create_oauth_client(new_client(&caller, request)?).await?;
+            let minted = api
+                .operations
+                .create_oauth_client(new_client(&caller, request)?)
+                .await?;
             (KeyView::of_client(&minted.record), minted.secret)
         }
         KeyType::Api => {
-            let minted = api.operations.create_api_token(new_token(&world, &caller, request)?).await?;
+            let minted = api
+                .operations
+                .create_api_token(new_token(&world, &caller, request)?)
+                .await?;
             (KeyView::of_token(&world, &minted.record), minted.secret)
         }
     };
@@ -170,7 +183,10 @@ pub(super) async fn create(
 
 fn new_auth_key(world: &World, caller: &Caller, request: KeyRequest) -> Result<NewAuthKey, ApiError> {
     let create = request.capabilities.devices.create;
-    let owner = request.user.map(|login| user_id(world, caller, &login)).transpose()?;
+    let owner = request
+        .user
+        .map(|login| user_id(world, caller, &login))
+        .transpose()?;
     Ok(NewAuthKey {
         creator: caller.actor().clone(),
         owner,
@@ -186,40 +202,80 @@ fn new_auth_key(world: &World, caller: &Caller, request: KeyRequest) -> Result<N
 fn new_client(caller: &Caller, request: KeyRequest) -> Result<NewOauthClient, ApiError> {
     let tags = parse_tags(&request.tags)?;
     check_scopes(caller, &request.scopes)?;
-    let needs_tags = [scope::AUTH_KEYS, scope::DEVICES].into_iter().find(|needed| scope::covered(&request.scopes, *needed));
+    let needs_tags = [scope::AUTH_KEYS, scope::DEVICES]
+        .into_iter()
+        .find(|needed| scope::covered(&request.scopes, *needed));
     if let Some(scope) = needs_tags.filter(|_| tags.is_empty()) {
-        let message = format!("an OAuth client with the scope `{scope}` needs at least one tag, with which it acts: add one");
+        let message = format!(
+            "an OAuth client with the scope `{scope}` needs at least one tag, with which it acts: add one"
+        );
         return Err(ApiError::Invalid(message));
     }
     let creator = caller.actor().clone();
-    Ok(NewOauthClient { creator, description: request.description, scopes: request.scopes, tags })
+    Ok(NewOauthClient {
+        creator,
+        description: request.description,
+        scopes: request.scopes,
+        tags,
+    })
 }
 
 fn new_token(world: &World, caller: &Caller, request: KeyRequest) -> Result<NewApiToken, ApiError> {
-    let login = request.user.ok_or_else(|| ApiError::Invalid("an API token needs a user, in whose name it acts".to_owned()))?;
-    let actor = Actor::User(user_id(world, caller, &login)?);
-    let scopes = if request.scopes.is_empty() { [scope::ALL.to_string()].into() } else { request.scopes };
+    let login = request
+        .user
+        .ok_or_else(|| ApiError::Invalid("an API token needs a user, in whose name it acts".to_owned()))?;
+    let id = user_id(world, caller, &login)?;
+    if world.user(id).is_none_or(|user| user.role < Role::Admin) {
+        let message =
+            format!("an API token acts as an administrator, and `{login}` is none: name another user");
+        return Err(ApiError::Invalid(message));
+    }
+    let actor = Actor::User(id);
+    let scopes = if request.scopes.is_empty() {
+        [scope::ALL.to_string()].into()
+    } else {
+        request.scopes
+    };
     check_scopes(caller, &scopes)?;
-    let seconds = if request.expiry_seconds == 0 { TOKEN_SECONDS } else { request.expiry_seconds };
-    Ok(NewApiToken { actor, description: request.description, scopes, lifetime: Duration::from_secs(seconds) })
+    let seconds = if request.expiry_seconds == 0 {
+        TOKEN_SECONDS
+    } else {
+        request.expiry_seconds
+    };
+    Ok(NewApiToken {
+        actor,
+        description: request.description,
+        scopes,
+        lifetime: Duration::from_secs(seconds),
+    })
 }
 
 /// How long an API token of a person lives when nothing else is asked for: 90 days.
 const TOKEN_SECONDS: u64 = 90 * 24 * 3600;
 
 /// The id of the user whom an administrator names.
-fn user_id(world: &World, caller: &Caller, login: &str) -> Result<tailwharf_wire::tailcfg::UserId, ApiError> {
+fn user_id(world: &World, caller: &Caller, login: &str) -> Result<UserId, ApiError> {
     if *caller.actor() != Actor::Administrator {
-        return Err(ApiError::Invalid("only an administrator at the socket may name a user: leave `user` out".to_owned()));
+        return Err(ApiError::Invalid(
+            "only an administrator at the socket may name a user: leave `user` out".to_owned(),
+        ));
     }
     let user = world.user_by_login(login).map(|user| user.id);
-    user.ok_or_else(|| ApiError::NotFound { kind: "user", id: login.to_owned() })
+    user.ok_or_else(|| ApiError::NotFound {
+        kind: "user",
+        id: login.to_owned(),
+    })
 }
 
 /// Nobody may give a scope that they do not have.
 fn check_scopes(caller: &Caller, scopes: &BTreeSet<String>) -> Result<(), ApiError> {
     for text in scopes {
-        let unknown = || ApiError::Invalid(format!("there is no scope `{text}`; with or without `:read`, there are {}", scope::names()));
+        let unknown = || {
+            ApiError::Invalid(format!(
+                "there is no scope `{text}`; with or without `:read`, there are {}",
+                scope::names()
+            ))
+        };
         caller.require(Scope::parse(text).ok_or_else(unknown)?)?;
     }
     Ok(())
@@ -227,20 +283,36 @@ fn check_scopes(caller: &Caller, scopes: &BTreeSet<String>) -> Result<(), ApiErr
 
 /// Tags from their texts.
 pub(super) fn parse_tags(texts: &BTreeSet<String>) -> Result<BTreeSet<Tag>, ApiError> {
-    texts.iter().map(|text| text.parse::<Tag>().map_err(|error| ApiError::Invalid(error.to_string()))).collect()
+    texts
+        .iter()
+        .map(|text| {
+            text.parse::<Tag>()
+                .map_err(|error| ApiError::Invalid(error.to_string()))
+        })
+        .collect()
 }
 
 fn find(world: &World, id: String) -> Result<KeyView, ApiError> {
     let auth = world.auth_key(&id).map(|key| KeyView::of_auth_key(world, key));
     let client = || world.oauth_client(&id).map(|client| KeyView::of_client(client));
-    let token = || world.token(&id).filter(|token| is_personal(token)).map(|token| KeyView::of_token(world, token));
-    auth.or_else(client).or_else(token).ok_or(ApiError::NotFound { kind: "key", id })
+    let token = || {
+        world
+            .token(&id)
+            .filter(|token| is_personal(token))
+            .map(|token| KeyView::of_token(world, token))
+    };
+    auth.or_else(client)
+        .or_else(token)
+        .ok_or(ApiError::NotFound { kind: "key", id })
 }
 
 fn all_keys(world: &World) -> impl Iterator<Item = KeyView> {
     let auth = world.auth_keys().map(|key| KeyView::of_auth_key(world, key));
     let clients = world.oauth_clients().map(|client| KeyView::of_client(client));
-    let tokens = world.tokens().filter(|token| is_personal(token)).map(|token| KeyView::of_token(world, token));
+    let tokens = world
+        .tokens()
+        .filter(|token| is_personal(token))
+        .map(|token| KeyView::of_token(world, token));
     auth.chain(clients).chain(tokens)
 }
 
@@ -261,7 +333,10 @@ impl KeyType {
 
 impl KeyView {
     fn with_secret(self, secret: &Secret) -> Self {
-        Self { key: Some(secret.reveal().to_owned()), ..self }
+        Self {
+            key: Some(secret.reveal().to_owned()),
+            ..self
+        }
     }
 
     fn of_auth_key(world: &World, key: &AuthKey) -> Self {
@@ -281,10 +356,15 @@ impl KeyView {
             expires: Some(key.expires),
             revoked: key.revoked,
             invalid: used_up || key.revoked.is_some() || key.expires <= Timestamp::now(),
-            capabilities: Some(Capabilities { devices: DeviceCapabilities { create } }),
+            capabilities: Some(Capabilities {
+                devices: DeviceCapabilities { create },
+            }),
             scopes: BTreeSet::new(),
             tags: BTreeSet::new(),
-            user: key.owner.and_then(|id| world.user(id)).map(|user| user.login.clone()),
+            user: key
+                .owner
+                .and_then(|id| world.user(id))
+                .map(|user| user.login.clone()),
         }
     }
 

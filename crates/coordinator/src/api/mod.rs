@@ -9,15 +9,21 @@ mod devices;
 mod error;
 mod keys;
 mod oauth;
-pub(crate) mod scope;
 mod tailnet;
+#[cfg(test)]
+mod tests;
 mod users;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{delete, get, post};
 
-pub(crate) use self::error::ApiError;
+use self::error::ApiError;
+pub(crate) use self::{
+    devices::{DeviceList, DeviceView},
+    keys::{Capabilities, CreateCapabilities, DeviceCapabilities, KeyList, KeyRequest, KeyType, KeyView},
+    users::{UserList, UserRequest, UserView},
+};
 use crate::ops::Operations;
 
 /// The longest body of a call, in bytes.
@@ -43,53 +49,82 @@ pub(crate) enum Authority {
 
 /// The calls for the coordinator's listener: OAuth's token endpoint, and everything below `/api/v2` with a token.
 pub fn router(operations: Operations) -> Router {
-    let token = Router::new().route("/api/v2/oauth/token", post(oauth::token)).layer(DefaultBodyLimit::max(BODY_LIMIT));
-    let api = Api { operations, authority: Authority::Token };
-    token.with_state(api.clone()).merge(calls().with_state(api))
+    let token = Router::new()
+        .route("/oauth/token", post(oauth::token))
+        .layer(DefaultBodyLimit::max(BODY_LIMIT));
+    nest(
+        calls().merge(token),
+        Api {
+            operations,
+            authority: Authority::Token,
+        },
+    )
 }
 
 /// The calls for the administrator's socket: those of [`router`] without a token, and those that no token may make.
 pub(crate) fn socket_router(operations: Operations) -> Router {
     let users = Router::new()
-        .route("/api/v2/tailnet/{tailnet}/users", post(users::create))
-        .route("/api/v2/users/{user}", delete(users::delete));
-    calls().merge(users).with_state(Api { operations, authority: Authority::Socket })
+        .route("/tailnet/{tailnet}/users", post(users::create))
+        .route("/users/{user}", delete(users::delete));
+    nest(
+        calls().merge(users),
+        Api {
+            operations,
+            authority: Authority::Socket,
+        },
+    )
+}
+
+fn nest(calls: Router<Api>, api: Api) -> Router {
+    let calls = calls
+        .method_not_allowed_fallback(async || ApiError::UnknownMethod)
+        .fallback(async || ApiError::UnknownCall);
+    Router::new().nest("/api/v2", calls.with_state(api))
 }
 
 fn calls() -> Router<Api> {
     let policy = Router::new()
-        .route("/api/v2/tailnet/{tailnet}/acl", get(acl::get).post(acl::set))
-        .route("/api/v2/tailnet/{tailnet}/acl/validate", post(acl::validate))
+        .route("/tailnet/{tailnet}/acl", get(acl::get).post(acl::set))
+        .route("/tailnet/{tailnet}/acl/validate", post(acl::validate))
         .layer(DefaultBodyLimit::max(POLICY_LIMIT));
     Router::new()
-        .route("/api/v2/tailnet/{tailnet}/keys", get(keys::list).post(keys::create))
-        .route("/api/v2/tailnet/{tailnet}/keys/{id}", get(keys::get).delete(keys::delete))
-        .route("/api/v2/tailnet/{tailnet}/devices", get(devices::list))
-        .route("/api/v2/device/{id}", get(devices::get).delete(devices::delete))
-        .route("/api/v2/device/{id}/authorized", post(devices::authorize))
-        .route("/api/v2/device/{id}/name", post(devices::rename))
-        .route("/api/v2/device/{id}/tags", post(devices::set_tags))
-        .route("/api/v2/device/{id}/key", post(devices::set_key))
-        .route("/api/v2/device/{id}/expire", post(devices::expire))
-        .route("/api/v2/device/{id}/routes", get(devices::routes).post(devices::set_routes))
-        .route("/api/v2/device/{id}/attributes", get(devices::attributes))
+        .route("/tailnet/{tailnet}/keys", get(keys::list).post(keys::create))
         .route(
-            "/api/v2/device/{id}/attributes/{name}",
+            "/tailnet/{tailnet}/keys/{id}",
+            get(keys::get).delete(keys::delete),
+        )
+        .route("/tailnet/{tailnet}/devices", get(devices::list))
+        .route("/device/{id}", get(devices::get).delete(devices::delete))
+        .route("/device/{id}/authorized", post(devices::authorize))
+        .route("/device/{id}/name", post(devices::rename))
+        .route("/device/{id}/tags", post(devices::set_tags))
+        .route("/device/{id}/key", post(devices::set_key))
+        .route("/device/{id}/expire", post(devices::expire))
+        .route(
+            "/device/{id}/routes",
+            get(devices::routes).post(devices::set_routes),
+        )
+        .route("/device/{id}/attributes", get(devices::attributes))
+        .route(
+            "/device/{id}/attributes/{name}",
             post(devices::set_attribute).delete(devices::delete_attribute),
         )
-        .route("/api/v2/tailnet/{tailnet}/users", get(users::list))
-        .route("/api/v2/tailnet/{tailnet}/settings", get(tailnet::settings))
-        .route("/api/v2/tailnet/{tailnet}/dns/nameservers", get(tailnet::nameservers))
-        .route("/api/v2/tailnet/{tailnet}/dns/preferences", get(tailnet::dns_preferences))
-        .route("/api/v2/tailnet/{tailnet}/dns/searchpaths", get(tailnet::search_paths))
-        .route("/api/v2/tailnet/{tailnet}/dns/split-dns", get(tailnet::split_dns))
-        .route("/api/v2/tailnet/{tailnet}/vip-services", get(tailnet::services))
+        .route("/tailnet/{tailnet}/users", get(users::list))
+        .route("/tailnet/{tailnet}/settings", get(tailnet::settings))
+        .route("/tailnet/{tailnet}/dns/nameservers", get(tailnet::nameservers))
         .route(
-            "/api/v2/tailnet/{tailnet}/vip-services/{name}",
-            get(tailnet::no_service).delete(tailnet::no_service).put(tailnet::put_service),
+            "/tailnet/{tailnet}/dns/preferences",
+            get(tailnet::dns_preferences),
+        )
+        .route("/tailnet/{tailnet}/dns/searchpaths", get(tailnet::search_paths))
+        .route("/tailnet/{tailnet}/dns/split-dns", get(tailnet::split_dns))
+        .route("/tailnet/{tailnet}/vip-services", get(tailnet::services))
+        .route(
+            "/tailnet/{tailnet}/vip-services/{name}",
+            get(tailnet::no_service)
+                .delete(tailnet::no_service)
+                .put(tailnet::put_service),
         )
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .merge(policy)
-        .method_not_allowed_fallback(async || ApiError::UnknownMethod)
-        .fallback(async || ApiError::UnknownCall)
 }

@@ -44,10 +44,16 @@ pub(super) async fn token(
     form: Result<Form<TokenRequest>, FormRejection>,
 ) -> Result<Response, ApiError> {
     let Ok(Form(request)) = form else {
-        return Ok(refusal("invalid_request", "send a form of at most 1 MiB with client_id and client_secret"));
+        return Ok(refusal(
+            "invalid_request",
+            "send a form of at most 1 MiB with client_id and client_secret",
+        ));
     };
     if !matches!(request.grant_type.as_str(), "" | "client_credentials") {
-        return Ok(refusal("unsupported_grant_type", "the only grant type is client_credentials"));
+        return Ok(refusal(
+            "unsupported_grant_type",
+            "the only grant type is client_credentials",
+        ));
     }
     let (id, secret) = match caller::basic(&headers) {
         Some(pair) => pair,
@@ -59,9 +65,19 @@ pub(super) async fn token(
         Ok(tags) => tags,
         Err(error) => return Ok(refusal("invalid_request", &format!("{error}"))),
     };
-    match api.operations.grant_client_token(id, &secret, scopes, tags).await? {
+    match api
+        .operations
+        .grant_client_token(id, &secret, scopes, tags)
+        .await?
+    {
         Ok(minted) => {
-            let scope = minted.record.scopes.iter().map(String::as_str).collect::<Vec<_>>().join(" ");
+            let scope = minted
+                .record
+                .scopes
+                .iter()
+                .map(String::as_str)
+                .collect::<Vec<_>>()
+                .join(" ");
             let answer = TokenAnswer {
                 access_token: minted.secret.reveal(),
                 token_type: "Bearer",
@@ -71,9 +87,10 @@ pub(super) async fn token(
             Ok(([(header::CACHE_CONTROL, "no-store")], Json(answer)).into_response())
         }
         Err(AccessError::Exceeds) => Ok(refusal("invalid_scope", &AccessError::Exceeds.to_string())),
-        Err(AccessError::Unknown | AccessError::Expired) => {
-            Ok(refusal("invalid_client", "client_id and client_secret are not those of an OAuth client of this tailnet"))
-        }
+        Err(AccessError::Unknown | AccessError::Expired) => Ok(refusal(
+            "invalid_client",
+            "client_id and client_secret are not those of an OAuth client of this tailnet",
+        )),
     }
 }
 
@@ -81,7 +98,12 @@ pub(super) async fn token(
 fn refusal(error: &'static str, description: &str) -> Response {
     let body = Json(json!({"error": error, "error_description": description}));
     match error {
-        "invalid_client" => (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Basic")], body).into_response(),
+        "invalid_client" => (
+            StatusCode::UNAUTHORIZED,
+            [(header::WWW_AUTHENTICATE, "Basic")],
+            body,
+        )
+            .into_response(),
         _ => (StatusCode::BAD_REQUEST, body).into_response(),
     }
 }

@@ -33,7 +33,18 @@ pub(crate) const ALL: Scope<'static> = Scope::area("all");
 
 /// All areas, and those that hold others.
 const AREAS: &[Scope<'static>] = &[
-    ALL, AUTH_KEYS, OAUTH_KEYS, API_TOKENS, Scope::area("devices"), DEVICES, ROUTES, ATTRIBUTES, POLICY, SERVICES, DNS, USERS,
+    ALL,
+    AUTH_KEYS,
+    OAUTH_KEYS,
+    API_TOKENS,
+    Scope::area("devices"),
+    DEVICES,
+    ROUTES,
+    ATTRIBUTES,
+    POLICY,
+    SERVICES,
+    DNS,
+    USERS,
     SETTINGS,
 ];
 
@@ -46,26 +57,40 @@ pub(crate) struct Scope<'a> {
 
 impl Scope<'static> {
     const fn area(area: &'static str) -> Self {
-        Self { area, read_only: false }
+        Self {
+            area,
+            read_only: false,
+        }
     }
 
     /// The same area to read alone.
     pub(crate) const fn read(self) -> Self {
-        Self { read_only: true, ..self }
+        Self {
+            read_only: true,
+            ..self
+        }
     }
 }
 
 impl<'a> Scope<'a> {
     /// Reads the text of a scope; `None` if there is no such area.
     pub(crate) fn parse(text: &'a str) -> Option<Self> {
-        let (area, read_only) = text.strip_suffix(":read").map_or((text, false), |area| (area, true));
-        AREAS.iter().any(|known| known.area == area).then_some(Self { area, read_only })
+        let (area, read_only) = text
+            .strip_suffix(":read")
+            .map_or((text, false), |area| (area, true));
+        AREAS
+            .iter()
+            .any(|known| known.area == area)
+            .then_some(Self { area, read_only })
     }
 
     /// Whether who has this scope has the other, too.
     pub(crate) fn covers(self, other: Scope<'_>) -> bool {
         let holds = self.area == ALL.area
-            || other.area.strip_prefix(self.area).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'));
+            || other
+                .area
+                .strip_prefix(self.area)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(':'));
         holds && (!self.read_only || other.read_only)
     }
 }
@@ -73,18 +98,28 @@ impl<'a> Scope<'a> {
 impl fmt::Display for Scope<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.area)?;
-        if self.read_only { f.write_str(":read") } else { Ok(()) }
+        if self.read_only {
+            f.write_str(":read")
+        } else {
+            Ok(())
+        }
     }
 }
 
 /// Whether the scopes of a token or client cover one.
 pub(crate) fn covered(held: &BTreeSet<String>, needed: Scope<'_>) -> bool {
-    held.iter().filter_map(|text| Scope::parse(text)).any(|scope| scope.covers(needed))
+    held.iter()
+        .filter_map(|text| Scope::parse(text))
+        .any(|scope| scope.covers(needed))
 }
 
 /// The names of all areas, for messages.
 pub(crate) fn names() -> String {
-    AREAS.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    AREAS
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 #[cfg(test)]
@@ -110,7 +145,14 @@ mod tests {
 
     #[test]
     fn unknown_areas_are_no_scopes() {
-        for text in ["", "all:write", "device", "devices:", "devices:core:read:read", ":read"] {
+        for text in [
+            "",
+            "all:write",
+            "device",
+            "devices:",
+            "devices:core:read:read",
+            ":read",
+        ] {
             assert_eq!(Scope::parse(text), None, "{text}");
         }
     }

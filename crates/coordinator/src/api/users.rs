@@ -1,0 +1,107 @@
+//! People.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::caller::{Body, Caller};
+use super::{Api, ApiError};
+use crate::model::{Role, User};
+use crate::ops::NewUser;
+use crate::scope;
+use crate::world::World;
+
+/// A person as shown.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct UserView {
+    pub(crate) id: String,
+    pub(crate) login_name: String,
+    pub(crate) display_name: String,
+    pub(crate) role: Role,
+    pub(crate) status: String,
+    pub(crate) created: Timestamp,
+    pub(crate) device_count: usize,
+}
+
+/// Answer of the list.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct UserList {
+    pub(crate) users: Vec<UserView>,
+}
+
+/// A person to create.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct UserRequest {
+    pub(crate) login_name: String,
+    #[serde(default)]
+    pub(crate) display_name: String,
+    #[serde(default)]
+    pub(crate) role: Role,
+}
+
+impl UserView {
+    fn new(world: &World, user: &User) -> Self {
+        Self {
+            id: user.id.to_string(),
+            login_name: user.login.clone(),
+            display_name: user.display_name.clone(),
+            role: user.role,
+            status: "active".to_owned(),
+            created: user.created,
+            device_count: world
+                .nodes()
+                .filter(|node| node.owner.user() == Some(user.id))
+                .count(),
+        }
+    }
+}
+
+/// All people.
+pub(super) async fn list(State(api): State<Api>, caller: Caller) -> Result<Json<UserList>, ApiError> {
+    caller.require(scope::USERS.read())?;
+    let world = api.operations.world();
+    Ok(Json(UserList {
+        users: world.users().map(|user| UserView::new(&world, user)).collect(),
+    }))
+}
+
+/// Creates a person. Served on the administrator's socket alone.
+pub(super) async fn create(
+    State(api): State<Api>,
+    caller: Caller,
+    Body(request): Body<UserRequest>,
+) -> Result<Json<UserView>, ApiError> {
+    caller.require(scope::USERS)?;
+    let new = NewUser {
+        login: request.login_name,
+        display_name: request.display_name,
+        role: request.role,
+    };
+    let user = api.operations.create_user(new).await?;
+    Ok(Json(UserView::new(&api.operations.world(), &user)))
+}
+
+/// Deletes a person, named by id or login. Served on the administrator's socket alone.
+pub(super) async fn delete(
+    State(api): State<Api>,
+    caller: Caller,
+    Path(user): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    caller.require(scope::USERS)?;
+    let world = api.operations.world();
+    let found = world
+        .users()
+        .find(|known| known.login.eq_ignore_ascii_case(&user) || known.id.to_string() == user);
+    let id = found
+        .ok_or(ApiError::NotFound {
+            kind: "user",
+            id: user,
+        })?
+        .id;
+    api.operations.delete_user(id).await?;
+    Ok(Json(json!({})))
+}
