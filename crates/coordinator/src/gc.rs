@@ -119,3 +119,58 @@ fn due(world: &World, now: Timestamp, grace: SignedDuration, started: Timestamp)
     }
     due
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::Lab;
+
+    const GRACE: SignedDuration = SignedDuration::from_secs(300);
+
+    fn after(at: Timestamp, seconds: i64) -> Timestamp {
+        at.checked_add(SignedDuration::from_secs(seconds)).unwrap()
+    }
+
+    #[test]
+    fn an_ephemeral_node_goes_when_it_was_away_for_the_grace() {
+        let mut lab = Lab::new();
+        let key = lab.auth_key(Some(1), &[], |key| key.ephemeral = true);
+        lab.join(1, &key, "a");
+        let (id, now) = (NodeId(1), lab.context.now);
+        let away = |lab: &Lab, at, started| due(&lab.world, at, GRACE, started).abandoned;
+        assert_eq!(away(&lab, after(now, 299), now), []);
+        assert_eq!(away(&lab, after(now, 300), now), [id]);
+        assert_eq!(away(&lab, after(now, 300), after(now, 10)), [], "a restart starts the time anew");
+
+        let online = Presence { online: true, ..Presence::default() };
+        lab.apply(&[Change::SetPresence(id, online)]);
+        assert_eq!(away(&lab, after(now, 9999), now), []);
+        lab.pass(1000);
+        lab.run(|world, context| Ok(crate::poll::disconnect(world, context, id))).unwrap();
+        assert_eq!(away(&lab, after(now, 1299), now), []);
+        assert_eq!(away(&lab, after(now, 1300), now), [id]);
+    }
+
+    #[test]
+    fn nodes_that_are_not_ephemeral_stay() {
+        let mut lab = Lab::new();
+        let key = lab.auth_key(None, &["tag:k8s"], |_| {});
+        lab.join(1, &key, "a");
+        let far = after(lab.context.now, 1_000_000_000);
+        assert_eq!(due(&lab.world, far, GRACE, lab.context.now), Due::default());
+    }
+
+    #[test]
+    fn a_key_that_ends_is_noted_once() {
+        let mut lab = Lab::new();
+        let key = lab.auth_key(Some(1), &[], |_| {});
+        lab.join(1, &key, "a");
+        let end = lab.world.node(NodeId(1)).unwrap().expires.unwrap();
+        let early = due(&lab.world, lab.context.now, GRACE, lab.context.now);
+        assert_eq!((early.expired, early.next), (vec![], Some(end)));
+        assert_eq!(due(&lab.world, end, GRACE, end).expired, [NodeId(1)]);
+        let expired = Presence { expired: true, ..Presence::default() };
+        lab.apply(&[Change::SetPresence(NodeId(1), expired)]);
+        assert!(due(&lab.world, end, GRACE, end).is_empty());
+    }
+}

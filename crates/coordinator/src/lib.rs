@@ -12,10 +12,14 @@
 //! Start reading at [`server`].
 #![forbid(unsafe_code)]
 
+pub mod admin;
+pub mod api;
 pub mod config;
 mod gc;
 mod http;
 pub mod ipam;
+#[cfg(test)]
+mod lab;
 mod machine;
 mod mapper;
 pub mod model;
@@ -25,6 +29,7 @@ pub mod ops;
 mod poll;
 mod register;
 mod routes;
+mod scope;
 pub mod secret;
 pub mod server;
 mod sessions;

@@ -445,3 +445,6 @@ impl Attempt<'_> {
 fn has_tag(owner: &NodeOwner, tag: &Tag) -> bool {
     owner.tags().is_some_and(|tags| tags.contains(tag))
 }
+
+#[cfg(test)]
+mod tests;

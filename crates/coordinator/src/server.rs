@@ -1,7 +1,13 @@
 //! The coordinator as a whole: start, run, stop.
 
 use std::{
-    fs, net::SocketAddr, os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc, thread, time::Duration,
+    fmt, fs,
+    net::SocketAddr,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+    thread,
+    time::Duration,
 };
 
 use jiff::{SignedDuration, Timestamp};
@@ -11,9 +17,10 @@ use rand::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tailwharf_policy::{Policy, PolicyError};
+use tailwharf_relay::{Admission, Relay, RelayConfig, RelayError, RelayHandle};
 use tailwharf_wire::{
     key::{MachinePrivate, MachinePublic},
-    tailcfg::DerpMap,
+    tailcfg::{DerpMap, DerpRegion},
 };
 use tokio::{
     net::TcpListener,
@@ -24,6 +31,7 @@ use tokio_rustls::{TlsAcceptor, rustls};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    admin, api,
     config::{Config, TlsFiles},
     gc, http,
     machine::Control,
@@ -90,9 +98,17 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
+    /// The administrator's socket cannot be opened.
+    #[error("the administrator's socket {} cannot be opened", path.display())]
+    AdminSocket {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The relay does not start.
     #[error("the relay does not start")]
-    Relay(#[source] anyhow::Error),
+    Relay(#[from] RelayError),
     /// The system gives no thread.
     #[error("no thread for the store")]
     Thread(#[source] std::io::Error),
@@ -103,10 +119,10 @@ pub enum StartError {
 pub struct Coordinator;
 
 /// A running coordinator. It stops when [`Handle::stop`] is called, or the token that it was started with is cancelled.
-#[derive(Debug)]
 pub struct Handle {
     local_addr: SocketAddr,
     server_key: MachinePublic,
+    relay: Option<RelayHandle>,
     ops: Operations,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -119,52 +135,35 @@ impl Coordinator {
     /// # Errors
     /// When the store, the policy, the certificate or an address cannot be used.
     pub async fn start(config: Config, stop: CancellationToken) -> Result<Handle, StartError> {
-        let data_dir = config.data_dir.clone();
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&data_dir)
-            .map_err(|source| StartError::DataDir {
-                path: data_dir,
-                source,
-            })?;
+        make_data_dir(&config.data_dir)?;
         let tls = config.tls.as_ref().map(acceptor).transpose()?;
         let mut store = SqliteStore::open(&config.store_file())?;
         let saved = store.load()?;
         let server_key = server_key(&mut store, &saved)?;
+        let public = server_key.public();
         let first_start = saved.policy.is_none();
 
-        let listen = |source| StartError::Listen {
-            addr: config.listen,
-            source,
-        };
+        let listen = |source| StartError::Listen { addr: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let local_addr = listener.local_addr().map_err(listen)?;
+        let admin_socket = admin::bind(&config.admin_socket())
+            .map_err(|source| StartError::AdminSocket { path: config.admin_socket(), source })?;
+        let admitted = Arc::new(OnceLock::new());
+        let relay = start_relay(&config, admitted.clone(), stop.clone()).await?;
 
         let facts = Facts {
             prefixes: config.prefixes,
             suffix: config.magic_dns_suffix.clone(),
-            derp_map: DerpMap {
-                omit_default_regions: true,
-                ..DerpMap::default()
-            },
+            derp_map: derp_map(&config, relay.as_ref()),
         };
-        let world = Arc::new(World::load(
-            facts,
-            active_policy(&saved)?,
-            saved,
-            Timestamp::now(),
-        ));
+        let world = Arc::new(World::load(facts, active_policy(&saved)?, saved, Timestamp::now()));
         let sessions = Arc::new(Sessions::new(world.clone()));
         let (published, worlds) = watch::channel(world);
+        admitted.get_or_init(|| worlds.clone());
         let (jobs, queue) = mpsc::channel(writer::QUEUE);
-        let writer = Writer {
-            store: Box::new(store),
-            context: context(&config),
-            clock: Timestamp::now,
-            sessions: sessions.clone(),
-            published,
-        };
+        let context = context(&config);
+        let writer =
+            Writer { store: Box::new(store), context, clock: Timestamp::now, sessions: sessions.clone(), published };
         let writer = writer.spawn(queue).map_err(StartError::Thread)?;
         let ops = Operations::new(jobs, worlds);
         if first_start {
@@ -172,36 +171,21 @@ impl Coordinator {
         }
 
         let tasks = TaskTracker::new();
-        let public = server_key.public();
-        let control = Arc::new(Control {
-            ops: ops.clone(),
-            sessions,
-            server_key,
-            stop: stop.clone(),
-            tasks: tasks.clone(),
-        });
-        tasks.spawn(gc::run(
-            control.clone(),
-            config.nodes.ephemeral_grace(),
-            Timestamp::now(),
-        ));
+        let control =
+            Arc::new(Control { ops: ops.clone(), sessions, server_key, stop: stop.clone(), tasks: tasks.clone() });
+        let router = http::routes(control.clone()).merge(api::router(ops.clone()));
         let permits = http::Permits::new(config.limits);
-        tasks.spawn(http::listen(
-            control.clone(),
-            listener,
-            tls,
-            http::routes(control),
-            permits,
-        ));
+        tasks.spawn(gc::run(control.clone(), config.nodes.ephemeral_grace(), Timestamp::now()));
+        tasks.spawn(admin::serve(admin_socket, ops.clone(), stop.clone()));
+        tasks.spawn(http::listen(control, listener, tls, router, permits));
         tracing::info!(%local_addr, server_url = %config.server_url, key = %public, "coordinator started");
-        Ok(Handle {
-            local_addr,
-            server_key: public,
-            ops,
-            stop,
-            tasks,
-            writer,
-        })
+        Ok(Handle { local_addr, server_key: public, relay, ops, stop, tasks, writer })
+    }
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handle").field("local_addr", &self.local_addr).finish_non_exhaustive()
     }
 }
 
@@ -214,6 +198,11 @@ impl Handle {
     /// The server's static Noise key.
     pub fn server_key(&self) -> MachinePublic {
         self.server_key
+    }
+
+    /// The embedded relay, if it is enabled.
+    pub fn relay(&self) -> Option<&RelayHandle> {
+        self.relay.as_ref()
     }
 
     /// What can be done to the coordinator's data.
@@ -249,6 +238,51 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     stop.cancelled().await;
     handle.stop().await;
     Ok(())
+}
+
+/// Starts the embedded relay for the nodes of this tailnet; before the world is there it admits nobody.
+async fn start_relay(
+    config: &Config,
+    world: Arc<OnceLock<watch::Receiver<Arc<World>>>>,
+    stop: CancellationToken,
+) -> Result<Option<RelayHandle>, RelayError> {
+    if !config.relay.enabled {
+        tracing::warn!("the relay is off: nodes that cannot reach each other directly stay apart");
+        return Ok(None);
+    }
+    let admission: Admission = Arc::new(move |key| {
+        world.get().is_some_and(|world| {
+            let world = world.borrow();
+            world.node_by_key(key).is_some_and(|node| !world.presence(node.id).expired)
+        })
+    });
+    let settings = RelayConfig {
+        listen: config.relay.listen,
+        stun_listen: Some(config.relay.stun_listen),
+        hostname: config.relay_hostname(),
+        data_dir: config.data_dir.clone(),
+        region_id: config.relay.region_id,
+        admission: Some(admission),
+        limits: tailwharf_relay::Limits::default(),
+    };
+    Relay::start(settings, stop).await.map(Some)
+}
+
+fn make_data_dir(path: &Path) -> Result<(), StartError> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|source| StartError::DataDir { path: path.to_owned(), source })
+}
+
+fn derp_map(config: &Config, relay: Option<&RelayHandle>) -> DerpMap {
+    let region = |relay: &RelayHandle| DerpRegion {
+        region_id: config.relay.region_id,
+        region_code: config.relay.region_code.clone(),
+        region_name: config.relay.region_code.clone(),
+        nodes: vec![relay.derp_node()],
+        ..DerpRegion::default()
+    };
+    let regions = relay.map(|relay| (config.relay.region_id, region(relay))).into_iter().collect();
+    DerpMap { regions, omit_default_regions: true, ..DerpMap::default() }
 }
 
 fn server_key(store: &mut dyn Store, saved: &Saved) -> Result<MachinePrivate, StoreError> {
@@ -304,7 +338,7 @@ async fn set_first_policy(ops: &Operations, config: &Config) -> Result<(), Start
 }
 
 fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, StartError> {
-    let wrong = |path: &std::path::Path, error: &dyn std::fmt::Display| StartError::Tls {
+    let wrong = |path: &Path, error: &dyn fmt::Display| StartError::Tls {
         what: format!("{}: {error}", path.display()),
     };
     let chain = CertificateDer::pem_file_iter(&files.cert_file)

@@ -115,7 +115,7 @@ pub enum Change {
 pub struct Effects {
     /// Nodes that look different to their peers or to themselves.
     pub nodes: BTreeSet<NodeId>,
-    /// Those of them that the policy may treat differently than before.
+    /// Those of them whose own view may differ: the policy treats them differently, or they became or ceased to be members.
     pub reclassified: BTreeSet<NodeId>,
     /// Whether every node's view may differ.
     pub everyone: bool,
@@ -478,8 +478,11 @@ impl World {
             Change::PutNode(node) => self.put_node(node, effects),
             Change::DeleteNode(id) => self.delete_node(*id, effects),
             Change::SetPresence(id, presence) => {
-                Arc::make_mut(&mut self.presence).insert(*id, *presence);
+                let old = Arc::make_mut(&mut self.presence).insert(*id, *presence).unwrap_or_default();
                 effects.nodes.insert(*id);
+                if old.expired != presence.expired {
+                    effects.reclassified.insert(*id);
+                }
             }
             Change::PutAuthKey(key) => {
                 Arc::make_mut(&mut self.auth_keys).insert(key.id.clone(), key.clone());
@@ -546,10 +549,12 @@ impl World {
             index.insert(node);
         }
         effects.nodes.insert(node.id);
-        if !old.is_some_and(|old| classify::alike(&old, node)) {
+        let is_member_as_before = old.as_ref().is_some_and(|old| old.authorized == node.authorized);
+        let is_alike = old.is_some_and(|old| classify::alike(&old, node));
+        if !is_member_as_before || !is_alike {
             effects.reclassified.insert(node.id);
-            effects.recompile = true;
         }
+        effects.recompile |= !is_alike;
     }
 
     fn delete_node(&mut self, id: NodeId, effects: &mut Effects) {

@@ -117,3 +117,6 @@ impl Writer {
         self.store.commit(changes, world.counters())
     }
 }
+
+#[cfg(test)]
+mod tests;

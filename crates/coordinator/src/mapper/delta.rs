@@ -1,6 +1,6 @@
 //! What a node has to be told so that it sees a new world instead of an old one.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use tailwharf_wire::tailcfg::{MapResponse, Node as WireNode, NodeId, PeerChange, UserId};
 
@@ -31,7 +31,8 @@ pub(crate) fn delta(old: &World, new: &World, me: NodeId, dirty: &Dirty) -> Opti
     if dirty.everything || dirty.nodes.contains(&me) {
         compare_self(&old, &new, &mut message);
     }
-    if !std::sync::Arc::ptr_eq(old.world.compiled(), new.world.compiled()) && old.filter() != new.filter() {
+    let may_filter_differ = dirty.everything || !Arc::ptr_eq(old.world.compiled(), new.world.compiled());
+    if may_filter_differ && old.filter() != new.filter() {
         message.packet_filters = Some(new.filters());
     }
     compare_profiles(&old, &new, dirty.everything, &mut message);

@@ -11,3 +11,6 @@ pub(crate) use self::{delta::delta, view::full};
 
 pub(crate) use self::view::{profile, profile_id};
 pub(crate) use crate::sessions::Dirty;
+
+#[cfg(test)]
+mod tests;

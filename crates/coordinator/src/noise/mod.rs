@@ -105,3 +105,6 @@ fn early_payload() -> Vec<u8> {
         node_key_challenge: ChallengePrivate::generate(&mut OsRng).public(),
     })
 }
+
+#[cfg(test)]
+mod tests;

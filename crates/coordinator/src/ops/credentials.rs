@@ -8,6 +8,7 @@ use tailwharf_wire::tailcfg::UserId;
 use super::{Context, Decision, OpError, Operations, check_tags};
 use crate::{
     model::{Actor, ApiToken, AuthKey, CredentialId, OauthClient, Tag},
+    scope::{self, Scope},
     secret::{self, CredentialKind, Secret},
     world::{Change, World},
 };
@@ -358,7 +359,8 @@ fn check_client<'a>(
         id: client.id.clone(),
         tags: client.tags.clone(),
     };
-    let scopes_fit = client.scopes.contains("all") || scopes.is_subset(&client.scopes);
+    let covered = |text: &String| Scope::parse(text).is_some_and(|scope| scope::covered(&client.scopes, scope));
+    let scopes_fit = scopes.iter().all(covered);
     let tags_fit = tags
         .iter()
         .all(|tag| client.tags.contains(tag) || world.may_assign_tag(&acting, tag));

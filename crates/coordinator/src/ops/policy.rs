@@ -36,13 +36,13 @@ impl Operations {
         (version, tag)
     }
 
-    /// Whether a text would be accepted.
+    /// Whether a text would be accepted, and which parts of it have no effect.
     ///
     /// # Errors
     /// `PolicyInvalid` with every fault found.
-    pub fn check_policy(&self, text: &str) -> Result<(), OpError> {
+    pub fn check_policy(&self, text: &str) -> Result<Vec<PolicyError>, OpError> {
         parse(&self.world(), text)
-            .map(|_| ())
+            .map(|policy| policy.warnings().to_vec())
             .map_err(OpError::PolicyInvalid)
     }
 

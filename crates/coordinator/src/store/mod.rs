@@ -114,3 +114,6 @@ impl StoreError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
