@@ -1,5 +1,12 @@
 //! The relay on loopback, with a client made of the wire codec.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests, too"
+)]
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;

@@ -251,7 +251,7 @@ impl Frame {
             Self::KeepAlive => put(out, kind::KEEP_ALIVE, &[]),
             Self::NotePreferred(preferred) => put(out, kind::NOTE_PREFERRED, &[&[u8::from(*preferred)]]),
             Self::PeerGone { peer, reason } => {
-                put(out, kind::PEER_GONE, &[peer.as_bytes(), &[reason.code()]])
+                put(out, kind::PEER_GONE, &[peer.as_bytes(), &[reason.code()]]);
             }
             Self::Ping(data) => put(out, kind::PING, &[data]),
             Self::Pong(data) => put(out, kind::PONG, &[data]),

@@ -1,5 +1,12 @@
 //! Bytes on the wire, written by hand from the specifications.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests, too"
+)]
+
 use std::net::SocketAddr;
 use std::time::Duration;
 

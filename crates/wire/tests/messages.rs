@@ -1,5 +1,12 @@
 //! Control messages as Go writes and reads them.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests, too"
+)]
+
 mod samples;
 
 use std::collections::BTreeMap;

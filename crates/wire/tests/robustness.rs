@@ -1,5 +1,12 @@
 //! No input makes a decoder panic or loop: the corpus as it is, the corpus changed at random, and random bytes.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests, too"
+)]
+
 mod decoders;
 
 use std::fs;

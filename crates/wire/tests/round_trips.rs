@@ -1,5 +1,12 @@
 //! What is encoded is decoded to the same.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests, too"
+)]
+
 mod samples;
 
 use std::fmt::Debug;

@@ -4,8 +4,10 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use x25519_dalek::StaticSecret;
 
+use super::handshake::respond_body;
 use super::*;
-use crate::key::ChallengePrivate;
+use crate::key::{ChallengePrivate, MachinePrivate, MachinePublic};
+use crate::tailcfg::EarlyNoise;
 
 fn hex32(text: &str) -> [u8; 32] {
     let mut bytes = [0; 32];
@@ -45,15 +47,15 @@ fn known_answers_of_cacophony() {
          ca690f6d896f543be02c996ab2b86b76"
     );
 
-    let answer = respond_body(
+    let (answer, payload) = respond_body(
         &server,
         prologue,
         &initiation,
-        responder_ephemeral,
+        &responder_ephemeral,
         b"Murray Rothbard",
     )
     .unwrap();
-    assert_eq!(answer.payload, b"Ludwig von Mises");
+    assert_eq!(payload, b"Ludwig von Mises");
     assert_eq!(answer.machine, machine.public());
     assert_eq!(
         hex::encode(&answer.body),
@@ -224,15 +226,12 @@ fn records_open_once_and_in_order() {
     } = pair();
     let mut wire = BytesMut::new();
     client.sealer.seal(b"one", &mut wire).unwrap();
-    let first = wire.clone();
+    let mut first = wire.clone();
     client.sealer.seal(b"", &mut wire).unwrap();
     assert_eq!(server.opener.open(&mut wire).unwrap().unwrap(), "one");
     assert_eq!(server.opener.open(&mut wire).unwrap().unwrap(), "");
     assert!(server.opener.open(&mut wire).unwrap().is_none());
-    assert!(matches!(
-        server.opener.open(&mut first.clone()),
-        Err(NoiseError::Decrypt)
-    ));
+    assert!(matches!(server.opener.open(&mut first), Err(NoiseError::Decrypt)));
 }
 
 #[test]

@@ -12,8 +12,10 @@ use tailwharf_wire::noise::{Early, Frame, Initiator, respond};
 use tailwharf_wire::tailcfg::{MapRequest, MapResponse, RegisterRequest, RegisterResponse};
 use tailwharf_wire::{derp, disco, json, stun, tsmp};
 
+type Decoder = fn(&[u8]);
+
 /// All decoders by the names of their corpora.
-pub(crate) const DECODERS: &[(&str, fn(&[u8]))] = &[
+pub(crate) const DECODERS: &[(&str, Decoder)] = &[
     ("key", key),
     ("noise", noise),
     ("control", control),
@@ -90,7 +92,7 @@ pub(crate) fn derp(input: &[u8]) {
         let frame = derp::Frame::decode(buf)?;
         match &frame {
             Some(derp::Frame::ClientInfo { key, sealed }) => {
-                drop(derp::ClientInfo::open(sealed, key, &relay))
+                drop(derp::ClientInfo::open(sealed, key, &relay));
             }
             Some(derp::Frame::ServerInfo { sealed }) => {
                 drop(derp::ServerInfo::open(sealed, &peer, &relay));
