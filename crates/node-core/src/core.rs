@@ -152,7 +152,7 @@ impl Core {
                 self.tunnel.revive(&peer.key, now);
             }
             Some(Heard::Pong { tx_id, seen_as }) => {
-                self.handle_pong(Token::Disco(tx_id), path, Some(seen_as), now)
+                self.handle_pong(Token::Disco(tx_id), path, Some(seen_as), now);
             }
             None => self.tunnel.counters.invalid += 1,
         }

@@ -351,11 +351,12 @@ pub(crate) fn write_echo_reply(out: &mut Vec<u8>, request: &[u8], parsed: &Parse
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn verifies(packet: &[u8]) -> bool {
+    /// Whether the checksum of a packet's transport is right.
+    pub(crate) fn verifies(packet: &[u8]) -> bool {
         let parsed = Parsed::parse(packet).unwrap();
         transport_checksum(
             parsed.src,

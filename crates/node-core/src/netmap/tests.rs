@@ -123,8 +123,8 @@ fn lookups_find_by_key_address_name_and_route() {
 #[test]
 fn records_are_shared_between_identities_and_let_go() {
     let interner = Interner::default();
-    let one = apply(&Netmap::default(), &peers(&[1, 2, 3]), &interner);
-    let two = apply(&Netmap::default(), &peers(&[2, 3, 4]), &interner);
+    let mut one = apply(&Netmap::default(), &peers(&[1, 2, 3]), &interner);
+    let mut two = apply(&Netmap::default(), &peers(&[2, 3, 4]), &interner);
     assert!(Arc::ptr_eq(
         one.peer(NodeId(2)).unwrap(),
         two.peer(NodeId(2)).unwrap()
@@ -134,12 +134,12 @@ fn records_are_shared_between_identities_and_let_go() {
         online_change: BTreeMap::from([(NodeId(2), true)]),
         ..Default::default()
     };
-    let one = apply(&one, &online, &interner);
+    one = apply(&one, &online, &interner);
     assert!(!Arc::ptr_eq(
         one.peer(NodeId(2)).unwrap(),
         two.peer(NodeId(2)).unwrap()
     ));
-    let two = apply(&two, &online, &interner);
+    two = apply(&two, &online, &interner);
     assert!(Arc::ptr_eq(
         one.peer(NodeId(2)).unwrap(),
         two.peer(NodeId(2)).unwrap()

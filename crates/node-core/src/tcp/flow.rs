@@ -8,6 +8,7 @@ use smoltcp::time::Duration;
 
 use super::FlowKey;
 use super::device::{OnePacket, Wire};
+use super::segment::Highest;
 use crate::budget::Share;
 use crate::event::CloseReason;
 use crate::slab::Key;
@@ -42,6 +43,7 @@ pub(super) struct Flow {
     pub(super) stage: Stage,
     sockets: SocketSet<'static>,
     handle: SocketHandle,
+    highest: Highest,
     /// Whether the application waits for data, or for room.
     pub(super) want_read: bool,
     pub(super) want_write: bool,
@@ -74,6 +76,7 @@ impl Flow {
             stage,
             sockets,
             handle,
+            highest: Highest::default(),
             want_read: false,
             want_write: false,
             is_dirty: false,
@@ -132,6 +135,7 @@ impl Flow {
         let time = wire.time(now);
         let mut device = OnePacket { rx: None, tx };
         wire.iface.poll_egress(time, &mut device, &mut self.sockets);
+        self.highest.correct(tx);
         !tx.is_empty()
     }
 
@@ -160,9 +164,9 @@ impl Flow {
         socket.set_timeout(Some(ORPHAN_TIMEOUT));
         socket.set_keep_alive(None);
         if socket.recv_queue() > 0 {
-            socket.abort()
+            socket.abort();
         } else {
-            socket.close()
+            socket.close();
         }
     }
 

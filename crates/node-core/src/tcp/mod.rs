@@ -5,6 +5,7 @@
 
 mod device;
 mod flow;
+mod segment;
 mod time_wait;
 mod verbs;
 

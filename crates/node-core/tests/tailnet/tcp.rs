@@ -144,6 +144,18 @@ fn megabytes_both_ways_in_a_storm() {
     }
 }
 
+/// So many losses that both sides often wait for each other at the same time.
+#[test]
+fn small_exchanges_in_a_hurricane() {
+    let hurricane = Weather {
+        loss: 150,
+        ..Weather::STORM
+    };
+    for seed in 300..330 {
+        transfer(hurricane, seed, address(2), 20_000);
+    }
+}
+
 #[test]
 fn ipv6_in_a_storm() {
     transfer(Weather::STORM, 20, address6(2), 1 << 20);
