@@ -145,10 +145,10 @@ pub(crate) fn is_online(status: &NodeStatus) -> bool {
     status.phase == Phase::Online
 }
 
-fn free_tcp_port() -> SocketAddr {
+pub(crate) fn free_tcp_port() -> SocketAddr {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
 }
 
-fn free_udp_port() -> SocketAddr {
+pub(crate) fn free_udp_port() -> SocketAddr {
     UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
 }

@@ -1,6 +1,4 @@
-//! Nodes on a tailnet of this process: join, talk, be refused, come back.
-
-mod common;
+//! Join, talk, be refused, come back.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,10 +7,10 @@ use tailwharf_node::{AuthKey, DialError, FileStore, MemoryStore, Node, NodeStatu
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
-use common::{DEADLINE, Tailnet, eventually, is_online, reached, v4};
+use crate::common::{DEADLINE, Tailnet, eventually, is_online, reached, v4};
 
 /// Answers each connection to port 80 with what it got, until the client has sent everything.
-fn serve_echo(node: &Node) -> tokio::task::JoinHandle<()> {
+pub(crate) fn serve_echo(node: &Node) -> tokio::task::JoinHandle<()> {
     let listener = node.listen_tcp(80).unwrap();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {

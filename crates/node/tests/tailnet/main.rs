@@ -1,0 +1,5 @@
+//! Nodes on a tailnet of this process: coordinator, relay and nodes on loopback.
+
+mod command;
+mod common;
+mod nodes;
