@@ -231,12 +231,15 @@ async fn write_frames<W: AsyncWrite + Unpin>(
     link: &Link,
     client: &Registration<'_>,
 ) -> Result<(), Ended> {
+    let mut batch = Batch::default();
     loop {
-        write_queued(writer, client).await?;
+        batch.write_queued(writer, client).await?;
         let beat = client.shared.timeout(client.id);
         tokio::select! {
             () = link.wake.notified() => {}
             () = tokio::time::sleep_until(beat.into()) => {
+                // What a burst has made grow is given back in quieter times.
+                batch = Batch::default();
                 client.shared.handle_timeout(client.id);
             }
         }
@@ -248,26 +251,37 @@ async fn write_frames<W: AsyncWrite + Unpin>(
     }
 }
 
-/// Writes what is queued for a client, in batches, and flushes when nothing is left.
-async fn write_queued<W: AsyncWrite + Unpin>(writer: &mut W, client: &Registration<'_>) -> Result<(), Ended> {
-    let mut frames = Vec::new();
-    let mut out = BytesMut::new();
-    loop {
-        client.shared.take(client.id, &mut frames);
-        if frames.is_empty() {
-            return Ok(());
+/// Frames that are written at once.
+#[derive(Default)]
+struct Batch {
+    frames: Vec<Frame>,
+    bytes: BytesMut,
+}
+
+impl Batch {
+    /// Writes and flushes what is queued for a client, until nothing is left.
+    async fn write_queued<W: AsyncWrite + Unpin>(
+        &mut self,
+        writer: &mut W,
+        client: &Registration<'_>,
+    ) -> Result<(), Ended> {
+        loop {
+            client.shared.take(client.id, &mut self.frames);
+            if self.frames.is_empty() {
+                return Ok(());
+            }
+            self.bytes.clear();
+            for frame in self.frames.drain(..) {
+                frame.encode(&mut self.bytes);
+            }
+            let write = async {
+                writer.write_all(&self.bytes).await?;
+                writer.flush().await
+            };
+            timeout(WRITE_TIMEOUT, write)
+                .await
+                .map_err(|_| Ended::SlowReader)??;
         }
-        out.clear();
-        for frame in frames.drain(..) {
-            frame.encode(&mut out);
-        }
-        let write = async {
-            writer.write_all(&out).await?;
-            writer.flush().await
-        };
-        timeout(WRITE_TIMEOUT, write)
-            .await
-            .map_err(|_| Ended::SlowReader)??;
     }
 }
 

@@ -254,6 +254,10 @@ impl Machine {
             return;
         }
         client.next_beat = now + beat;
+        // What a burst has made grow is given back in quieter times.
+        client.control.shrink_to_fit();
+        client.disco.shrink_to_fit();
+        client.data.shrink_to_fit();
         let sign = if client.can_ack_pings {
             Frame::Ping(self.rng.r#gen())
         } else {
@@ -280,10 +284,6 @@ impl Machine {
         }
         if out.len() == before {
             client.awake = false;
-            // A client that has been served keeps no memory for the next burst.
-            client.control = VecDeque::new();
-            client.disco = VecDeque::new();
-            client.data = VecDeque::new();
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -43,7 +43,7 @@ pub type Admission = Arc<dyn Fn(&NodePublic) -> bool + Send + Sync>;
 pub struct Limits {
     /// All connections.
     pub connections: usize,
-    /// Connections from one IP address. Many nodes may share one behind a NAT, or in one pod.
+    /// Connections from one IPv4 address or IPv6 /64. Many nodes may share one behind a NAT, or in one pod.
     pub connections_per_source: usize,
 }
 
@@ -311,7 +311,7 @@ async fn accept(
                 continue;
             }
         };
-        let Some(slot) = Slot::claim(&shared, source.ip().to_canonical()) else {
+        let Some(slot) = Slot::claim(&shared, site(source.ip())) else {
             tracing::debug!(%source, "refused a connection: too many");
             continue;
         };
@@ -514,6 +514,14 @@ fn now() -> Instant {
     tokio::time::Instant::now().into()
 }
 
+/// What counts as one source: an IPv4 address, or the network that is given to one IPv6 site.
+fn site(source: IpAddr) -> IpAddr {
+    match source.to_canonical() {
+        IpAddr::V4(ip) => ip.into(),
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX)).into(),
+    }
+}
+
 /// The right to one connection.
 struct Slot {
     shared: Arc<Shared>,
@@ -550,5 +558,18 @@ impl Drop for Slot {
                 state.sources.remove(&self.source);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_are_counted_by_site() {
+        let site = |ip: &str| site(ip.parse().unwrap()).to_string();
+        assert_eq!(site("192.0.2.7"), "192.0.2.7");
+        assert_eq!(site("::ffff:192.0.2.7"), "192.0.2.7");
+        assert_eq!(site("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
     }
 }

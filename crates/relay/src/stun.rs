@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tailwharf_wire::stun;
 use tokio::net::UdpSocket;
@@ -11,6 +12,8 @@ use crate::metrics::ShellCounters;
 
 /// More than any request that a node sends.
 const MAX_REQUEST_LEN: usize = 512;
+/// How long to wait when the system has no means to receive.
+const ERROR_PAUSE: Duration = Duration::from_millis(100);
 
 /// Answers binding requests until `stop`.
 pub(crate) async fn serve(socket: UdpSocket, counters: Arc<ShellCounters>, stop: CancellationToken) {
@@ -21,9 +24,13 @@ pub(crate) async fn serve(socket: UdpSocket, counters: Arc<ShellCounters>, stop:
             () = stop.cancelled() => return,
             received = socket.recv_from(&mut packet) => received,
         };
-        // An error belongs to an answer that was sent before, such as a port that is closed by now.
-        let Ok((len, from)) = received else {
-            continue;
+        let (len, from) = match received {
+            Ok(received) => received,
+            Err(error) => {
+                tracing::warn!(%error, "cannot receive STUN requests");
+                tokio::time::sleep(ERROR_PAUSE).await;
+                continue;
+            }
         };
         match stun::parse_request(&packet[..len]) {
             Ok(tx_id) => {
