@@ -438,3 +438,133 @@ fn slim_service(service: Service) -> Service {
     }
     service
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use k8s_openapi::api::rbac::v1::PolicyRule;
+    use kube::api::ObjectMeta;
+    use serde_json::json;
+
+    use super::*;
+    use crate::queue::Next;
+
+    fn world() -> World {
+        let settings = json!({
+            "namespace": "tailscale", "loginServer": "http://control.test", "defaultTags": ["tag:k8s"],
+            "operatorHostname": "tailscale-operator", "operatorTags": ["tag:k8s-operator"],
+            "defaultLoadBalancer": false,
+            "pool": {"name": "default", "replicas": 2, "image": "image"},
+        });
+        World::new(serde_json::from_value(settings).unwrap())
+    }
+
+    /// The keys in line, in order. They do not come again.
+    fn woken(world: &World) -> Vec<Key> {
+        let mut keys = Vec::new();
+        while let Some(key) = world.queue.next().now_or_never() {
+            world.queue.done(&key, Next::OnChange);
+            keys.push(key);
+        }
+        keys
+    }
+
+    fn service(name: &str) -> Key {
+        Key::Service(ObjectKey::new("shop", name))
+    }
+
+    fn secret(name: &str, parent: &Parent, version: u64) -> DynamicObject {
+        let mut labels = parent.labels();
+        labels.insert(label::POOL.to_owned(), "default".to_owned());
+        let body = json!({
+            "apiVersion": "v1", "kind": "Secret",
+            "metadata": {
+                "name": name, "namespace": "tailscale", "labels": labels, "resourceVersion": version.to_string(),
+            },
+        });
+        serde_json::from_value(body).unwrap()
+    }
+
+    fn role(names: &[&str], version: u64) -> DynamicObject {
+        let world = world();
+        let role = Role {
+            metadata: ObjectMeta {
+                name: Some(names::pool_objects_name("default")),
+                namespace: Some("tailscale".to_owned()),
+                labels: Some(pool::parent(&world.settings, &world.settings.pool).labels()),
+                resource_version: Some(version.to_string()),
+                ..ObjectMeta::default()
+            },
+            rules: Some(vec![PolicyRule {
+                resources: Some(vec!["secrets".to_owned()]),
+                resource_names: Some(names.iter().map(|name| (*name).to_owned()).collect()),
+                ..PolicyRule::default()
+            }]),
+        };
+        serde_json::from_value(serde_json::to_value(role).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_new_secret_wakes_its_parent_and_the_pool_whose_role_has_to_name_it() {
+        let world = world();
+        world.remember(Kind::Secret, secret("ts-a-0", &Parent::service("shop", "a"), 1));
+        assert_eq!(woken(&world), [service("a"), Key::Pool]);
+        world.remember(Kind::Secret, secret("ts-a-0", &Parent::service("shop", "a"), 2));
+        assert_eq!(woken(&world), [service("a")]);
+    }
+
+    #[test]
+    fn a_role_wakes_the_parents_of_what_it_newly_names_and_no_others() {
+        let world = world();
+        for (version, name) in [(1, "a"), (2, "b")] {
+            let parent = Parent::service("shop", name);
+            world.remember(Kind::Secret, secret(&format!("ts-{name}-0"), &parent, version));
+        }
+        world.remember(Kind::Role, role(&["ts-a-0"], 3));
+        woken(&world);
+        world.remember(Kind::Role, role(&["ts-a-0", "ts-b-0"], 4));
+        assert_eq!(woken(&world), [Key::Pool, service("b")]);
+        assert!(
+            world
+                .observed(&Parent::service("shop", "a"))
+                .granted
+                .contains("ts-b-0")
+        );
+    }
+
+    #[test]
+    fn labels_that_move_wake_both_parents() {
+        let world = world();
+        world.remember(Kind::Secret, secret("ts-a-0", &Parent::service("shop", "a"), 1));
+        woken(&world);
+        world.remember(Kind::Secret, secret("ts-a-0", &Parent::service("shop", "b"), 2));
+        assert_eq!(woken(&world), [service("a"), service("b")]);
+    }
+
+    #[test]
+    fn what_another_operator_made_wakes_nobody() {
+        let world = world();
+        let other = Parent {
+            namespace: "elsewhere".to_owned(),
+            ..operator_device::parent(&world.settings)
+        };
+        world.remember(Kind::Secret, secret("ts-operator-0", &other, 1));
+        assert_eq!(woken(&world), [Key::Pool]);
+        let mut foreign = secret("other", &other, 2);
+        foreign.metadata.labels = None;
+        world.remember(Kind::Secret, foreign);
+        assert_eq!(woken(&world), []);
+    }
+
+    #[test]
+    fn parents_that_are_gone_are_looked_at_too() {
+        let world = world();
+        world.remember(
+            Kind::Secret,
+            secret("ts-a-0", &Parent::service("shop", "gone"), 1),
+        );
+        woken(&world);
+        world.wake_all();
+        assert_eq!(woken(&world), [Key::Pool, Key::OperatorDevice, service("gone")]);
+    }
+}

@@ -39,6 +39,18 @@ pub(crate) struct Done {
     pub(crate) result: &'static str,
 }
 
+impl Done {
+    /// The same, but the key comes again in this time at the latest.
+    fn within(self, wait: Duration) -> Self {
+        let next = match self.next {
+            Next::OnChange => Next::After(wait),
+            Next::After(planned) => Next::After(planned.min(wait)),
+            soon @ (Next::Now | Next::Backoff(_)) => soon,
+        };
+        Self { next, ..self }
+    }
+}
+
 /// When a key comes again after its plan.
 fn done(plan: &Plan, executed: &Executed, now: Timestamp) -> Done {
     if let Some(failure) = &executed.applied.failure {

@@ -1,14 +1,21 @@
 //! Services that ask for a device on the tailnet.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use tailwharf_kube_types::Parent;
+use tailwharf_kube_types::contract::annotation;
+use tailwharf_plan::identity::SecretView;
 use tailwharf_plan::service::{Snapshot, build, status, validate};
-use tailwharf_plan::{Applied, Plan, Reason};
+use tailwharf_plan::{Applied, Plan, Reason, Step};
 
 use super::{Context, Done, done};
 use crate::cache::ObjectKey;
 use crate::execute::{Executed, NotLeading};
 use crate::world::World;
+
+/// How long a device that is being made is nothing to tell of.
+const INTERIM: Duration = Duration::from_secs(2);
 
 pub(super) async fn reconcile(
     context: &Context,
@@ -21,13 +28,13 @@ pub(super) async fn reconcile(
     let plan = validated
         .as_ref()
         .map_or_else(|_| Plan::default(), |validated| build(validated, settings, now));
-    let mut executed = context.executor.execute(&plan).await?;
-    if !is_interim(&plan, &executed.applied) {
-        let status = status(&snapshot, &validated, &plan, &executed.applied, settings, now);
-        let failure = context.executor.tell(&status, snapshot.service.as_ref()).await?;
-        executed = executed.or(failure);
+    let executed = context.executor.execute(&plan).await?;
+    if is_interim(&snapshot, &plan, &executed.applied, now) {
+        return Ok(done(&plan, &executed, now).within(INTERIM));
     }
-    Ok(done(&plan, &executed, now))
+    let status = status(&snapshot, &validated, &plan, &executed.applied, settings, now);
+    let failure = context.executor.tell(&status, snapshot.service.as_ref()).await?;
+    Ok(done(&plan, &executed.or(failure), now))
 }
 
 fn fetch(world: &World, key: &ObjectKey) -> Snapshot {
@@ -40,13 +47,28 @@ fn fetch(world: &World, key: &ObjectKey) -> Snapshot {
 }
 
 /// Whether the status would tell of a state that ends within milliseconds: the Secret was made this moment, and the
-/// pool's Role is about to name it. The next look tells, whether the Role does or not.
-fn is_interim(plan: &Plan, applied: &Applied) -> bool {
+/// pool's Role is about to name it. If it is not soon, the next look tells.
+fn is_interim(snapshot: &Snapshot, plan: &Plan, applied: &Applied, now: Timestamp) -> bool {
     let waits = plan
         .report
         .iter()
         .any(|reason| matches!(reason, Reason::PoolGrantPending { .. }));
-    !plan.is_empty() && waits && applied.failure.is_none()
+    let minted = plan
+        .steps
+        .iter()
+        .any(|step| matches!(step, Step::MintAuthKey { .. }));
+    let minted_at = |secret: &SecretView| {
+        secret
+            .annotations
+            .get(annotation::KEY_MINTED_AT)?
+            .parse::<Timestamp>()
+            .ok()
+    };
+    let minted_lately = snapshot.observed.secrets.iter().filter_map(minted_at).any(|at| {
+        let age = now.duration_since(at);
+        !age.is_negative() && age.unsigned_abs() < INTERIM
+    });
+    waits && (minted || minted_lately) && applied.failure.is_none()
 }
 
 impl Executed {
