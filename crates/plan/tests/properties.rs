@@ -1,6 +1,11 @@
 //! What holds for every history: planning what was applied changes nothing, what is not ours stays as it is, and no device is forgotten.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that fails says where")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that fails says where"
+)]
 
 mod harness;
 
