@@ -126,6 +126,7 @@ impl Flow {
         let mut device = OnePacket { rx: Some(packet), tx };
         wire.iface
             .poll_ingress_single(time, &mut device, &mut self.sockets);
+        self.highest.correct(tx);
     }
 
     /// Produces the next segment in `tx`. Returns whether there was one.
