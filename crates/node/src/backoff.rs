@@ -16,12 +16,19 @@ impl Backoff {
     /// The first wait is at most `first`, none is longer than `longest`.
     #[must_use]
     pub fn new(first: Duration, longest: Duration) -> Self {
-        Self { first, longest, attempts: 0 }
+        Self {
+            first,
+            longest,
+            attempts: 0,
+        }
     }
 
     /// The wait after one more failure.
     pub fn next(&mut self, rng: &mut impl Rng) -> Duration {
-        let bound = self.first.saturating_mul(2_u32.saturating_pow(self.attempts)).min(self.longest);
+        let bound = self
+            .first
+            .saturating_mul(2_u32.saturating_pow(self.attempts))
+            .min(self.longest);
         self.attempts = self.attempts.saturating_add(1);
         bound.mul_f64(rng.gen_range(0.5..=1.0))
     }
@@ -48,7 +55,10 @@ mod tests {
         let mut bound = first;
         for _ in 0..100 {
             let wait = backoff.next(&mut rng);
-            assert!(wait >= bound / 2 && wait <= bound, "{wait:?} outside the half and the whole of {bound:?}");
+            assert!(
+                wait >= bound / 2 && wait <= bound,
+                "{wait:?} outside the half and the whole of {bound:?}"
+            );
             bound = (bound * 2).min(longest);
         }
         backoff.reset();

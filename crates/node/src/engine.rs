@@ -62,7 +62,13 @@ pub(crate) struct Connecting {
 
 impl Waiters {
     fn take_all(&mut self) -> Vec<Waker> {
-        let Self { readers, writers, connecting, acceptors, udp } = std::mem::take(self);
+        let Self {
+            readers,
+            writers,
+            connecting,
+            acceptors,
+            udp,
+        } = std::mem::take(self);
         let single = readers.into_values().chain(writers.into_values());
         let connecting = connecting.into_values().filter_map(|connecting| connecting.waker);
         let many = acceptors.into_values().chain(udp.into_values()).flatten();
@@ -72,7 +78,9 @@ impl Waiters {
     /// Takes who waits for `event`.
     fn on(&mut self, event: &Event, woken: &mut Vec<Waker>) {
         match *event {
-            Event::Acceptable(listener) => woken.extend(self.acceptors.remove(&listener).into_iter().flatten()),
+            Event::Acceptable(listener) => {
+                woken.extend(self.acceptors.remove(&listener).into_iter().flatten())
+            }
             Event::UdpReadable(socket) => woken.extend(self.udp.remove(&socket).into_iter().flatten()),
             Event::Readable(conn) => woken.extend(self.readers.remove(&conn)),
             Event::Writable(conn) => woken.extend(self.writers.remove(&conn)),
@@ -103,11 +111,21 @@ impl Engine {
         seed: [u8; 32],
     ) -> Arc<Self> {
         let budget = host.tcp_buffers().clone();
-        let config = CoreConfig { node_key: node_key.clone(), disco_key, budget, accept_routes: false };
+        let config = CoreConfig {
+            node_key: node_key.clone(),
+            disco_key,
+            budget,
+            accept_routes: false,
+        };
         let core = Core::new(config, seed, Instant::now().into_std());
         let engine = Arc::new_cyclic(|engine| Self {
             host,
-            running: Mutex::new(Running { core, waiters: Waiters::default(), closed: false, armed: None }),
+            running: Mutex::new(Running {
+                core,
+                waiters: Waiters::default(),
+                closed: false,
+                armed: None,
+            }),
             relays: Relays::new(engine.clone(), node_key),
             timer: Notify::new(),
             status: watch::Sender::new(status),
@@ -192,7 +210,9 @@ impl Engine {
 
     /// Takes out all that the core has to say.
     fn settle(&self, running: &mut Running, now: std::time::Instant, woken: &mut Vec<Waker>) {
-        let Running { core, waiters, armed, .. } = running;
+        let Running {
+            core, waiters, armed, ..
+        } = running;
         while let Some(transmit) = core.poll_transmit(now) {
             match transmit.path {
                 Path::Derp { region, peer } => self.relays.send(region, &peer, transmit.payload),
@@ -234,7 +254,9 @@ impl Engine {
 
 impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Engine").field("status", &*self.status.borrow()).finish_non_exhaustive()
+        f.debug_struct("Engine")
+            .field("status", &*self.status.borrow())
+            .finish_non_exhaustive()
     }
 }
 

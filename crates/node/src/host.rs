@@ -28,7 +28,11 @@ pub struct HostConfig {
 
 impl Default for HostConfig {
     fn default() -> Self {
-        Self { extra_ca_pem: None, max_handshakes: 64, max_tcp_buffer_bytes: 32 << 20 }
+        Self {
+            extra_ca_pem: None,
+            max_handshakes: 64,
+            max_tcp_buffer_bytes: 32 << 20,
+        }
     }
 }
 

@@ -30,7 +30,14 @@ pub(crate) async fn call(stream: MaybeTls, request: Request<Full<Bytes>>) -> Res
     let response = send(stream, request).await?;
     let status = response.status();
     let body = read_body(response.into_body()).await?;
-    if status == StatusCode::OK { Ok(body) } else { Err(HttpError::Status { status, text: first_line(&body) }) }
+    if status == StatusCode::OK {
+        Ok(body)
+    } else {
+        Err(HttpError::Status {
+            status,
+            text: first_line(&body),
+        })
+    }
 }
 
 /// A connection that has left HTTP.
@@ -46,15 +53,25 @@ pub(crate) async fn upgrade(stream: MaybeTls, request: Request<Full<Bytes>>) -> 
     let status = response.status();
     if status != StatusCode::SWITCHING_PROTOCOLS {
         let body = read_body(response.into_body()).await?;
-        return Err(HttpError::Status { status, text: first_line(&body) });
+        return Err(HttpError::Status {
+            status,
+            text: first_line(&body),
+        });
     }
     let upgraded = hyper::upgrade::on(response).await.map_err(HttpError::Exchange)?;
-    let parts = upgraded.downcast::<TokioIo<MaybeTls>>().map_err(|_| HttpError::Stream)?;
-    Ok(Upgraded { stream: parts.io.into_inner(), read: parts.read_buf })
+    let parts = upgraded
+        .downcast::<TokioIo<MaybeTls>>()
+        .map_err(|_| HttpError::Stream)?;
+    Ok(Upgraded {
+        stream: parts.io.into_inner(),
+        read: parts.read_buf,
+    })
 }
 
 async fn send(stream: MaybeTls, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, HttpError> {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(HttpError::Exchange)?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(HttpError::Exchange)?;
     // Ends with the answer, with the upgrade, or when `sender` and the body are dropped.
     tokio::spawn(connection.with_upgrades());
     sender.send_request(request).await.map_err(HttpError::Exchange)
@@ -62,10 +79,21 @@ async fn send(stream: MaybeTls, request: Request<Full<Bytes>>) -> Result<Respons
 
 /// Reads a body of bounded size.
 pub(crate) async fn read_body(body: Incoming) -> Result<Bytes, HttpError> {
-    Ok(Limited::new(body, MAX_ANSWER_BYTES).collect().await.map_err(HttpError::Body)?.to_bytes())
+    Ok(Limited::new(body, MAX_ANSWER_BYTES)
+        .collect()
+        .await
+        .map_err(HttpError::Body)?
+        .to_bytes())
 }
 
 /// What of an error page goes into an error: the first line, cut at 200 characters.
 pub(crate) fn first_line(body: &[u8]) -> String {
-    String::from_utf8_lossy(body).lines().next().unwrap_or_default().trim().chars().take(200).collect()
+    String::from_utf8_lossy(body)
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .chars()
+        .take(200)
+        .collect()
 }

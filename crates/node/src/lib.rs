@@ -26,13 +26,13 @@ mod tls;
 mod udp;
 
 pub use api::{
-    AuthKey, DialError, LogoutError, NodeConfig, NodeState, NodeStatus, Phase, Prefs, SocketError, StartError,
-    StateStore, StoreError, TailnetNode,
+    AuthKey, DialError, LogoutError, NodeConfig, NodeState, NodeStatus, Phase, Prefs, SocketError,
+    StartError, StateStore, StoreError, TailnetNode,
 };
 pub use backoff::Backoff;
 pub use host::{Host, HostConfig, HostError};
 pub use node::Node;
 pub use store::{FileStore, MemoryStore};
-pub use tcp::{TcpListener, TcpStream};
 pub use tailwharf_node_core::{Datagram, WhoIs, netmap::Peer};
+pub use tcp::{TcpListener, TcpStream};
 pub use udp::{SendError, UdpSocket};

@@ -13,7 +13,8 @@ use tailwharf_wire::key::{DiscoPrivate, DiscoPublic};
 use tokio::sync::watch;
 
 use crate::api::{
-    DialError, LogoutError, NodeConfig, NodeStatus, Phase, Prefs, SocketError, StartError, StateStore, TailnetNode,
+    DialError, LogoutError, NodeConfig, NodeStatus, Phase, Prefs, SocketError, StartError, StateStore,
+    TailnetNode,
 };
 use crate::control::{self, ControlServer, Introduction, Session, SessionError};
 use crate::engine::Engine;
@@ -61,9 +62,14 @@ impl Node {
         };
         let engine = Engine::start(host.clone(), state.node_key, disco, status, seed(&mut rng));
         if let Some(map) = &state.derp_map {
-            engine.relays().set_map(host.interner().derp_map(map), state.home_region);
+            engine
+                .relays()
+                .set_map(host.interner().derp_map(map), state.home_region);
         }
-        let (prefs, watched) = watch::channel(Prefs { hostname: config.hostname, tags: config.tags });
+        let (prefs, watched) = watch::channel(Prefs {
+            hostname: config.hostname,
+            tags: config.tags,
+        });
         let session = Session {
             engine: engine.clone(),
             server: server.clone(),
@@ -75,7 +81,13 @@ impl Node {
             rng: StdRng::from_seed(seed(&mut rng)),
         };
         engine.spawn(session.run());
-        Ok(Self(Arc::new(Inner { engine, keeper, server, prefs, disco_key })))
+        Ok(Self(Arc::new(Inner {
+            engine,
+            keeper,
+            server,
+            prefs,
+            disco_key,
+        })))
     }
 
     fn engine(&self) -> &Arc<Engine> {
@@ -118,7 +130,11 @@ impl TailnetNode for Node {
 
     fn dial_name<'a>(&'a self, name: &'a str, port: u16) -> BoxFuture<'a, Result<TcpStream, DialError>> {
         async move {
-            let addr = self.resolve(name).first().copied().ok_or_else(|| DialError::UnknownName(name.to_owned()))?;
+            let addr = self
+                .resolve(name)
+                .first()
+                .copied()
+                .ok_or_else(|| DialError::UnknownName(name.to_owned()))?;
             self.dial_tcp(SocketAddr::new(addr, port)).await
         }
         .boxed()
@@ -148,7 +164,10 @@ impl TailnetNode for Node {
         async move {
             self.stop().await;
             if let Err(error) = self.0.keeper.save().await {
-                tracing::warn!(error = &error as &dyn std::error::Error, "the last change of the state is not saved");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the last change of the state is not saved"
+                );
             }
         }
         .boxed()
@@ -174,17 +193,23 @@ fn resolve(netmap: &Netmap, name: &str) -> Vec<IpAddr> {
     if let Some(peer) = netmap.peer_by_name(name) {
         return peer.addresses.to_vec();
     }
-    let own = netmap.self_node().map(|node| node.name.trim_end_matches('.')).unwrap_or_default();
+    let own = netmap
+        .self_node()
+        .map(|node| node.name.trim_end_matches('.'))
+        .unwrap_or_default();
     let own_label = own.split('.').next().unwrap_or_default();
     if !name.is_empty() && (own.eq_ignore_ascii_case(name) || own_label.eq_ignore_ascii_case(name)) {
         return netmap.addresses().collect();
     }
-    let Some(dns) = netmap.dns() else { return Vec::new() };
+    let Some(dns) = netmap.dns() else {
+        return Vec::new();
+    };
     let suffix = dns.domains.first().map(String::as_str).unwrap_or_default();
     let is_meant = |record: &str| {
         let record = record.trim_end_matches('.');
         let (label, rest) = record.split_once('.').unwrap_or((record, ""));
-        record.eq_ignore_ascii_case(name) || (rest.eq_ignore_ascii_case(suffix) && label.eq_ignore_ascii_case(name))
+        record.eq_ignore_ascii_case(name)
+            || (rest.eq_ignore_ascii_case(suffix) && label.eq_ignore_ascii_case(name))
     };
     let mut addrs: Vec<IpAddr> = dns
         .extra_records

@@ -45,10 +45,7 @@ struct Versioned {
 
 impl StateKeeper {
     /// Loads the state, or makes a new one, which is not saved yet.
-    pub(crate) async fn load(
-        store: Arc<dyn StateStore>,
-        rng: &mut StdRng,
-    ) -> Result<Arc<Self>, StoreError> {
+    pub(crate) async fn load(store: Arc<dyn StateStore>, rng: &mut StdRng) -> Result<Arc<Self>, StoreError> {
         let loaded = store.load().await?;
         let (version, saved) = if loaded.is_some() { (0, 0) } else { (1, 0) };
         let state = loaded.unwrap_or_else(|| NodeState::fresh(rng));
@@ -92,7 +89,10 @@ async fn save_until_done(keeper: Weak<StateKeeper>) {
     while let Some(keeper) = keeper.upgrade() {
         let Err(error) = keeper.save().await else { return };
         drop(keeper);
-        tracing::warn!(error = &error as &dyn std::error::Error, "state not saved; it will be tried again");
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "state not saved; it will be tried again"
+        );
         tokio::time::sleep(backoff.next(&mut StdRng::from_entropy())).await;
     }
 }
@@ -127,7 +127,10 @@ mod tests {
                 let mut failures = lock(&self.failures);
                 if *failures > 0 {
                     *failures -= 1;
-                    return Err(StoreError::Write { place: "test".into(), source: "disk full".into() });
+                    return Err(StoreError::Write {
+                        place: "test".into(),
+                        source: "disk full".into(),
+                    });
                 }
                 lock(&self.kept).push(state.clone());
                 Ok(())
@@ -137,8 +140,13 @@ mod tests {
     }
 
     async fn keeper(failures: u32, kept: Vec<NodeState>) -> (Arc<Flaky>, Arc<StateKeeper>) {
-        let store = Arc::new(Flaky { failures: Mutex::new(failures), kept: Mutex::new(kept) });
-        let keeper = StateKeeper::load(store.clone(), &mut StdRng::seed_from_u64(1)).await.unwrap();
+        let store = Arc::new(Flaky {
+            failures: Mutex::new(failures),
+            kept: Mutex::new(kept),
+        });
+        let keeper = StateKeeper::load(store.clone(), &mut StdRng::seed_from_u64(1))
+            .await
+            .unwrap();
         (store, keeper)
     }
 

@@ -56,25 +56,35 @@ impl StateStore for FileStore {
         async move {
             blocking(move || read_state(&path))
                 .await
-                .map_err(|source| StoreError::Read { place: self.place(), source: source.into() })
+                .map_err(|source| StoreError::Read {
+                    place: self.place(),
+                    source: source.into(),
+                })
         }
         .boxed()
     }
 
     fn save<'a>(&'a self, state: &'a NodeState) -> BoxFuture<'a, Result<(), StoreError>> {
         let path = self.path.clone();
-        let text = serde_json::to_vec_pretty(state).map(Zeroizing::new).map_err(io::Error::from);
+        let text = serde_json::to_vec_pretty(state)
+            .map(Zeroizing::new)
+            .map_err(io::Error::from);
         async move {
             blocking(move || write_atomically(&path, &text?))
                 .await
-                .map_err(|source| StoreError::Write { place: self.place(), source: source.into() })
+                .map_err(|source| StoreError::Write {
+                    place: self.place(),
+                    source: source.into(),
+                })
         }
         .boxed()
     }
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(io::Error::other)?
 }
 
 fn read_state(path: &Path) -> io::Result<Option<NodeState>> {
@@ -84,14 +94,20 @@ fn read_state(path: &Path) -> io::Result<Option<NodeState>> {
         Err(error) => return Err(error),
     };
     if size > MAX_STATE_BYTES {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is too large to be a node's state"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the file is too large to be a node's state",
+        ));
     }
     let text = Zeroizing::new(std::fs::read(path)?);
     Ok(Some(serde_json::from_slice(&text)?))
 }
 
 fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    let directory = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or_else(|| Path::new("."));
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.new", std::process::id()));
     let temporary = directory.join(name);
@@ -110,7 +126,12 @@ fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
 
 fn create_private(path: &Path) -> io::Result<std::fs::File> {
     use std::os::unix::fs::OpenOptionsExt;
-    std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
 }
 
 #[cfg(test)]
@@ -130,9 +151,19 @@ mod tests {
         let state = sample_state(7);
         store.save(&state).await.unwrap();
         let loaded = FileStore::new(path.clone()).load().await.unwrap().unwrap();
-        assert_eq!(serde_json::to_value(&loaded).unwrap(), serde_json::to_value(&state).unwrap());
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "no temporary file stays behind");
+        assert_eq!(
+            serde_json::to_value(&loaded).unwrap(),
+            serde_json::to_value(&state).unwrap()
+        );
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        assert_eq!(
+            std::fs::read_dir(directory.path()).unwrap().count(),
+            1,
+            "no temporary file stays behind"
+        );
     }
 
     #[tokio::test]
@@ -143,9 +174,14 @@ mod tests {
         store.save(&sample_state(1)).await.unwrap();
         let before = std::fs::read(&path).unwrap();
 
-        let blocker = directory.path().join(format!("node.json.{}.new", std::process::id()));
+        let blocker = directory
+            .path()
+            .join(format!("node.json.{}.new", std::process::id()));
         std::fs::create_dir(&blocker).unwrap();
-        assert!(matches!(store.save(&sample_state(2)).await, Err(StoreError::Write { .. })));
+        assert!(matches!(
+            store.save(&sample_state(2)).await,
+            Err(StoreError::Write { .. })
+        ));
         assert_eq!(std::fs::read(&path).unwrap(), before);
     }
 
@@ -154,6 +190,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("node.json");
         std::fs::write(&path, b"{\"machine_key\": \"privkey:12").unwrap();
-        assert!(matches!(FileStore::new(path).load().await, Err(StoreError::Read { .. })));
+        assert!(matches!(
+            FileStore::new(path).load().await,
+            Err(StoreError::Read { .. })
+        ));
     }
 }

@@ -34,9 +34,16 @@ impl TcpListener {
             if running.closed {
                 return Err(SocketError::Closed);
             }
-            running.core.listen_tcp(None, port, BACKLOG).map_err(SocketError::from)
+            running
+                .core
+                .listen_tcp(None, port, BACKLOG)
+                .map_err(SocketError::from)
         })?;
-        Ok(Self { engine: engine.clone(), id, port })
+        Ok(Self {
+            engine: engine.clone(),
+            id,
+            port,
+        })
     }
 
     /// The next connection, and where it comes from.
@@ -103,7 +110,12 @@ impl TcpStream {
             let (local, remote) = running.core.connection_addresses(conn).unwrap_or((to, to));
             running.waiters.connecting.insert(conn, Connecting::default());
             // From here on dropping it, as a cancelled caller does, closes the connection.
-            Ok(Self { engine: engine.clone(), conn, local, remote })
+            Ok(Self {
+                engine: engine.clone(),
+                conn,
+                local,
+                remote,
+            })
         })?;
         match tokio::time::timeout(DIAL_TIMEOUT, std::future::poll_fn(|cx| stream.poll_connected(cx))).await {
             Err(_) => Err(DialError::TimedOut(to)),
@@ -124,7 +136,9 @@ impl TcpStream {
             if running.closed {
                 return Poll::Ready(None);
             }
-            let Some(connecting) = running.waiters.connecting.get_mut(&self.conn) else { return Poll::Ready(None) };
+            let Some(connecting) = running.waiters.connecting.get_mut(&self.conn) else {
+                return Poll::Ready(None);
+            };
             if let Some(result) = connecting.done {
                 running.waiters.connecting.remove(&self.conn);
                 return Poll::Ready(Some(result));
@@ -158,7 +172,10 @@ impl TcpStream {
     ) -> Poll<io::Result<T>> {
         self.engine.with(|running, _| {
             if running.closed {
-                return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the node was shut down")));
+                return Poll::Ready(Err(io::Error::new(
+                    io::ErrorKind::ConnectionAborted,
+                    "the node was shut down",
+                )));
             }
             match work(running) {
                 Ok(Io::Ready(value)) => Poll::Ready(Ok(value)),
@@ -244,7 +261,10 @@ impl Drop for TcpStream {
 
 impl fmt::Debug for TcpStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TcpStream").field("local", &self.local).field("remote", &self.remote).finish_non_exhaustive()
+        f.debug_struct("TcpStream")
+            .field("local", &self.local)
+            .field("remote", &self.remote)
+            .finish_non_exhaustive()
     }
 }
 

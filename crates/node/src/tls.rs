@@ -51,7 +51,9 @@ impl TlsConfigs {
         store.add_parsable_certificates(system.certs);
         if let Some(pem) = extra_ca {
             for certificate in CertificateDer::pem_slice_iter(pem) {
-                store.add(certificate.map_err(HostError::CaPem)?).map_err(HostError::CaCertificate)?;
+                store
+                    .add(certificate.map_err(HostError::CaPem)?)
+                    .map_err(HostError::CaCertificate)?;
             }
         }
         let roots = match store.is_empty() {
@@ -62,7 +64,11 @@ impl TlsConfigs {
                     .map_err(HostError::Verifier)?,
             ),
         };
-        Ok(Self { provider, roots, cached: Mutex::default() })
+        Ok(Self {
+            provider,
+            roots,
+            cached: Mutex::default(),
+        })
     }
 
     /// The configuration for one kind of trust.
@@ -72,11 +78,18 @@ impl TlsConfigs {
         }
         let verifier: Arc<dyn ServerCertVerifier> = match trust {
             Trust::Roots => self.roots()?,
-            Trust::RootsForName(name) => {
-                Arc::new(OtherName { inner: self.roots()?, name: ServerName::DnsName(name.clone()) })
-            }
-            Trust::Pinned(sha256) => Arc::new(Exactly { sha256: Some(*sha256), algorithms: self.algorithms() }),
-            Trust::Nothing => Arc::new(Exactly { sha256: None, algorithms: self.algorithms() }),
+            Trust::RootsForName(name) => Arc::new(OtherName {
+                inner: self.roots()?,
+                name: ServerName::DnsName(name.clone()),
+            }),
+            Trust::Pinned(sha256) => Arc::new(Exactly {
+                sha256: Some(*sha256),
+                algorithms: self.algorithms(),
+            }),
+            Trust::Nothing => Arc::new(Exactly {
+                sha256: None,
+                algorithms: self.algorithms(),
+            }),
         };
         let mut config = ClientConfig::builder_with_provider(self.provider.clone())
             .with_safe_default_protocol_versions()?
@@ -96,7 +109,9 @@ impl TlsConfigs {
 
     fn roots(&self) -> Result<Arc<WebPkiServerVerifier>, rustls::Error> {
         self.roots.clone().ok_or_else(|| {
-            rustls::Error::General("this system has no root certificates; install ca-certificates or give a CA".into())
+            rustls::Error::General(
+                "this system has no root certificates; install ca-certificates or give a CA".into(),
+            )
         })
     }
 
@@ -127,7 +142,8 @@ impl ServerCertVerifier for OtherName {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        self.inner.verify_server_cert(end_entity, intermediates, &self.name, ocsp, now)
+        self.inner
+            .verify_server_cert(end_entity, intermediates, &self.name, ocsp, now)
     }
 
     fn verify_tls12_signature(
@@ -169,13 +185,15 @@ impl ServerCertVerifier for Exactly {
         _ocsp: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let matches = self
-            .sha256
-            .is_none_or(|expected| digest::digest(&digest::SHA256, end_entity).as_ref() == expected.as_slice());
+        let matches = self.sha256.is_none_or(|expected| {
+            digest::digest(&digest::SHA256, end_entity).as_ref() == expected.as_slice()
+        });
         if matches {
             Ok(ServerCertVerified::assertion())
         } else {
-            Err(rustls::Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::ApplicationVerificationFailure,
+            ))
         }
     }
 

@@ -37,7 +37,11 @@ impl UdpSocket {
             let id = running.core.bind_udp(None, port)?;
             Ok((id, running.core.udp_port(id).unwrap_or(port)))
         })?;
-        Ok(Self { engine: engine.clone(), id, port })
+        Ok(Self {
+            engine: engine.clone(),
+            id,
+            port,
+        })
     }
 
     /// The port it is bound to.

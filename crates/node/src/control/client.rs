@@ -42,7 +42,11 @@ pub(crate) enum CallError {
     #[error("the control server's answer cannot be understood")]
     Decode(#[source] JsonError),
     #[error("the control server answered {status}: {text}")]
-    Status { status: StatusCode, text: String, retry_after: Option<Duration> },
+    Status {
+        status: StatusCode,
+        text: String,
+        retry_after: Option<Duration>,
+    },
 }
 
 /// One connection to the control server, for any number of requests at the same time. Dropping it closes the connection.
@@ -85,8 +89,14 @@ impl ControlClient {
         }
         let status = response.status();
         let retry_after = retry_after(&response);
-        let body = http1::read_body(response.into_body()).await.map_err(CallError::Body)?;
-        Err(CallError::Status { status, text: http1::first_line(&body), retry_after })
+        let body = http1::read_body(response.into_body())
+            .await
+            .map_err(CallError::Body)?;
+        Err(CallError::Status {
+            status,
+            text: http1::first_line(&body),
+            retry_after,
+        })
     }
 
     /// POSTs JSON and reads the whole answer, which comes within `limit`.
@@ -101,7 +111,9 @@ impl ControlClient {
             let body = self.open(path, node_key, message).await?;
             http1::read_body(body).await.map_err(CallError::Body)
         };
-        tokio::time::timeout(limit.unwrap_or(CALL_TIMEOUT), exchange).await.map_err(|_| CallError::TimedOut)?
+        tokio::time::timeout(limit.unwrap_or(CALL_TIMEOUT), exchange)
+            .await
+            .map_err(|_| CallError::TimedOut)?
     }
 
     /// POSTs JSON and decodes the answer.
@@ -130,12 +142,23 @@ impl ControlClient {
             .header("Ts-Lb", node_key.to_string())
             .body(Full::new(body))
             .map_err(CallError::Request)?;
-        self.sender.clone().send_request(request).await.map_err(CallError::Exchange)
+        self.sender
+            .clone()
+            .send_request(request)
+            .await
+            .map_err(CallError::Exchange)
     }
 }
 
 /// The delay form of the header; the date form is not used by control servers.
 fn retry_after(response: &Response<Incoming>) -> Option<Duration> {
-    let seconds = response.headers().get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    let seconds = response
+        .headers()
+        .get(header::RETRY_AFTER)?
+        .to_str()
+        .ok()?
+        .trim()
+        .parse()
+        .ok()?;
     Some(Duration::from_secs(seconds).min(LONGEST_RETRY_AFTER))
 }

@@ -12,8 +12,8 @@ use http_body_util::Full;
 use hyper::{Request, header};
 use rand::rngs::StdRng;
 use rustls_pki_types::ServerName;
-use tailwharf_wire::key::{MachinePrivate, MachinePublic};
 use tailwharf_wire::json::{self, JsonError};
+use tailwharf_wire::key::{MachinePrivate, MachinePublic};
 use tailwharf_wire::noise;
 use tailwharf_wire::tailcfg::{CapabilityVersion, OverTlsPublicKeyResponse};
 use tokio_util::sync::CancellationToken;
@@ -79,9 +79,15 @@ pub(crate) enum DialError {
 impl ControlServer {
     /// Checks a control URL.
     pub(crate) fn parse(url: &Url) -> Result<Self, StartError> {
-        let refuse = |what| StartError::ControlUrl { url: url.to_string(), what };
+        let refuse = |what| StartError::ControlUrl {
+            url: url.to_string(),
+            what,
+        };
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(StartError::ControlUrl { url: "(hidden)".into(), what: "it must not hold a user name or password" });
+            return Err(StartError::ControlUrl {
+                url: "(hidden)".into(),
+                what: "it must not hold a user name or password",
+            });
         }
         if url.path() != "/" || url.query().is_some() {
             return Err(refuse("it must not have a path"));
@@ -96,7 +102,11 @@ impl ControlServer {
             "http" => false,
             _ => return None,
         };
-        Some(Self { https, host: url.host()?.to_owned(), port: url.port() })
+        Some(Self {
+            https,
+            host: url.host()?.to_owned(),
+            port: url.port(),
+        })
     }
 
     /// `host` or `host:port`, as it stands in a `Host` header.
@@ -109,8 +119,16 @@ impl ControlServer {
 
     /// The ways to dial for the Noise connection, in the order of their start.
     fn candidates(&self) -> Vec<Candidate> {
-        let plain = |port| Candidate { port, tls: false, after: Duration::ZERO };
-        let tls = |port, after| Candidate { port, tls: true, after };
+        let plain = |port| Candidate {
+            port,
+            tls: false,
+            after: Duration::ZERO,
+        };
+        let tls = |port, after| Candidate {
+            port,
+            tls: true,
+            after,
+        };
         match (self.https, self.port) {
             (true, Some(port)) => vec![tls(port, Duration::ZERO)],
             (false, Some(port)) if self.is_local() => vec![plain(port)],
@@ -130,18 +148,37 @@ impl ControlServer {
     }
 
     /// Sends one request outside of Noise, with the certificate verified.
-    pub(crate) async fn call(&self, tls: &TlsConfigs, request: Request<Full<Bytes>>) -> Result<Bytes, DialError> {
+    pub(crate) async fn call(
+        &self,
+        tls: &TlsConfigs,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Bytes, DialError> {
         let port = self.port.unwrap_or(if self.https { 443 } else { 80 });
-        let stream = self.connect(port, self.https.then_some((tls, Trust::Roots))).await?;
-        http1::call(stream, request).await.map_err(|source| DialError::Http { what: "the plain request", source })
+        let stream = self
+            .connect(port, self.https.then_some((tls, Trust::Roots)))
+            .await?;
+        http1::call(stream, request)
+            .await
+            .map_err(|source| DialError::Http {
+                what: "the plain request",
+                source,
+            })
     }
 
     async fn connect(&self, port: u16, tls: Option<(&TlsConfigs, Trust)>) -> Result<MaybeTls, DialError> {
-        let failed = |source| DialError::Connect { host: self.host.to_string(), port, source };
+        let failed = |source| DialError::Connect {
+            host: self.host.to_string(),
+            port,
+            source,
+        };
         let (addrs, name) = match &self.host {
             UrlHost::Domain(name) => {
                 let addrs = stream::resolve(name, port).await.map_err(failed)?;
-                (addrs, ServerName::try_from(name.clone()).map_err(|error| failed(std::io::Error::other(error)))?)
+                (
+                    addrs,
+                    ServerName::try_from(name.clone())
+                        .map_err(|error| failed(std::io::Error::other(error)))?,
+                )
             }
             UrlHost::Ipv4(addr) => (vec![(*addr, port).into()], ServerName::from(IpAddr::V4(*addr))),
             UrlHost::Ipv6(addr) => (vec![(*addr, port).into()], ServerName::from(IpAddr::V6(*addr))),
@@ -209,7 +246,9 @@ impl ControlServer {
         (handshake, initiation): (noise::Initiator, [u8; noise::INITIATION_LEN]),
     ) -> Result<NoiseStream, DialError> {
         // Noise proves who the server is; a certificate would add nothing, and many networks intercept TLS.
-        let stream = self.connect(candidate.port, candidate.tls.then_some((tls, Trust::Nothing))).await?;
+        let stream = self
+            .connect(candidate.port, candidate.tls.then_some((tls, Trust::Nothing)))
+            .await?;
         let request = Request::post("/ts2021")
             .header(header::HOST, self.authority())
             .header(header::UPGRADE, "tailscale-control-protocol")
@@ -217,8 +256,12 @@ impl ControlServer {
             .header("X-Tailscale-Handshake", BASE64.encode(initiation))
             .body(Full::default())
             .map_err(DialError::Request)?;
-        let upgraded =
-            http1::upgrade(stream, request).await.map_err(|source| DialError::Http { what: "the ts2021 upgrade", source })?;
+        let upgraded = http1::upgrade(stream, request)
+            .await
+            .map_err(|source| DialError::Http {
+                what: "the ts2021 upgrade",
+                source,
+            })?;
         NoiseStream::finish_handshake(upgraded.stream, upgraded.read, handshake).await
     }
 }
@@ -234,20 +277,34 @@ mod tests {
     #[test]
     fn where_a_url_is_dialled() {
         let dialled = |url| {
-            server(url).candidates().into_iter().map(|c| (c.port, c.tls, c.after.as_millis())).collect::<Vec<_>>()
+            server(url)
+                .candidates()
+                .into_iter()
+                .map(|c| (c.port, c.tls, c.after.as_millis()))
+                .collect::<Vec<_>>()
         };
         assert_eq!(dialled("https://control.example:8443"), [(8443, true, 0)]);
-        assert_eq!(dialled("http://control.example:8080"), [(8080, false, 0), (443, true, 500)]);
+        assert_eq!(
+            dialled("http://control.example:8080"),
+            [(8080, false, 0), (443, true, 500)]
+        );
         assert_eq!(dialled("http://10.0.0.5:8080"), [(8080, false, 0)]);
         assert_eq!(dialled("http://[::1]:8080"), [(8080, false, 0)]);
         assert_eq!(dialled("http://localhost:8080"), [(8080, false, 0)]);
-        assert_eq!(dialled("https://control.example"), [(80, false, 0), (443, true, 500)]);
+        assert_eq!(
+            dialled("https://control.example"),
+            [(80, false, 0), (443, true, 500)]
+        );
         assert_eq!(dialled("http://192.168.1.1"), [(80, false, 0)]);
     }
 
     #[test]
     fn urls_that_cannot_be_a_control_server_are_refused() {
-        for url in ["ftp://control.example", "http://control.example/path", "http://user:secret@control.example"] {
+        for url in [
+            "ftp://control.example",
+            "http://control.example/path",
+            "http://user:secret@control.example",
+        ] {
             let error = ControlServer::parse(&Url::parse(url).unwrap()).unwrap_err();
             assert!(!error.to_string().contains("secret"), "{error}");
         }

@@ -93,11 +93,17 @@ impl Follower<'_> {
             hostinfo: Some(self.introduction.hostinfo(&self.prefs, home)),
             ..MapRequest::default()
         };
-        match timeout(WATCHDOG, self.client.open("/machine/map", self.node_key, &request)).await {
+        match timeout(
+            WATCHDOG,
+            self.client.open("/machine/map", self.node_key, &request),
+        )
+        .await
+        {
             Err(_) => Err(SessionError::Silent),
-            Ok(Err(CallError::Status { status: StatusCode::NOT_FOUND | StatusCode::UNAUTHORIZED, .. })) => {
-                Err(SessionError::Unregistered)
-            }
+            Ok(Err(CallError::Status {
+                status: StatusCode::NOT_FOUND | StatusCode::UNAUTHORIZED,
+                ..
+            })) => Err(SessionError::Unregistered),
             Ok(result) => Ok(result?),
         }
     }
@@ -109,15 +115,22 @@ impl Follower<'_> {
             tracing::warn!(%error, "a rule of the packet filter cannot be read and allows nothing");
         }
         if netmap.is_locked() {
-            let reason = "tailnet lock is on, and this node cannot verify signatures; turn the lock off to use it";
+            let reason =
+                "tailnet lock is on, and this node cannot verify signatures; turn the lock off to use it";
             self.engine.set_netmap(Netmap::default());
-            return Err(SessionError::Refused { reason: reason.to_owned() });
+            return Err(SessionError::Refused {
+                reason: reason.to_owned(),
+            });
         }
         self.engine.set_netmap(netmap.clone());
         if let Some(map) = netmap.derp_map() {
-            self.engine.relays().set_map(map.clone(), self.keeper.read(|state| state.home_region));
+            self.engine
+                .relays()
+                .set_map(map.clone(), self.keeper.read(|state| state.home_region));
         }
-        let Some(own) = netmap.self_node() else { return Ok(netmap) };
+        let Some(own) = netmap.self_node() else {
+            return Ok(netmap);
+        };
         let now = message.control_time.unwrap_or_else(Timestamp::now);
         if own.expired || own.key_expiry.is_some_and(|expiry| expiry <= now) {
             return Err(SessionError::KeyExpired);
@@ -129,7 +142,11 @@ impl Follower<'_> {
 
     fn tell_status(&self, netmap: &Netmap, message: &MapResponse) {
         let Some(own) = netmap.self_node() else { return };
-        let phase = if own.machine_authorized { Phase::Online } else { Phase::NeedsApproval };
+        let phase = if own.machine_authorized {
+            Phase::Online
+        } else {
+            Phase::NeedsApproval
+        };
         self.engine.update_status(|status| {
             status.phase = phase;
             status.device_id = Some(own.stable_id.clone());
@@ -159,7 +176,9 @@ impl Follower<'_> {
                 state.fqdn = Some(name.to_owned());
                 state.addresses = addresses;
                 state.derp_map = derp_map.map(|map| (**map).clone());
-                state.profile = profile.map(|profile| (**profile).clone()).or_else(|| state.profile.take());
+                state.profile = profile
+                    .map(|profile| (**profile).clone())
+                    .or_else(|| state.profile.take());
             }
             !same
         });

@@ -44,18 +44,32 @@ impl NoiseStream {
                 break frame;
             }
             sealed_in.reserve(READ_CHUNK);
-            if inner.read_buf(&mut sealed_in).await.map_err(DialError::Handshake)? == 0 {
+            if inner
+                .read_buf(&mut sealed_in)
+                .await
+                .map_err(DialError::Handshake)?
+                == 0
+            {
                 return Err(DialError::Handshake(io::ErrorKind::UnexpectedEof.into()));
             }
         };
         let session = initiator.finish(&response).map_err(DialError::Noise)?;
         let (plain_in, sealed_out) = (BytesMut::new(), BytesMut::new());
-        Ok(Self { inner, session, sealed_in, plain_in, sealed_out, before_early: true })
+        Ok(Self {
+            inner,
+            session,
+            sealed_in,
+            plain_in,
+            sealed_out,
+            before_early: true,
+        })
     }
 
     /// Decrypts the next record. `false`: it is not complete.
     fn open_record(&mut self) -> Result<bool, NoiseError> {
-        let Some(record) = self.session.opener.open(&mut self.sealed_in)? else { return Ok(false) };
+        let Some(record) = self.session.opener.open(&mut self.sealed_in)? else {
+            return Ok(false);
+        };
         if self.plain_in.is_empty() {
             self.plain_in = record;
         } else {
@@ -109,7 +123,10 @@ impl AsyncWrite for NoiseStream {
         let this = self.get_mut();
         ready!(this.poll_write_out(cx))?;
         let length = buf.len().min(MAX_PLAINTEXT_LEN);
-        this.session.sealer.seal(&buf[..length], &mut this.sealed_out).map_err(io::Error::other)?;
+        this.session
+            .sealer
+            .seal(&buf[..length], &mut this.sealed_out)
+            .map_err(io::Error::other)?;
         // What does not go out now goes out with the flush that follows.
         if let Poll::Ready(Err(error)) = this.poll_write_out(cx) {
             return Poll::Ready(Err(error));
@@ -145,13 +162,23 @@ mod tests {
     /// Both ends after the initiation, and the server's answer to it.
     async fn pair() -> (MaybeTls, Initiator, TcpStream, [u8; 51], Session) {
         let mut rng = StdRng::seed_from_u64(1);
-        let (server_key, machine_key) = (MachinePrivate::generate(&mut rng), MachinePrivate::generate(&mut rng));
-        let (initiator, initiation) = Initiator::new(&machine_key, &server_key.public(), 131, &mut rng).unwrap();
+        let (server_key, machine_key) = (
+            MachinePrivate::generate(&mut rng),
+            MachinePrivate::generate(&mut rng),
+        );
+        let (initiator, initiation) =
+            Initiator::new(&machine_key, &server_key.public(), 131, &mut rng).unwrap();
         let accepted = respond(&server_key, &initiation, &mut rng).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (server, _) = listener.accept().await.unwrap();
-        (MaybeTls::Plain(client), initiator, server, accepted.response, accepted.session)
+        (
+            MaybeTls::Plain(client),
+            initiator,
+            server,
+            accepted.response,
+            accepted.session,
+        )
     }
 
     /// What the client reads when the server's plaintext comes in records of `record` bytes.
@@ -168,7 +195,9 @@ mod tests {
             server.shutdown().await.unwrap();
             server
         });
-        let mut stream = NoiseStream::finish_handshake(client, early, initiator).await.unwrap();
+        let mut stream = NoiseStream::finish_handshake(client, early, initiator)
+            .await
+            .unwrap();
         let mut read = Vec::new();
         stream.read_to_end(&mut read).await.unwrap();
         writing.await.unwrap();
@@ -180,7 +209,11 @@ mod tests {
         let content: Vec<u8> = (0..20_000_u32).map(|n| n as u8).collect();
         let with_early = [encode_early(&EarlyNoise::default()), content.clone()].concat();
         for record in [1, 7, 100, MAX_PLAINTEXT_LEN] {
-            assert_eq!(read_through(&with_early, record).await, content, "records of {record} bytes");
+            assert_eq!(
+                read_through(&with_early, record).await,
+                content,
+                "records of {record} bytes"
+            );
         }
         assert_eq!(read_through(&content, 1000).await, content, "no early payload");
     }
@@ -192,7 +225,9 @@ mod tests {
         let answer = Bytes::copy_from_slice(&response);
         let sent = content.clone();
         let writing = async {
-            let mut stream = NoiseStream::finish_handshake(client, answer, initiator).await.unwrap();
+            let mut stream = NoiseStream::finish_handshake(client, answer, initiator)
+                .await
+                .unwrap();
             stream.write_all(&sent).await.unwrap();
             stream.shutdown().await.unwrap();
         };
@@ -213,7 +248,9 @@ mod tests {
     async fn a_refusal_is_told_in_the_servers_words() {
         let (client, initiator, _server, _, _) = pair().await;
         let refusal = Bytes::from(error_frame("client too old"));
-        let Err(error) = NoiseStream::finish_handshake(client, refusal, initiator).await else { panic!() };
+        let Err(error) = NoiseStream::finish_handshake(client, refusal, initiator).await else {
+            panic!()
+        };
         assert!(matches!(error, DialError::Noise(NoiseError::Refused(reason)) if reason == "client too old"));
     }
 }

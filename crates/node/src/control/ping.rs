@@ -42,7 +42,10 @@ pub(crate) async fn answer(
     };
     let (method, body) = report(request)?;
     if request.url_is_noise {
-        client.send(method, &path, node_key, body).await.map_err(PingError::Noise)?;
+        client
+            .send(method, &path, node_key, body)
+            .await
+            .map_err(PingError::Noise)?;
         return Ok(());
     }
     // A node is no tool to send requests to others with.
@@ -71,7 +74,10 @@ fn report(request: &PingRequest) -> Result<(Method, Bytes), PingError> {
                 err: "this node does not run pings for the control server".to_owned(),
                 ..PingResponse::default()
             };
-            Ok((Method::POST, json::to_vec(&response).map_err(PingError::Encode)?.into()))
+            Ok((
+                Method::POST,
+                json::to_vec(&response).map_err(PingError::Encode)?.into(),
+            ))
         }
     }
 }
@@ -121,7 +127,13 @@ mod tests {
 
     #[test]
     fn kinds_of_reports() {
-        let report_of = |types: &str| report(&PingRequest { types: types.into(), ..PingRequest::default() }).unwrap();
+        let report_of = |types: &str| {
+            report(&PingRequest {
+                types: types.into(),
+                ..PingRequest::default()
+            })
+            .unwrap()
+        };
         assert_eq!(report_of(""), (Method::HEAD, Bytes::new()));
         let (method, body) = report_of("TSMP");
         assert_eq!(method, Method::POST);

@@ -44,7 +44,14 @@ impl Registration {
         auth_key: Option<AuthKey>,
         ephemeral: bool,
     ) -> Self {
-        Self { node_key, old_node_key, auth_key, ephemeral, followup: String::new(), rotated: false }
+        Self {
+            node_key,
+            old_node_key,
+            auth_key,
+            ephemeral,
+            followup: String::new(),
+            rotated: false,
+        }
     }
 
     /// The key that is being registered, and the one it replaces.
@@ -63,7 +70,9 @@ impl Registration {
             version: CapabilityVersion::CURRENT,
             node_key: self.node_key.public(),
             old_node_key: self.old_node_key.unwrap_or_default(),
-            auth: self.auth_key.as_ref().map(|key| RegisterAuth { auth_key: key.expose().to_owned() }),
+            auth: self.auth_key.as_ref().map(|key| RegisterAuth {
+                auth_key: key.expose().to_owned(),
+            }),
             followup: self.followup.clone(),
             hostinfo: Some(hostinfo),
             ephemeral: self.ephemeral,
@@ -78,7 +87,9 @@ impl Registration {
         }
         if answer.node_key_expired {
             if self.rotated {
-                return Step::Refused { reason: "the control server calls even a new node key expired".to_owned() };
+                return Step::Refused {
+                    reason: "the control server calls even a new node key expired".to_owned(),
+                };
             }
             // A key that the server never took is no key that the new one could replace.
             self.old_node_key = Some(self.old_node_key.unwrap_or_else(|| self.node_key.public()));
@@ -131,14 +142,24 @@ mod tests {
     fn start() -> (Registration, StdRng) {
         let mut rng = StdRng::seed_from_u64(1);
         let key = NodePrivate::generate(&mut rng);
-        (Registration::new(key, None, AuthKey::new("tskey-auth-1"), false), rng)
+        (
+            Registration::new(key, None, AuthKey::new("tskey-auth-1"), false),
+            rng,
+        )
     }
 
     fn accepted() -> RegisterResponse {
         RegisterResponse {
             machine_authorized: true,
-            user: User { id: UserId(7), display_name: "Alice".into(), ..User::default() },
-            login: Login { login_name: "alice@example.com".into(), ..Login::default() },
+            user: User {
+                id: UserId(7),
+                display_name: "Alice".into(),
+                ..User::default()
+            },
+            login: Login {
+                login_name: "alice@example.com".into(),
+                ..Login::default()
+            },
             ..RegisterResponse::default()
         }
     }
@@ -149,43 +170,74 @@ mod tests {
         let request = registration.request(Hostinfo::default());
         assert_eq!(request.auth.unwrap().auth_key, "tskey-auth-1");
         assert!(request.old_node_key.is_zero() && request.followup.is_empty());
-        let Step::Registered { profile, approved } = registration.handle(accepted(), &mut rng) else { panic!() };
+        let Step::Registered { profile, approved } = registration.handle(accepted(), &mut rng) else {
+            panic!()
+        };
         assert!(approved);
-        assert_eq!((profile.login_name.as_str(), profile.display_name.as_str()), ("alice@example.com", "Alice"));
+        assert_eq!(
+            (profile.login_name.as_str(), profile.display_name.as_str()),
+            ("alice@example.com", "Alice")
+        );
     }
 
     #[test]
     fn a_login_page_is_followed_up_until_it_is_done() {
         let (mut registration, mut rng) = start();
         let url = "https://control.example/a/1".to_owned();
-        let page = RegisterResponse { auth_url: url.clone(), ..RegisterResponse::default() };
+        let page = RegisterResponse {
+            auth_url: url.clone(),
+            ..RegisterResponse::default()
+        };
         for _ in 0..2 {
-            assert_eq!(registration.handle(page.clone(), &mut rng), Step::Login { url: url.clone() });
+            assert_eq!(
+                registration.handle(page.clone(), &mut rng),
+                Step::Login { url: url.clone() }
+            );
             assert!(registration.waits_for_login());
             assert_eq!(registration.request(Hostinfo::default()).followup, url);
         }
-        let unapproved = RegisterResponse { machine_authorized: false, ..accepted() };
-        assert!(matches!(registration.handle(unapproved, &mut rng), Step::Registered { approved: false, .. }));
+        let unapproved = RegisterResponse {
+            machine_authorized: false,
+            ..accepted()
+        };
+        assert!(matches!(
+            registration.handle(unapproved, &mut rng),
+            Step::Registered { approved: false, .. }
+        ));
         assert!(!registration.waits_for_login());
     }
 
     #[test]
     fn a_refusal_carries_the_servers_words() {
         let (mut registration, mut rng) = start();
-        let answer = RegisterResponse { error: "auth key expired".into(), ..RegisterResponse::default() };
-        assert_eq!(registration.handle(answer, &mut rng), Step::Refused { reason: "auth key expired".into() });
+        let answer = RegisterResponse {
+            error: "auth key expired".into(),
+            ..RegisterResponse::default()
+        };
+        assert_eq!(
+            registration.handle(answer, &mut rng),
+            Step::Refused {
+                reason: "auth key expired".into()
+            }
+        );
     }
 
     #[test]
     fn an_expired_key_is_replaced_once() {
         let (mut registration, mut rng) = start();
         let old = registration.keys().0.public();
-        let expired = RegisterResponse { node_key_expired: true, ..RegisterResponse::default() };
+        let expired = RegisterResponse {
+            node_key_expired: true,
+            ..RegisterResponse::default()
+        };
         assert_eq!(registration.handle(expired.clone(), &mut rng), Step::KeyRotated);
         let request = registration.request(Hostinfo::default());
         assert_eq!(request.old_node_key, old);
         assert_ne!(request.node_key, old);
-        assert!(matches!(registration.handle(expired, &mut rng), Step::Refused { .. }), "no endless rotation");
+        assert!(
+            matches!(registration.handle(expired, &mut rng), Step::Refused { .. }),
+            "no endless rotation"
+        );
     }
 
     #[test]
@@ -193,7 +245,10 @@ mod tests {
         let mut rng = StdRng::seed_from_u64(2);
         let known = NodePrivate::generate(&mut rng).public();
         let mut registration = Registration::new(NodePrivate::generate(&mut rng), Some(known), None, false);
-        let expired = RegisterResponse { node_key_expired: true, ..RegisterResponse::default() };
+        let expired = RegisterResponse {
+            node_key_expired: true,
+            ..RegisterResponse::default()
+        };
         assert_eq!(registration.handle(expired, &mut rng), Step::KeyRotated);
         assert_eq!(registration.request(Hostinfo::default()).old_node_key, known);
     }

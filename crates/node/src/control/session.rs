@@ -59,7 +59,12 @@ impl Introduction {
         let mut log_id = [0; 32];
         rng.fill_bytes(&mut log_id);
         let os_version = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        Self { app, log_id: hex::encode(log_id), os_version: os_version.trim().to_owned(), disco_key }
+        Self {
+            app,
+            log_id: hex::encode(log_id),
+            os_version: os_version.trim().to_owned(),
+            disco_key,
+        }
     }
 
     pub(super) fn hostinfo(&self, prefs: &Prefs, home: Option<RegionId>) -> Hostinfo {
@@ -73,7 +78,10 @@ impl Introduction {
             no_logs_no_support: true,
             machine: std::env::consts::ARCH.to_owned(),
             request_tags: prefs.tags.clone(),
-            net_info: Some(NetInfo { preferred_derp: home.unwrap_or_default(), ..NetInfo::default() }),
+            net_info: Some(NetInfo {
+                preferred_derp: home.unwrap_or_default(),
+                ..NetInfo::default()
+            }),
             userspace: Some(true),
             userspace_router: Some(true),
             ..Hostinfo::default()
@@ -100,7 +108,10 @@ impl Session {
         let mut registration = None;
         let mut registered = self.keeper.read(|state| state.stable_id.is_some());
         loop {
-            let error = match self.attempt(&mut registered, &mut registration, &mut backoff).await {
+            let error = match self
+                .attempt(&mut registered, &mut registration, &mut backoff)
+                .await
+            {
                 Ok(never) => match never {},
                 Err(error) => error,
             };
@@ -108,16 +119,19 @@ impl Session {
                 SessionError::Refused { reason } => {
                     self.engine.relays().close();
                     self.engine.set_home(None, false);
-                    self.set_phase(Phase::Refused { reason: reason.clone() });
+                    self.set_phase(Phase::Refused {
+                        reason: reason.clone(),
+                    });
                     return;
                 }
                 SessionError::Unregistered | SessionError::KeyExpired => {
                     registered = false;
                     backoff.next(&mut self.rng)
                 }
-                SessionError::Call(CallError::Status { retry_after: Some(wait), .. }) => {
-                    backoff.next(&mut self.rng).max(*wait)
-                }
+                SessionError::Call(CallError::Status {
+                    retry_after: Some(wait),
+                    ..
+                }) => backoff.next(&mut self.rng).max(*wait),
                 _ => backoff.next(&mut self.rng),
             };
             let reason = describe(&error);
@@ -139,8 +153,10 @@ impl Session {
     ) -> Result<Infallible, SessionError> {
         let host = self.engine.host().clone();
         // A node key must not be known to the server before it is known to the store.
-        let (client, saved) =
-            tokio::join!(connect(&host, &self.server, &self.keeper, &mut self.rng), self.keeper.save());
+        let (client, saved) = tokio::join!(
+            connect(&host, &self.server, &self.keeper, &mut self.rng),
+            self.keeper.save()
+        );
         let client = client?;
         if !*registered {
             saved?;
@@ -182,16 +198,21 @@ impl Session {
         registration: &mut Option<Registration>,
     ) -> Result<(), SessionError> {
         let registration = registration.get_or_insert_with(|| {
-            let (node_key, old) = self.keeper.read(|state| (state.node_key.clone(), state.old_node_key));
+            let (node_key, old) = self
+                .keeper
+                .read(|state| (state.node_key.clone(), state.old_node_key));
             Registration::new(node_key, old, self.auth_key.clone(), self.ephemeral)
         });
         loop {
-            let hostinfo = self.introduction.hostinfo(&self.prefs.borrow(), self.keeper.read(|state| state.home_region));
+            let hostinfo = self
+                .introduction
+                .hostinfo(&self.prefs.borrow(), self.keeper.read(|state| state.home_region));
             let request = registration.request(hostinfo);
             let limit = registration.waits_for_login().then_some(LOGIN_TIMEOUT);
             let sent = Instant::now();
-            let answer: RegisterResponse =
-                client.call("/machine/register", request.node_key, &request, limit).await?;
+            let answer: RegisterResponse = client
+                .call("/machine/register", request.node_key, &request, limit)
+                .await?;
             match registration.handle(answer, &mut self.rng) {
                 Step::Registered { profile, approved } => {
                     self.keeper.update(|state| {
@@ -199,7 +220,11 @@ impl Session {
                         state.profile = Some(profile);
                         true
                     });
-                    self.set_phase(if approved { Phase::Registered } else { Phase::NeedsApproval });
+                    self.set_phase(if approved {
+                        Phase::Registered
+                    } else {
+                        Phase::NeedsApproval
+                    });
                     return Ok(());
                 }
                 Step::Login { url } => {
@@ -240,7 +265,11 @@ async fn connect(
     let machine_key = keeper.read(|state| state.machine_key.clone());
     let opening = async {
         // A closed semaphore would be a shut down process; there is none such.
-        let _place = host.handshakes().acquire().await.map_err(|_| SessionError::TimedOut)?;
+        let _place = host
+            .handshakes()
+            .acquire()
+            .await
+            .map_err(|_| SessionError::TimedOut)?;
         let server_key = match host.server_key(server) {
             Some(key) => key,
             None => {
@@ -249,12 +278,17 @@ async fn connect(
                 key
             }
         };
-        let stream = server.open(host.tls(), &machine_key, server_key, rng).await.inspect_err(|_: &DialError| {
-            host.forget_server_key(server);
-        })?;
+        let stream = server
+            .open(host.tls(), &machine_key, server_key, rng)
+            .await
+            .inspect_err(|_: &DialError| {
+                host.forget_server_key(server);
+            })?;
         Ok(ControlClient::start(stream, server.authority()).await?)
     };
-    tokio::time::timeout(CONNECT_TIMEOUT, Box::pin(opening)).await.map_err(|_| SessionError::TimedOut)?
+    tokio::time::timeout(CONNECT_TIMEOUT, Box::pin(opening))
+        .await
+        .map_err(|_| SessionError::TimedOut)?
 }
 
 /// Tells the control server that the node key is no longer used, then replaces it in the state.
@@ -267,8 +301,9 @@ pub(crate) async fn logout(
     if keeper.read(|state| state.stable_id.is_some()) {
         let node_key = keeper.read(|state| state.node_key.public());
         let client = connect(host, server, keeper, &mut rng).await?;
-        let answer: RegisterResponse =
-            client.call("/machine/register", node_key, &logout_request(node_key), None).await?;
+        let answer: RegisterResponse = client
+            .call("/machine/register", node_key, &logout_request(node_key), None)
+            .await?;
         if !answer.error.is_empty() {
             return Err(SessionError::Refused { reason: answer.error });
         }

@@ -43,7 +43,10 @@ impl Teller<'_> {
                         told = Some(now);
                         continue;
                     }
-                    Err(CallError::Status { status: StatusCode::NOT_FOUND | StatusCode::UNAUTHORIZED, .. }) => {
+                    Err(CallError::Status {
+                        status: StatusCode::NOT_FOUND | StatusCode::UNAUTHORIZED,
+                        ..
+                    }) => {
                         return Err(SessionError::Unregistered);
                     }
                     Err(error @ CallError::Status { .. }) => {
@@ -92,6 +95,9 @@ impl Teller<'_> {
             hostinfo: Some(self.introduction.hostinfo(prefs, home)),
             ..MapRequest::default()
         };
-        self.client.post("/machine/map", self.node_key, &request, None).await.map(drop)
+        self.client
+            .post("/machine/map", self.node_key, &request, None)
+            .await
+            .map(drop)
     }
 }

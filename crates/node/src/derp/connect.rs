@@ -74,7 +74,11 @@ pub(super) struct Connection {
 }
 
 /// Connects to the first relay of a region that answers.
-pub(super) async fn open(host: &Host, region: &DerpRegion, node_key: &NodePrivate) -> Result<Connection, RelayError> {
+pub(super) async fn open(
+    host: &Host,
+    region: &DerpRegion,
+    node_key: &NodePrivate,
+) -> Result<Connection, RelayError> {
     let mut last = RelayError::NoRelay;
     for relay in region.nodes.iter().filter(|relay| !relay.stun_only) {
         match tokio::time::timeout(CONNECT_TIMEOUT, open_one(host, relay, node_key)).await {
@@ -100,7 +104,11 @@ pub(super) async fn probe(host: &Host, relay: &DerpNode) -> Result<Duration, Rel
 
 async fn open_one(host: &Host, relay: &DerpNode, node_key: &NodePrivate) -> Result<Connection, RelayError> {
     // A closed semaphore would be a shut down process; there is none such.
-    let _place = host.handshakes().acquire().await.map_err(|_| RelayError::TimedOut)?;
+    let _place = host
+        .handshakes()
+        .acquire()
+        .await
+        .map_err(|_| RelayError::TimedOut)?;
     let stream = dial(host, relay).await?;
     let request = Request::get("/derp")
         .header(header::HOST, &relay.host_name)
@@ -109,7 +117,10 @@ async fn open_one(host: &Host, relay: &DerpNode, node_key: &NodePrivate) -> Resu
         .body(Full::<Bytes>::default())
         .map_err(RelayError::Request)?;
     let upgraded = http1::upgrade(stream, request).await.map_err(RelayError::Http)?;
-    let mut connection = Connection { stream: upgraded.stream, read: BytesMut::from(upgraded.read) };
+    let mut connection = Connection {
+        stream: upgraded.stream,
+        read: BytesMut::from(upgraded.read),
+    };
     connection.introduce(node_key).await?;
     Ok(connection)
 }
@@ -117,13 +128,22 @@ async fn open_one(host: &Host, relay: &DerpNode, node_key: &NodePrivate) -> Resu
 impl Connection {
     /// The exchange of keys and infos.
     async fn introduce(&mut self, node_key: &NodePrivate) -> Result<(), RelayError> {
-        let Frame::ServerKey(relay_key) = self.next_frame().await? else { return Err(RelayError::Unexpected) };
-        let info = ClientInfo { version: PROTOCOL_VERSION, can_ack_pings: true, ..ClientInfo::default() };
+        let Frame::ServerKey(relay_key) = self.next_frame().await? else {
+            return Err(RelayError::Unexpected);
+        };
+        let info = ClientInfo {
+            version: PROTOCOL_VERSION,
+            can_ack_pings: true,
+            ..ClientInfo::default()
+        };
         let mut out = BytesMut::new();
-        info.seal(node_key, &relay_key, &mut StdRng::from_entropy())?.encode(&mut out);
+        info.seal(node_key, &relay_key, &mut StdRng::from_entropy())?
+            .encode(&mut out);
         self.stream.write_all(&out).await.map_err(RelayError::Io)?;
         self.stream.flush().await.map_err(RelayError::Io)?;
-        let Frame::ServerInfo { sealed } = self.next_frame().await? else { return Err(RelayError::Unexpected) };
+        let Frame::ServerInfo { sealed } = self.next_frame().await? else {
+            return Err(RelayError::Unexpected);
+        };
         // What it says about rates is for clients that pace themselves; TCP does it here. That it opens is the proof.
         ServerInfo::open(&sealed, &relay_key, node_key)?;
         Ok(())
@@ -135,7 +155,13 @@ impl Connection {
                 return Ok(frame);
             }
             self.read.reserve(1024);
-            if self.stream.read_buf(&mut self.read).await.map_err(RelayError::Io)? == 0 {
+            if self
+                .stream
+                .read_buf(&mut self.read)
+                .await
+                .map_err(RelayError::Io)?
+                == 0
+            {
                 return Err(RelayError::Io(io::ErrorKind::UnexpectedEof.into()));
             }
         }
@@ -145,7 +171,11 @@ impl Connection {
 /// TCP and TLS to a relay.
 async fn dial(host: &Host, relay: &DerpNode) -> Result<MaybeTls, RelayError> {
     let port = relay.tcp_port();
-    let failed = |source| RelayError::Connect { host: relay.host_name.clone(), port, source };
+    let failed = |source| RelayError::Connect {
+        host: relay.host_name.clone(),
+        port,
+        source,
+    };
     let name = ServerName::try_from(relay.host_name.clone())
         .map_err(|_| RelayError::HostName(relay.host_name.clone()))?;
     let config = host.tls().client(&trust(relay)?).map_err(RelayError::Tls)?;
@@ -209,16 +239,35 @@ mod tests {
         assert_eq!(trust(&relay("", true)).unwrap(), Trust::Nothing);
         let pin = format!("sha256-raw:{}", "ab".repeat(32));
         assert_eq!(trust(&relay(&pin, false)).unwrap(), Trust::Pinned([0xab; 32]));
-        assert_eq!(trust(&relay(&pin, true)).unwrap(), Trust::Pinned([0xab; 32]), "a pin is never ignored");
-        for wrong in ["sha256-raw:", "sha256-raw:abcd", &format!("sha256-raw:{}", "zz".repeat(32)), "not a name"] {
-            assert!(matches!(trust(&relay(wrong, false)), Err(RelayError::CertName)), "{wrong}");
+        assert_eq!(
+            trust(&relay(&pin, true)).unwrap(),
+            Trust::Pinned([0xab; 32]),
+            "a pin is never ignored"
+        );
+        for wrong in [
+            "sha256-raw:",
+            "sha256-raw:abcd",
+            &format!("sha256-raw:{}", "zz".repeat(32)),
+            "not a name",
+        ] {
+            assert!(
+                matches!(trust(&relay(wrong, false)), Err(RelayError::CertName)),
+                "{wrong}"
+            );
         }
     }
 
     #[test]
     fn addresses_of_the_map_win_over_names() {
-        let relay = DerpNode { ipv4: "192.0.2.1".into(), ipv6: "none".into(), ..DerpNode::default() };
-        assert_eq!(addresses(&relay, 443), Some(vec!["192.0.2.1:443".parse().unwrap()]));
+        let relay = DerpNode {
+            ipv4: "192.0.2.1".into(),
+            ipv6: "none".into(),
+            ..DerpNode::default()
+        };
+        assert_eq!(
+            addresses(&relay, 443),
+            Some(vec!["192.0.2.1:443".parse().unwrap()])
+        );
         assert_eq!(addresses(&DerpNode::default(), 443), None);
     }
 }

@@ -69,7 +69,12 @@ struct Output {
 
 impl Link {
     pub(super) fn new(region: RegionId) -> Self {
-        Self { region, out: Mutex::default(), writer: AtomicWaker::new(), closed: CancellationToken::new() }
+        Self {
+            region,
+            out: Mutex::default(),
+            writer: AtomicWaker::new(),
+            closed: CancellationToken::new(),
+        }
     }
 
     pub(super) fn region(&self) -> RegionId {
@@ -79,7 +84,11 @@ impl Link {
     /// Queues frames, or drops them when too much waits already.
     pub(super) fn send(&self, encode: impl FnOnce(&mut BytesMut)) {
         let mut out = lock(&self.out);
-        let limit = if out.connected { MAX_QUEUED } else { MAX_QUEUED_UNCONNECTED };
+        let limit = if out.connected {
+            MAX_QUEUED
+        } else {
+            MAX_QUEUED_UNCONNECTED
+        };
         if out.frames.len() < limit {
             encode(&mut out.frames);
             drop(out);
@@ -108,7 +117,9 @@ impl Link {
 /// Keeps `link` open until it is closed or retired.
 pub(super) async fn run(engine: Arc<Engine>, link: Arc<Link>) {
     let closed = link.closed.clone();
-    closed.run_until_cancelled_owned(Box::pin(keep_open(&engine, &link))).await;
+    closed
+        .run_until_cancelled_owned(Box::pin(keep_open(&engine, &link)))
+        .await;
 }
 
 async fn keep_open(engine: &Arc<Engine>, link: &Arc<Link>) {
@@ -208,7 +219,11 @@ impl Pump<'_> {
             let silent_at = self.last_read + READ_TIMEOUT;
             let idle_at = self.last_use + IDLE_TIMEOUT;
             let is_home = relays.is_home(self.link);
-            let deadline = if is_home { silent_at } else { silent_at.min(idle_at) };
+            let deadline = if is_home {
+                silent_at
+            } else {
+                silent_at.min(idle_at)
+            };
             tokio::select! {
                 ended = std::future::poll_fn(|cx| self.poll(cx)) => match (ended, self.restart) {
                     (_, Some(wait)) => return Ok(End::Restarting(wait)),
@@ -262,7 +277,17 @@ impl Pump<'_> {
 
     /// Decodes what is complete, and hands all packets of it to the core at once.
     fn take_frames(&mut self) -> Result<(), DerpError> {
-        let Self { engine, link, read, write, packet: room, last_use, last_read, restart, .. } = self;
+        let Self {
+            engine,
+            link,
+            read,
+            write,
+            packet: room,
+            last_use,
+            last_read,
+            restart,
+            ..
+        } = self;
         engine.with_core(|core, now| {
             while let Some(frame) = Frame::decode(read)? {
                 match frame {
@@ -274,7 +299,9 @@ impl Pump<'_> {
                     }
                     Frame::PeerGone { peer, .. } => core.handle_peer_gone(peer),
                     Frame::Ping(data) => Frame::Pong(data).encode(write),
-                    Frame::Restarting { reconnect_in, .. } => *restart = Some(reconnect_in.min(LONGEST_RECONNECT_IN)),
+                    Frame::Restarting { reconnect_in, .. } => {
+                        *restart = Some(reconnect_in.min(LONGEST_RECONNECT_IN))
+                    }
                     Frame::Health(problem) if !problem.is_empty() => {
                         tracing::warn!(problem, region = %link.region, "the relay reports a problem");
                     }

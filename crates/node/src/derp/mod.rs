@@ -33,8 +33,17 @@ struct State {
 
 impl Relays {
     pub(crate) fn new(engine: Weak<Engine>, node_key: NodePrivate) -> Self {
-        let state = State { node_key, map: None, home: None, links: HashMap::new(), closed: false };
-        Self { engine, state: Mutex::new(state) }
+        let state = State {
+            node_key,
+            map: None,
+            home: None,
+            links: HashMap::new(),
+            closed: false,
+        };
+        Self {
+            engine,
+            state: Mutex::new(state),
+        }
     }
 
     /// Queues a packet. Packets for regions out of reach are lost, as on any network.
@@ -48,10 +57,19 @@ impl Relays {
     /// Takes the relay map, and opens the home connection as soon as it is clear where it goes.
     pub(crate) fn set_map(&self, map: Arc<DerpMap>, last_home: Option<RegionId>) {
         let mut state = lock(&self.state);
-        if state.map.as_ref().is_some_and(|known| Arc::ptr_eq(known, &map) || **known == *map) {
+        if state
+            .map
+            .as_ref()
+            .is_some_and(|known| Arc::ptr_eq(known, &map) || **known == *map)
+        {
             return;
         }
-        let gone: Vec<_> = state.links.keys().filter(|region| !map.regions.contains_key(region)).copied().collect();
+        let gone: Vec<_> = state
+            .links
+            .keys()
+            .filter(|region| !map.regions.contains_key(region))
+            .copied()
+            .collect();
         for region in gone {
             if let Some(link) = state.links.remove(&region) {
                 link.close();
@@ -94,7 +112,10 @@ impl Relays {
     /// The connection to a region, opened if need be.
     fn link<'a>(&self, state: &'a mut State, region: RegionId) -> Option<&'a Arc<Link>> {
         if !state.links.contains_key(&region) {
-            let known = state.map.as_ref().is_some_and(|map| map.regions.contains_key(&region));
+            let known = state
+                .map
+                .as_ref()
+                .is_some_and(|map| map.regions.contains_key(&region));
             if state.closed || !known {
                 return None;
             }
@@ -114,7 +135,9 @@ impl Relays {
             old.send(|out| Frame::NotePreferred(false).encode(out));
         }
         state.home = home;
-        let Some(engine) = self.engine.upgrade() else { return };
+        let Some(engine) = self.engine.upgrade() else {
+            return;
+        };
         engine.set_home(home, false);
         if let Some(link) = home.and_then(|region| self.link(state, region))
             && link.become_home()
@@ -125,12 +148,16 @@ impl Relays {
 
     /// Measures the regions in the background, and moves home if another is better.
     fn measure_home(&self) {
-        let Some(engine) = self.engine.upgrade() else { return };
+        let Some(engine) = self.engine.upgrade() else {
+            return;
+        };
         engine.spawn({
             let engine = engine.clone();
             async move {
                 let relays = engine.relays();
-                let Some(map) = lock(&relays.state).map.clone() else { return };
+                let Some(map) = lock(&relays.state).map.clone() else {
+                    return;
+                };
                 let latencies = home::measure(engine.host(), &map).await;
                 let mut state = lock(&relays.state);
                 // A map that came meanwhile is measured by itself.
@@ -145,15 +172,25 @@ impl Relays {
     /// What `link` needs to connect. `None`: it is no longer wanted.
     fn dial_plan(&self, link: &Arc<Link>) -> Option<(Arc<DerpMap>, NodePrivate)> {
         let state = lock(&self.state);
-        let wanted = state.links.get(&link.region()).is_some_and(|known| Arc::ptr_eq(known, link));
-        if wanted { Some((state.map.clone()?, state.node_key.clone())) } else { None }
+        let wanted = state
+            .links
+            .get(&link.region())
+            .is_some_and(|known| Arc::ptr_eq(known, link));
+        if wanted {
+            Some((state.map.clone()?, state.node_key.clone()))
+        } else {
+            None
+        }
     }
 
     /// Whether this is the connection to the home region.
     fn is_home(&self, link: &Arc<Link>) -> bool {
         let state = lock(&self.state);
         state.home == Some(link.region())
-            && state.links.get(&link.region()).is_some_and(|known| Arc::ptr_eq(known, link))
+            && state
+                .links
+                .get(&link.region())
+                .is_some_and(|known| Arc::ptr_eq(known, link))
     }
 
     /// Forgets a connection, unless it is the home's or has something to send.
@@ -162,7 +199,11 @@ impl Relays {
         if state.home == Some(link.region()) || link.has_output() {
             return false;
         }
-        if state.links.get(&link.region()).is_some_and(|known| Arc::ptr_eq(known, link)) {
+        if state
+            .links
+            .get(&link.region())
+            .is_some_and(|known| Arc::ptr_eq(known, link))
+        {
             state.links.remove(&link.region());
         }
         true
@@ -172,6 +213,9 @@ impl Relays {
 impl fmt::Debug for Relays {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = lock(&self.state);
-        f.debug_struct("Relays").field("home", &state.home).field("links", &state.links.len()).finish_non_exhaustive()
+        f.debug_struct("Relays")
+            .field("home", &state.home)
+            .field("links", &state.links.len())
+            .finish_non_exhaustive()
     }
 }

@@ -103,7 +103,12 @@ impl FromStr for Serve {
         };
         let port = port.parse().ok().filter(|port| *port != 0).ok_or_else(refuse)?;
         let (host, target_port) = host_and_port(target).ok_or_else(refuse)?;
-        Ok(Self { port, protocol, host, target_port })
+        Ok(Self {
+            port,
+            protocol,
+            host,
+            target_port,
+        })
     }
 }
 
@@ -139,14 +144,17 @@ pub(super) async fn start_forward(
     forward: Forward,
     shared: Shared,
 ) -> anyhow::Result<()> {
-    let listener =
-        TcpListener::bind(forward.listen).await.with_context(|| format!("listening on {}", forward.listen))?;
+    let listener = TcpListener::bind(forward.listen)
+        .await
+        .with_context(|| format!("listening on {}", forward.listen))?;
     tracing::info!(addr = %listener.local_addr()?, host = forward.host, port = forward.port, "forwarding to the tailnet");
     let target = Target::new(&forward.host, forward.port);
     tasks.spawn(async move {
         let mut connections = JoinSet::new();
         loop {
-            let Some((mut client, from)) = accept(&listener, &mut connections).await else { continue };
+            let Some((mut client, from)) = accept(&listener, &mut connections).await else {
+                continue;
+            };
             let (shared, target) = (shared.clone(), target.clone());
             connections.spawn(async move {
                 let Some(_slot) = slot(&shared, from) else { return };
@@ -229,7 +237,11 @@ async fn udp_flow(
         .await?
         .next()
         .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-    let local: SocketAddr = if target.is_ipv4() { ([0; 4], 0).into() } else { ([0; 16], 0).into() };
+    let local: SocketAddr = if target.is_ipv4() {
+        ([0; 4], 0).into()
+    } else {
+        ([0; 16], 0).into()
+    };
     let backend = tokio::net::UdpSocket::bind(local).await?;
     backend.connect(target).await?;
     let mut answer = vec![0; MAX_DATAGRAM];
@@ -277,7 +289,16 @@ mod tests {
         let forward: Forward = "[::1]:8080=[fd7a::1]:80".parse().unwrap();
         assert_eq!(forward.listen, "[::1]:8080".parse().unwrap());
         assert_eq!((forward.host.as_str(), forward.port), ("fd7a::1", 80));
-        for wrong in ["", "8080", "8080=", "8080=nginx", "8080=nginx:0", "x=nginx:80", "8080=:80", "8080=fd7a::1:80"] {
+        for wrong in [
+            "",
+            "8080",
+            "8080=",
+            "8080=nginx",
+            "8080=nginx:0",
+            "x=nginx:80",
+            "8080=:80",
+            "8080=fd7a::1:80",
+        ] {
             assert!(wrong.parse::<Forward>().is_err(), "{wrong}");
         }
     }
@@ -285,10 +306,26 @@ mod tests {
     #[test]
     fn texts_of_serves() {
         let serve: Serve = "53/udp=127.0.0.1:5353".parse().unwrap();
-        assert_eq!((serve.port, serve.protocol, serve.target_port), (53, Protocol::Udp, 5353));
-        assert_eq!("80=localhost:8080".parse::<Serve>().unwrap().protocol, Protocol::Tcp);
-        assert_eq!("80/tcp=localhost:8080".parse::<Serve>().unwrap().protocol, Protocol::Tcp);
-        for wrong in ["", "80", "0=localhost:80", "80/sctp=localhost:80", "70000=localhost:80", "80=localhost"] {
+        assert_eq!(
+            (serve.port, serve.protocol, serve.target_port),
+            (53, Protocol::Udp, 5353)
+        );
+        assert_eq!(
+            "80=localhost:8080".parse::<Serve>().unwrap().protocol,
+            Protocol::Tcp
+        );
+        assert_eq!(
+            "80/tcp=localhost:8080".parse::<Serve>().unwrap().protocol,
+            Protocol::Tcp
+        );
+        for wrong in [
+            "",
+            "80",
+            "0=localhost:80",
+            "80/sctp=localhost:80",
+            "70000=localhost:80",
+            "80=localhost",
+        ] {
             assert!(wrong.parse::<Serve>().is_err(), "{wrong}");
         }
     }

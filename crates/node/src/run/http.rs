@@ -21,12 +21,16 @@ use crate::api::DialError;
 type Body = BoxBody<Bytes, hyper::Error>;
 
 pub(super) async fn start(tasks: &mut JoinSet<()>, addr: SocketAddr, shared: Shared) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(addr).await.with_context(|| format!("listening for HTTP on {addr}"))?;
+    let listener = TcpListener::bind(addr)
+        .await
+        .with_context(|| format!("listening for HTTP on {addr}"))?;
     tracing::info!(addr = %listener.local_addr()?, "HTTP proxy");
     tasks.spawn(async move {
         let mut connections = JoinSet::new();
         loop {
-            let Some((client, from)) = super::forward::accept(&listener, &mut connections).await else { continue };
+            let Some((client, from)) = super::forward::accept(&listener, &mut connections).await else {
+                continue;
+            };
             let shared = shared.clone();
             connections.spawn(async move {
                 let Ok(_slot) = shared.connections.clone().try_acquire_owned() else {
@@ -66,7 +70,10 @@ type Tunnels = tokio::sync::mpsc::Sender<(hyper::upgrade::OnUpgrade, crate::TcpS
 
 async fn answer(mut request: Request<Incoming>, shared: &Shared, tunnels: &Tunnels) -> Response<Body> {
     let Some(target) = target_of(request.uri()) else {
-        return refuse(StatusCode::BAD_REQUEST, "this is a proxy: send CONNECT host:port, or a whole http:// URL");
+        return refuse(
+            StatusCode::BAD_REQUEST,
+            "this is a proxy: send CONNECT host:port, or a whole http:// URL",
+        );
     };
     let remote = match shared.dial(&target).await {
         Ok(remote) => remote,
@@ -78,18 +85,25 @@ async fn answer(mut request: Request<Incoming>, shared: &Shared, tunnels: &Tunne
             Err(_) => refuse(StatusCode::BAD_REQUEST, "one CONNECT per connection"),
         };
     }
-    forward(request, remote).await.unwrap_or_else(|error| refuse(StatusCode::BAD_GATEWAY, &error.to_string()))
+    forward(request, remote)
+        .await
+        .unwrap_or_else(|error| refuse(StatusCode::BAD_GATEWAY, &error.to_string()))
 }
 
 /// Sends one plain request on a connection of its own.
-async fn forward(mut request: Request<Incoming>, remote: crate::TcpStream) -> Result<Response<Body>, hyper::Error> {
+async fn forward(
+    mut request: Request<Incoming>,
+    remote: crate::TcpStream,
+) -> Result<Response<Body>, hyper::Error> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(remote)).await?;
     // Ends with the answer's body.
     tokio::spawn(connection);
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
     *request.uri_mut() = Uri::try_from(path).unwrap_or_default();
     request.headers_mut().remove("proxy-connection");
-    request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    request
+        .headers_mut()
+        .insert(CONNECTION, HeaderValue::from_static("close"));
     Ok(sender.send_request(request).await?.map(BodyExt::boxed))
 }
 
@@ -104,7 +118,9 @@ fn target_of(uri: &Uri) -> Option<Target> {
 
 fn status_of(error: &DialError) -> StatusCode {
     match error {
-        DialError::UnknownName(_) | DialError::UnknownAddress(_) | DialError::Refused(_) => StatusCode::BAD_GATEWAY,
+        DialError::UnknownName(_) | DialError::UnknownAddress(_) | DialError::Refused(_) => {
+            StatusCode::BAD_GATEWAY
+        }
         DialError::Denied(_) => StatusCode::FORBIDDEN,
         DialError::TimedOut(_) => StatusCode::GATEWAY_TIMEOUT,
         DialError::Unavailable(_) | DialError::Closed => StatusCode::SERVICE_UNAVAILABLE,
@@ -112,7 +128,9 @@ fn status_of(error: &DialError) -> StatusCode {
 }
 
 fn refuse(status: StatusCode, why: &str) -> Response<Body> {
-    let body = Full::new(Bytes::from(format!("{why}\n"))).map_err(|never| match never {}).boxed();
+    let body = Full::new(Bytes::from(format!("{why}\n")))
+        .map_err(|never| match never {})
+        .boxed();
     let mut response = Response::new(body);
     *response.status_mut() = status;
     response
@@ -126,8 +144,14 @@ mod tests {
     fn where_a_request_goes() {
         let target = |uri: &str| target_of(&uri.parse().unwrap());
         assert_eq!(target("nginx:8080"), Some(Target::Name("nginx".into(), 8080)));
-        assert_eq!(target("[fd7a::1]:443"), Some(Target::Addr("[fd7a::1]:443".parse().unwrap())));
-        assert_eq!(target("http://nginx/index.html"), Some(Target::Name("nginx".into(), 80)));
+        assert_eq!(
+            target("[fd7a::1]:443"),
+            Some(Target::Addr("[fd7a::1]:443".parse().unwrap()))
+        );
+        assert_eq!(
+            target("http://nginx/index.html"),
+            Some(Target::Name("nginx".into(), 80))
+        );
         assert_eq!(target("/index.html"), None);
         assert_eq!(target("ftp://nginx/"), None);
     }

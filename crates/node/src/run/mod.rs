@@ -58,7 +58,10 @@ enum Target {
 
 impl Target {
     fn new(host: &str, port: u16) -> Self {
-        let unbracketed = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+        let unbracketed = host
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'))
+            .unwrap_or(host);
         match IpAddr::from_str(unbracketed) {
             Ok(addr) => Self::Addr(SocketAddr::new(addr, port)),
             Err(_) => Self::Name(host.to_owned(), port),
@@ -88,16 +91,26 @@ impl Shared {
 /// When a file, a listen address or the control URL cannot be used, or when the control server refuses the node.
 pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
     let extra_ca = match &settings.ca_file {
-        Some(path) => Some(tokio::fs::read(path).await.with_context(|| format!("reading {}", path.display()))?),
+        Some(path) => Some(
+            tokio::fs::read(path)
+                .await
+                .with_context(|| format!("reading {}", path.display()))?,
+        ),
         None => None,
     };
     let store: Arc<dyn StateStore> = match settings.state_file {
         Some(path) => Arc::new(FileStore::new(path)),
         None => Arc::new(MemoryStore::default()),
     };
-    let host = Host::new(&HostConfig { extra_ca_pem: extra_ca, ..HostConfig::default() })?;
+    let host = Host::new(&HostConfig {
+        extra_ca_pem: extra_ca,
+        ..HostConfig::default()
+    })?;
     let node = Arc::new(host.start(settings.node, store).await?);
-    let shared = Shared { node: node.clone(), connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)) };
+    let shared = Shared {
+        node: node.clone(),
+        connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+    };
 
     let mut tasks = JoinSet::new();
     let started = async {
@@ -131,7 +144,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
 }
 
 /// Tells each change of the status until `stop`; ends with an error when the node is refused.
-async fn watch_status(mut status: watch::Receiver<NodeStatus>, stop: &CancellationToken) -> anyhow::Result<()> {
+async fn watch_status(
+    mut status: watch::Receiver<NodeStatus>,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
     let mut told = None;
     loop {
         let now = status.borrow_and_update().clone();
@@ -153,12 +169,23 @@ fn tell(status: &NodeStatus) {
     match &status.phase {
         Phase::Starting => tracing::info!("connecting to the control server"),
         Phase::NeedsLogin { url } => tracing::warn!("open this page and sign in: {url}"),
-        Phase::NeedsApproval => tracing::warn!("waiting for an administrator of the tailnet to approve this node"),
+        Phase::NeedsApproval => {
+            tracing::warn!("waiting for an administrator of the tailnet to approve this node")
+        }
         Phase::Refused { reason } => tracing::error!(reason, "the control server refused this node"),
         Phase::Registered => tracing::info!("registered"),
         Phase::Online => {
-            let addresses = status.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-            tracing::info!(name = status.fqdn.as_deref().unwrap_or_default(), addresses, "online");
+            let addresses = status
+                .addresses
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(" ");
+            tracing::info!(
+                name = status.fqdn.as_deref().unwrap_or_default(),
+                addresses,
+                "online"
+            );
         }
         Phase::Disconnected { reason } => tracing::warn!(reason, "the control server is out of reach"),
         Phase::Stopped => tracing::info!("stopped"),

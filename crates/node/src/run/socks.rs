@@ -47,12 +47,16 @@ enum SocksError {
 }
 
 pub(super) async fn start(tasks: &mut JoinSet<()>, addr: SocketAddr, shared: Shared) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(addr).await.with_context(|| format!("listening for SOCKS5 on {addr}"))?;
+    let listener = TcpListener::bind(addr)
+        .await
+        .with_context(|| format!("listening for SOCKS5 on {addr}"))?;
     tracing::info!(addr = %listener.local_addr()?, "SOCKS5 proxy");
     tasks.spawn(async move {
         let mut connections = JoinSet::new();
         loop {
-            let Some((client, from)) = super::forward::accept(&listener, &mut connections).await else { continue };
+            let Some((client, from)) = super::forward::accept(&listener, &mut connections).await else {
+                continue;
+            };
             let shared = shared.clone();
             connections.spawn(async move {
                 let Ok(_slot) = shared.connections.clone().try_acquire_owned() else {
@@ -87,7 +91,9 @@ async fn serve(mut client: tokio::net::TcpStream, shared: &Shared) -> Result<(),
 
 fn refusal(error: &DialError) -> Reply {
     match error {
-        DialError::UnknownName(_) | DialError::UnknownAddress(_) | DialError::TimedOut(_) => Reply::HostUnreachable,
+        DialError::UnknownName(_) | DialError::UnknownAddress(_) | DialError::TimedOut(_) => {
+            Reply::HostUnreachable
+        }
         DialError::Refused(_) => Reply::Refused,
         DialError::Denied(_) => Reply::NotAllowed,
         DialError::Unavailable(_) | DialError::Closed => Reply::GeneralFailure,
@@ -135,7 +141,9 @@ async fn read_request<S: AsyncRead + AsyncWrite + Unpin>(client: &mut S) -> Resu
 
 /// The bound address is told as unspecified: it means nothing to a client of a tailnet.
 async fn reply<S: AsyncWrite + Unpin>(client: &mut S, reply: Reply) -> io::Result<()> {
-    client.write_all(&[VERSION, reply as u8, 0, 1, 0, 0, 0, 0, 0, 0]).await
+    client
+        .write_all(&[VERSION, reply as u8, 0, 1, 0, 0, 0, 0, 0, 0])
+        .await
 }
 
 #[cfg(test)]
@@ -162,13 +170,27 @@ mod tests {
         assert_eq!(answer, [5, 0]);
 
         let name = [&[5, 2, 2, 0][..], &[5, 1, 0, 3, 5], b"nginx", &[0x1f, 0x90]].concat();
-        assert_eq!(exchange(&name).await.0.unwrap(), Target::Name("nginx".into(), 8080));
+        assert_eq!(
+            exchange(&name).await.0.unwrap(),
+            Target::Name("nginx".into(), 8080)
+        );
 
         let address_as_name = [&[5, 1, 0][..], &[5, 1, 0, 3, 10], b"100.64.0.9", &[0, 80]].concat();
-        assert_eq!(exchange(&address_as_name).await.0.unwrap(), Target::Addr("100.64.0.9:80".parse().unwrap()));
+        assert_eq!(
+            exchange(&address_as_name).await.0.unwrap(),
+            Target::Addr("100.64.0.9:80".parse().unwrap())
+        );
 
-        let v6 = [&[5, 1, 0, 5, 1, 0, 4][..], &Ipv6Addr::LOCALHOST.octets(), &[1, 187]].concat();
-        assert_eq!(exchange(&v6).await.0.unwrap(), Target::Addr("[::1]:443".parse().unwrap()));
+        let v6 = [
+            &[5, 1, 0, 5, 1, 0, 4][..],
+            &Ipv6Addr::LOCALHOST.octets(),
+            &[1, 187],
+        ]
+        .concat();
+        assert_eq!(
+            exchange(&v6).await.0.unwrap(),
+            Target::Addr("[::1]:443".parse().unwrap())
+        );
     }
 
     #[tokio::test]
@@ -185,15 +207,24 @@ mod tests {
         assert!(matches!(result, Err(SocksError::AddressType(9))));
         assert_eq!(answer[2..4], [5, Reply::AddressNotSupported as u8]);
 
-        assert!(matches!(exchange(&[4, 1, 0]).await.0, Err(SocksError::Version(4))));
-        assert!(matches!(exchange(&[5, 1, 0, 5, 1, 0, 3, 2, 0xff, 0xfe, 0, 80]).await.0, Err(SocksError::Name)));
+        assert!(matches!(
+            exchange(&[4, 1, 0]).await.0,
+            Err(SocksError::Version(4))
+        ));
+        assert!(matches!(
+            exchange(&[5, 1, 0, 5, 1, 0, 3, 2, 0xff, 0xfe, 0, 80]).await.0,
+            Err(SocksError::Name)
+        ));
     }
 
     #[tokio::test]
     async fn every_cut_ends_with_an_error() {
         let whole = [&[5, 1, 0][..], &[5, 1, 0, 3, 5], b"nginx", &[0x1f, 0x90]].concat();
         for length in 0..whole.len() {
-            assert!(matches!(exchange(&whole[..length]).await.0, Err(SocksError::Io(_))), "cut at {length}");
+            assert!(
+                matches!(exchange(&whole[..length]).await.0, Err(SocksError::Io(_))),
+                "cut at {length}"
+            );
         }
     }
 }

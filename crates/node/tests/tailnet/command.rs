@@ -32,7 +32,11 @@ async fn echoes(mut stream: TcpStream) -> Attempt {
     stream.write_all(b"ping").await?;
     let mut answer = [0; 4];
     timeout(DEADLINE, stream.read_exact(&mut answer)).await??;
-    if &answer == b"ping" { Ok(()) } else { Err("another answer".into()) }
+    if &answer == b"ping" {
+        Ok(())
+    } else {
+        Err("another answer".into())
+    }
 }
 
 async fn through_socks(proxy: SocketAddr, host: &str) -> Attempt {
@@ -40,7 +44,12 @@ async fn through_socks(proxy: SocketAddr, host: &str) -> Attempt {
     stream.write_all(&[5, 1, 0]).await?;
     let mut method = [0; 2];
     stream.read_exact(&mut method).await?;
-    let request = [&[5, 1, 0, 3, host.len() as u8], host.as_bytes(), &80_u16.to_be_bytes()].concat();
+    let request = [
+        &[5, 1, 0, 3, host.len() as u8],
+        host.as_bytes(),
+        &80_u16.to_be_bytes(),
+    ]
+    .concat();
     stream.write_all(&request).await?;
     let mut reply = [0; 10];
     stream.read_exact(&mut reply).await?;
@@ -75,16 +84,33 @@ async fn proxies_and_forwards_lead_into_the_tailnet() {
     let stop = CancellationToken::new();
     let running = tokio::spawn(run(settings, stop.clone()));
 
-    eventually("a name through SOCKS5", async || through_socks(socks, "server").await).await;
-    through_socks(socks, &server.status().borrow().addresses[1].to_string()).await.unwrap();
-    assert!(through_socks(socks, "nobody").await.unwrap_err().to_string().contains("reply 4"));
+    eventually("a name through SOCKS5", async || {
+        through_socks(socks, "server").await
+    })
+    .await;
+    through_socks(socks, &server.status().borrow().addresses[1].to_string())
+        .await
+        .unwrap();
+    assert!(
+        through_socks(socks, "nobody")
+            .await
+            .unwrap_err()
+            .to_string()
+            .contains("reply 4")
+    );
 
-    let (head, stream) = through_http(http, "CONNECT server:80 HTTP/1.1\r\nHost: server:80\r\n\r\n").await.unwrap();
+    let (head, stream) = through_http(http, "CONNECT server:80 HTTP/1.1\r\nHost: server:80\r\n\r\n")
+        .await
+        .unwrap();
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
     echoes(stream).await.unwrap();
-    let (head, _) = through_http(http, "CONNECT nobody:80 HTTP/1.1\r\nHost: nobody:80\r\n\r\n").await.unwrap();
+    let (head, _) = through_http(http, "CONNECT nobody:80 HTTP/1.1\r\nHost: nobody:80\r\n\r\n")
+        .await
+        .unwrap();
     assert!(head.starts_with("HTTP/1.1 502"), "{head}");
-    let (head, _) = through_http(http, "GET /index.html HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let (head, _) = through_http(http, "GET /index.html HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .unwrap();
     assert!(head.starts_with("HTTP/1.1 400"), "{head}");
 
     echoes(TcpStream::connect(forward).await.unwrap()).await.unwrap();
@@ -105,21 +131,40 @@ async fn a_plain_request_goes_through_the_http_proxy() {
         while !head.ends_with(b"\r\n\r\n") {
             head.push(stream.read_u8().await.unwrap());
         }
-        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello").await.unwrap();
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+            .await
+            .unwrap();
         String::from_utf8(head).unwrap()
     });
     let http = free_tcp_port();
     let client = settings(&tailnet, "laptop", tailnet.auth_key("tag:client").await);
-    let running = tokio::spawn(run(Settings { http_proxy_listen: Some(http), ..client }, CancellationToken::new()));
+    let running = tokio::spawn(run(
+        Settings {
+            http_proxy_listen: Some(http),
+            ..client
+        },
+        CancellationToken::new(),
+    ));
 
     let mut stream = eventually("the proxy reaches the server", async || {
-        let request = "GET http://server/page?q=1 HTTP/1.1\r\nHost: server\r\nProxy-Connection: close\r\n\r\n";
-        let (head, stream) = through_http(http, request).await.map_err(|error| error.to_string())?;
-        if head.starts_with("HTTP/1.1 200") { Ok(stream) } else { Err(head) }
+        let request =
+            "GET http://server/page?q=1 HTTP/1.1\r\nHost: server\r\nProxy-Connection: close\r\n\r\n";
+        let (head, stream) = through_http(http, request)
+            .await
+            .map_err(|error| error.to_string())?;
+        if head.starts_with("HTTP/1.1 200") {
+            Ok(stream)
+        } else {
+            Err(head)
+        }
     })
     .await;
     let mut body = [0; 5];
-    timeout(DEADLINE, stream.read_exact(&mut body)).await.unwrap().unwrap();
+    timeout(DEADLINE, stream.read_exact(&mut body))
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(&body, b"hello");
     let head = served.await.unwrap();
     assert!(head.starts_with("GET /page?q=1 HTTP/1.1\r\n"), "{head}");
@@ -133,9 +178,14 @@ async fn served_ports_lead_out_of_the_tailnet_and_a_logout_ends_the_key() {
     let client = tailnet.join("client", "tag:client").await;
     let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let serves = [(80, "tcp", tcp.local_addr().unwrap()), (5353, "udp", udp.local_addr().unwrap())];
+    let serves = [
+        (80, "tcp", tcp.local_addr().unwrap()),
+        (5353, "udp", udp.local_addr().unwrap()),
+    ];
     let settings = Settings {
-        serves: serves.map(|(port, kind, to)| format!("{port}/{kind}={to}").parse().unwrap()).to_vec(),
+        serves: serves
+            .map(|(port, kind, to)| format!("{port}/{kind}={to}").parse().unwrap())
+            .to_vec(),
         logout_on_exit: true,
         ..settings(&tailnet, "gateway", tailnet.auth_key("tag:server").await)
     };
@@ -156,10 +206,16 @@ async fn served_ports_lead_out_of_the_tailnet_and_a_logout_ends_the_key() {
     let stop = CancellationToken::new();
     let running = tokio::spawn(run(settings, stop.clone()));
 
-    let mut stream = eventually("the gateway is reached", async || client.dial_name("gateway", 80).await).await;
+    let mut stream = eventually("the gateway is reached", async || {
+        client.dial_name("gateway", 80).await
+    })
+    .await;
     stream.write_all(b"ping").await.unwrap();
     let mut answer = [0; 4];
-    timeout(DEADLINE, stream.read_exact(&mut answer)).await.unwrap().unwrap();
+    timeout(DEADLINE, stream.read_exact(&mut answer))
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(&answer, b"ping");
 
     let socket = client.bind_udp(0).unwrap();
@@ -167,8 +223,14 @@ async fn served_ports_lead_out_of_the_tailnet_and_a_logout_ends_the_key() {
     eventually("a datagram comes back", async || {
         socket.send_to(b"pong", to).map_err(|error| error.to_string())?;
         let received = timeout(std::time::Duration::from_millis(500), socket.recv()).await;
-        let datagram = received.map_err(|_| "lost".to_owned())?.map_err(|error| error.to_string())?;
-        if datagram.payload == b"pong" && datagram.from == to { Ok(()) } else { Err("another one".to_owned()) }
+        let datagram = received
+            .map_err(|_| "lost".to_owned())?
+            .map_err(|error| error.to_string())?;
+        if datagram.payload == b"pong" && datagram.from == to {
+            Ok(())
+        } else {
+            Err("another one".to_owned())
+        }
     })
     .await;
 
@@ -176,5 +238,8 @@ async fn served_ports_lead_out_of_the_tailnet_and_a_logout_ends_the_key() {
     timeout(DEADLINE, running).await.unwrap().unwrap().unwrap();
     let world = tailnet.coordinator().operations().world();
     let gateway = world.nodes().find(|node| node.name == "gateway").unwrap();
-    assert!(gateway.expires.is_some(), "its key has ended, although keys of tagged nodes do not");
+    assert!(
+        gateway.expires.is_some(),
+        "its key has ended, although keys of tagged nodes do not"
+    );
 }

@@ -52,7 +52,12 @@ impl Tailnet {
         );
         let config = Config::parse(&text, &policy_file).unwrap();
         let host = Host::new(&HostConfig::default()).unwrap();
-        let mut tailnet = Self { host, config, coordinator: None, _dir: dir };
+        let mut tailnet = Self {
+            host,
+            config,
+            coordinator: None,
+            _dir: dir,
+        };
         tailnet.start_coordinator().await;
         tailnet
     }
@@ -74,17 +79,31 @@ impl Tailnet {
 
     /// A new auth key that works once.
     pub(crate) async fn auth_key(&self, tag: &str) -> AuthKey {
+        self.mint(tag, false).await
+    }
+
+    /// A new auth key that works any number of times.
+    pub(crate) async fn reusable_auth_key(&self, tag: &str) -> AuthKey {
+        self.mint(tag, true).await
+    }
+
+    async fn mint(&self, tag: &str, reusable: bool) -> AuthKey {
         let key = NewAuthKey {
             creator: Actor::Administrator,
             owner: None,
             description: String::new(),
-            reusable: false,
+            reusable,
             ephemeral: false,
             preauthorized: true,
             tags: BTreeSet::from([tag.parse().unwrap()]),
             lifetime: None,
         };
-        let minted = self.coordinator().operations().create_auth_key(key).await.unwrap();
+        let minted = self
+            .coordinator()
+            .operations()
+            .create_auth_key(key)
+            .await
+            .unwrap();
         AuthKey::new(minted.secret.reveal()).unwrap()
     }
 
@@ -123,7 +142,10 @@ pub(crate) async fn reached(node: &Node, what: &str, wanted: impl Fn(&NodeStatus
 }
 
 /// Tries until `attempt` succeeds.
-pub(crate) async fn eventually<T, E: std::fmt::Debug>(what: &str, mut attempt: impl AsyncFnMut() -> Result<T, E>) -> T {
+pub(crate) async fn eventually<T, E: std::fmt::Debug>(
+    what: &str,
+    mut attempt: impl AsyncFnMut() -> Result<T, E>,
+) -> T {
     let deadline = tokio::time::Instant::now() + DEADLINE;
     loop {
         match attempt().await {
@@ -146,9 +168,15 @@ pub(crate) fn is_online(status: &NodeStatus) -> bool {
 }
 
 pub(crate) fn free_tcp_port() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .unwrap()
+        .local_addr()
+        .unwrap()
 }
 
 pub(crate) fn free_udp_port() -> SocketAddr {
-    UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
+    UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))
+        .unwrap()
+        .local_addr()
+        .unwrap()
 }
