@@ -10,7 +10,7 @@ use clap::Parser;
 use serde_json::Value;
 use tailwharf_coordinator::admin::cli::{self, Command};
 use tailwharf_coordinator::admin::client::{Client, ClientError};
-use tailwharf_coordinator::{Config, Coordinator, Handle};
+use tailwharf_coordinator::{Config, Coordinator, Handle, StartError};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
@@ -85,7 +85,10 @@ async fn the_socket_is_for_its_owner_alone() {
         .mode();
     assert_eq!(mode & 0o777, 0o600);
     let second = Coordinator::start(site.config.clone(), CancellationToken::new()).await;
-    assert!(second.is_err(), "two coordinators on one data directory");
+    assert!(
+        matches!(second, Err(StartError::AdminSocket { .. })),
+        "two coordinators on one data directory"
+    );
     site.run("user list").await;
     site.handle.stop().await;
 }

@@ -1,7 +1,8 @@
 //! The policy's own tests: each is tried on a small tailnet made of just its source and its destination.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::IpNet;
 use tailwharf_wire::tailcfg::{NodeId, UserId};
 
 use crate::model::{Selector, Test};
@@ -10,9 +11,19 @@ use crate::{Attributes, Node, Owner, Policy, PolicyError, Problem, Role, Tailnet
 /// IP protocol number of TCP, which tests without a protocol mean.
 const TCP: u8 = 6;
 
-/// The addresses of the devices that stand for a source and a destination.
-const SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(100, 127, 255, 253));
-const DESTINATION: IpAddr = IpAddr::V4(Ipv4Addr::new(100, 127, 255, 254));
+/// The address of a device that stands for a source (0) or a destination (1): among the last ones of the tailnet's first
+/// prefix, so that `*` and prefixes mean it as they mean any device.
+fn stand_in(tailnet: &Tailnet, number: u8) -> IpAddr {
+    match tailnet.prefixes.first().map(IpNet::broadcast) {
+        Some(IpAddr::V4(last)) => {
+            Ipv4Addr::from_bits(last.to_bits().saturating_sub(1 + u32::from(number))).into()
+        }
+        Some(IpAddr::V6(last)) => {
+            Ipv6Addr::from_bits(last.to_bits().saturating_sub(1 + u128::from(number))).into()
+        }
+        None => Ipv4Addr::new(100, 64, 0, 1 + number).into(),
+    }
+}
 
 /// Ids of the users that stand for logins that the tailnet does not have.
 const UNKNOWN_USERS: i64 = i64::MAX >> 1;
@@ -89,8 +100,20 @@ impl Policy {
             users: tailnet.users.clone(),
             nodes: Vec::new(),
         };
-        let from = place(&mut stage, tailnet, source, SOURCE, &test.attributes);
-        let to = place(&mut stage, tailnet, destination, DESTINATION, &Attributes::new());
+        let from = place(
+            &mut stage,
+            tailnet,
+            source,
+            stand_in(tailnet, 0),
+            &test.attributes,
+        );
+        let to = place(
+            &mut stage,
+            tailnet,
+            destination,
+            stand_in(tailnet, 1),
+            &Attributes::new(),
+        );
         compile(self, &stage).allows(from, to, test.protocol.unwrap_or(TCP), port)
     }
 }

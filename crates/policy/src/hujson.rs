@@ -313,7 +313,7 @@ impl<'a> Parser<'a> {
         let number = serde_json::from_str::<Number>(text).ok();
         number
             .map(Value::Number)
-            .ok_or(PolicyError::new(start, Problem::Syntax("this is not a number")))
+            .ok_or_else(|| PolicyError::new(start, Problem::Syntax("this is not a number")))
     }
 
     fn word(&mut self) -> Result<Value, PolicyError> {

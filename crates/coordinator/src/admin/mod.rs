@@ -2,6 +2,7 @@
 //!
 //! Who may open the socket is the administrator; there is no token to keep. The socket's mode is 0600.
 
+mod args;
 pub mod cli;
 pub mod client;
 mod output;

@@ -9,8 +9,9 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
+use tokio::time::timeout;
 
-use super::{Api, ApiError, Authority, BODY_LIMIT};
+use super::{Api, ApiError, Authority, BODY_LIMIT, BODY_TIME};
 use crate::model::Actor;
 use crate::ops::{Access, AccessError};
 use crate::scope::{self, Scope};
@@ -123,14 +124,19 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     }
 }
 
+/// Ends a call whose body does not come.
+pub(super) async fn in_time<T>(body: impl Future<Output = T>) -> Result<T, ApiError> {
+    timeout(BODY_TIME, body).await.map_err(|_| ApiError::BodyTooSlow)
+}
+
 /// The whole body. The limit itself is set where the route is; here it only names it.
 pub(super) async fn bytes<S: Send + Sync>(
     request: Request,
     state: &S,
     limit: usize,
 ) -> Result<Bytes, ApiError> {
-    Bytes::from_request(request, state)
-        .await
+    in_time(Bytes::from_request(request, state))
+        .await?
         .map_err(|rejection| match rejection.into_response().status() {
             StatusCode::PAYLOAD_TOO_LARGE => ApiError::BodyTooLong(limit),
             _ => ApiError::BodyIncomplete,

@@ -29,6 +29,8 @@ pub(crate) enum ApiError {
     UnknownMethod,
     #[error("the body is longer than {0} bytes")]
     BodyTooLong(usize),
+    #[error("the body did not come within {} seconds", super::BODY_TIME.as_secs())]
+    BodyTooSlow,
     #[error("the body could not be read to its end")]
     BodyIncomplete,
     #[error("the body is not what this call takes: {0}")]
@@ -51,6 +53,7 @@ impl ApiError {
             Self::UnknownTailnet(_) | Self::UnknownCall | Self::NotFound { .. } => StatusCode::NOT_FOUND,
             Self::UnknownMethod => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTooLong(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::BodyIncomplete | Self::BodyInvalid(_) | Self::Invalid(_) => StatusCode::BAD_REQUEST,
             Self::NoServices => StatusCode::NOT_IMPLEMENTED,
             Self::Operation(error) => match error {

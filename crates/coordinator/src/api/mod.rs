@@ -14,6 +14,8 @@ mod tailnet;
 mod tests;
 mod users;
 
+use std::time::Duration;
+
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{delete, get, post};
@@ -30,6 +32,9 @@ use crate::ops::Operations;
 const BODY_LIMIT: usize = 1 << 20;
 /// The longest policy, in bytes.
 const POLICY_LIMIT: usize = tailwharf_policy::MAX_TEXT;
+
+/// How long the body of a call may take to come.
+const BODY_TIME: Duration = Duration::from_secs(30);
 
 /// What handlers share.
 #[derive(Clone, Debug)]

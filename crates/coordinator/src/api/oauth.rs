@@ -3,8 +3,7 @@
 use std::collections::BTreeSet;
 
 use axum::Json;
-use axum::extract::rejection::FormRejection;
-use axum::extract::{Form, State};
+use axum::extract::{Form, FromRequest as _, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -41,9 +40,10 @@ struct TokenAnswer<'a> {
 pub(super) async fn token(
     State(api): State<Api>,
     headers: HeaderMap,
-    form: Result<Form<TokenRequest>, FormRejection>,
+    request: Request,
 ) -> Result<Response, ApiError> {
-    let Ok(Form(request)) = form else {
+    let form = Form::<TokenRequest>::from_request(request, &());
+    let Ok(Form(request)) = caller::in_time(form).await? else {
         return Ok(refusal(
             "invalid_request",
             "send a form of at most 1 MiB with client_id and client_secret",

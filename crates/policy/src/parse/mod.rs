@@ -149,7 +149,7 @@ const SSH_NOT_ENFORCED: &str = "SSH rules have no effect: this server gives no n
 fn read_groups(reader: &mut Reader, item: &Item) -> BTreeMap<String, BTreeSet<String>> {
     let mut groups = BTreeMap::new();
     for Member { at, name, item } in reader.members(item, "\"groups\"") {
-        if !name.strip_prefix("group:").is_some_and(|rest| !rest.is_empty()) {
+        if name.strip_prefix("group:").is_none_or(str::is_empty) {
             reader.invalid(*at, name, "the name of a group; it begins with \"group:\"");
             continue;
         }

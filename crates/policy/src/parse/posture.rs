@@ -12,7 +12,7 @@ use crate::posture::{Assertion, Test};
 pub(super) fn read_postures(reader: &mut Reader, item: &Item) -> BTreeMap<String, Arc<[Assertion]>> {
     let mut postures = BTreeMap::new();
     for Member { at, name, item } in reader.members(item, "\"postures\"") {
-        if !name.strip_prefix("posture:").is_some_and(|rest| !rest.is_empty()) {
+        if name.strip_prefix("posture:").is_none_or(str::is_empty) {
             reader.invalid(*at, name, "the name of a posture; it begins with \"posture:\"");
             continue;
         }
@@ -63,9 +63,12 @@ fn parse_assertion(text: &str) -> Result<Assertion, &'static str> {
     })
 }
 
+/// Makes the test of an operator out of its value.
+type Comparison = fn(AttributeValue) -> Test;
+
 fn parse_test(text: &str) -> Result<Test, &'static str> {
     // Longer operators first, so that "<" does not take the beginning of "<=".
-    let comparisons: [(&str, fn(AttributeValue) -> Test); 6] = [
+    let comparisons: [(&str, Comparison); 6] = [
         ("==", Test::Equal),
         ("!=", Test::NotEqual),
         ("<=", Test::LessOrEqual),
