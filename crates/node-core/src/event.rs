@@ -68,7 +68,7 @@ pub enum Event {
     },
     /// A ping had no answer in time.
     PingTimeout(PingId),
-    /// A session with a peer was established, which had none since [`crate::core`]'s idle time.
+    /// A session with a peer was established that had none, or none any more.
     PeerActive {
         /// The peer.
         peer: Arc<Peer>,

@@ -13,8 +13,8 @@ use crate::budget::Share;
 use crate::event::CloseReason;
 use crate::slab::Key;
 
-/// How long an attempt to connect, or a half-open connection, waits.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long an attempt to connect, or a half-open connection, waits: five repetitions, as other systems do.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
 /// A keep-alive goes out when nothing came for so long; NATs of backends and peers' sleep are longer.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// A connection of which nothing was heard for so long, keep-alives included, is dead.
@@ -69,6 +69,8 @@ impl Flow {
         // Applications write what is ready; holding it back for fuller segments only adds latency.
         socket.set_nagle_enabled(false);
         socket.set_timeout(Some(OPEN_TIMEOUT));
+        // Set before there is a connection: smoltcp sends one at once when it is set later.
+        socket.set_keep_alive(Some(KEEP_ALIVE));
         let mut sockets = SocketSet::new(vec![SocketStorage::EMPTY]);
         let handle = sockets.add(socket);
         Self {
@@ -153,9 +155,7 @@ impl Flow {
     /// The handshake is complete.
     pub(super) fn established(&mut self, stage: Stage) {
         self.stage = stage;
-        let socket = self.socket_mut();
-        socket.set_timeout(Some(DEAD_AFTER));
-        socket.set_keep_alive(Some(KEEP_ALIVE));
+        self.socket_mut().set_timeout(Some(DEAD_AFTER));
     }
 
     /// The application lets go. What it wrote is still sent; if it left data unread the other side is told so by a reset (RFC 2525, 2.17).

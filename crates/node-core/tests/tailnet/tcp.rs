@@ -359,7 +359,7 @@ fn a_silent_peer_times_out() {
         .core
         .connect_tcp(SocketAddr::new(address(2), 80))
         .unwrap();
-    net.run_until(MINUTE, "timeout", |net| {
+    net.run_until(2 * MINUTE, "timeout", |net| {
         closed(net, 1, conn) == Some(CloseReason::TimedOut)
     });
     net.host(1).core.close(conn);
