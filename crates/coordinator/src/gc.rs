@@ -140,13 +140,21 @@ mod tests {
         let away = |lab: &Lab, at, started| due(&lab.world, at, GRACE, started).abandoned;
         assert_eq!(away(&lab, after(now, 299), now), []);
         assert_eq!(away(&lab, after(now, 300), now), [id]);
-        assert_eq!(away(&lab, after(now, 300), after(now, 10)), [], "a restart starts the time anew");
+        assert_eq!(
+            away(&lab, after(now, 300), after(now, 10)),
+            [],
+            "a restart starts the time anew"
+        );
 
-        let online = Presence { online: true, ..Presence::default() };
+        let online = Presence {
+            online: true,
+            ..Presence::default()
+        };
         lab.apply(&[Change::SetPresence(id, online)]);
         assert_eq!(away(&lab, after(now, 9999), now), []);
         lab.pass(1000);
-        lab.run(|world, context| Ok(crate::poll::disconnect(world, context, id))).unwrap();
+        lab.run(|world, context| Ok(crate::poll::disconnect(world, context, id)))
+            .unwrap();
         assert_eq!(away(&lab, after(now, 1299), now), []);
         assert_eq!(away(&lab, after(now, 1300), now), [id]);
     }
@@ -169,7 +177,10 @@ mod tests {
         let early = due(&lab.world, lab.context.now, GRACE, lab.context.now);
         assert_eq!((early.expired, early.next), (vec![], Some(end)));
         assert_eq!(due(&lab.world, end, GRACE, end).expired, [NodeId(1)]);
-        let expired = Presence { expired: true, ..Presence::default() };
+        let expired = Presence {
+            expired: true,
+            ..Presence::default()
+        };
         lab.apply(&[Change::SetPresence(NodeId(1), expired)]);
         assert!(due(&lab.world, end, GRACE, end).is_empty());
     }

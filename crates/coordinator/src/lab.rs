@@ -72,12 +72,22 @@ pub(crate) fn node_key(seed: u8) -> NodePublic {
 }
 
 pub(crate) fn hostinfo(hostname: &str) -> Hostinfo {
-    Hostinfo { hostname: hostname.to_owned(), os: "linux".to_owned(), ..Hostinfo::default() }
+    Hostinfo {
+        hostname: hostname.to_owned(),
+        os: "linux".to_owned(),
+        ..Hostinfo::default()
+    }
 }
 
 pub(crate) fn hostinfo_at(hostname: &str, region: i32) -> Hostinfo {
-    let net_info = NetInfo { preferred_derp: RegionId(region), ..NetInfo::default() };
-    Hostinfo { net_info: Some(net_info), ..hostinfo(hostname) }
+    let net_info = NetInfo {
+        preferred_derp: RegionId(region),
+        ..NetInfo::default()
+    };
+    Hostinfo {
+        net_info: Some(net_info),
+        ..hostinfo(hostname)
+    }
 }
 
 impl Lab {
@@ -89,10 +99,20 @@ impl Lab {
             rng: StdRng::seed_from_u64(7),
             prefixes: world.facts().prefixes,
             suffix: world.facts().suffix.clone(),
-            rules: Rules { key_lifetime: Some(SignedDuration::from_hours(24 * 180)), require_approval: false },
+            rules: Rules {
+                key_lifetime: Some(SignedDuration::from_hours(24 * 180)),
+                require_approval: false,
+            },
         };
-        let mut lab = Self { sessions: Sessions::new(world.clone()), world, context };
-        for (id, login, role) in [(1, "alice@example.com", Role::Owner), (2, "bob@example.com", Role::Member)] {
+        let mut lab = Self {
+            sessions: Sessions::new(world.clone()),
+            world,
+            context,
+        };
+        for (id, login, role) in [
+            (1, "alice@example.com", Role::Owner),
+            (2, "bob@example.com", Role::Member),
+        ] {
             lab.apply(&[Change::PutUser(Arc::new(User {
                 id: UserId(id),
                 login: login.to_owned(),
@@ -128,11 +148,20 @@ impl Lab {
     }
 
     pub(crate) fn pass(&mut self, seconds: i64) {
-        self.context.now = self.context.now.checked_add(SignedDuration::from_secs(seconds)).unwrap();
+        self.context.now = self
+            .context
+            .now
+            .checked_add(SignedDuration::from_secs(seconds))
+            .unwrap();
     }
 
     /// An auth key of an hour: of `owner`, or with tags.
-    pub(crate) fn auth_key(&mut self, owner: Option<i64>, list: &[&str], edit: impl FnOnce(&mut AuthKey)) -> Secret {
+    pub(crate) fn auth_key(
+        &mut self,
+        owner: Option<i64>,
+        list: &[&str],
+        edit: impl FnOnce(&mut AuthKey),
+    ) -> Secret {
         let (id, text, hash) = secret::mint(CredentialKind::Auth, &mut self.context.rng);
         let mut key = AuthKey {
             id,
@@ -145,7 +174,11 @@ impl Lab {
             preauthorized: true,
             tags: tags(list),
             created: self.context.now,
-            expires: self.context.now.checked_add(SignedDuration::from_hours(1)).unwrap(),
+            expires: self
+                .context
+                .now
+                .checked_add(SignedDuration::from_hours(1))
+                .unwrap(),
             used: None,
             revoked: None,
         };
@@ -155,7 +188,8 @@ impl Lab {
     }
 
     pub(crate) fn register(&mut self, machine: MachinePublic, request: RegisterRequest) -> Registered {
-        self.run(|world, context| register::register(world, context, machine, request)).unwrap()
+        self.run(|world, context| register::register(world, context, machine, request))
+            .unwrap()
     }
 
     /// A node of machine and node key `seed`.
@@ -168,7 +202,9 @@ impl Lab {
 pub(crate) fn request(seed: u8, key: Option<&Secret>, hostname: &str) -> RegisterRequest {
     RegisterRequest {
         node_key: node_key(seed),
-        auth: key.map(|key| RegisterAuth { auth_key: key.reveal().to_owned() }),
+        auth: key.map(|key| RegisterAuth {
+            auth_key: key.reveal().to_owned(),
+        }),
         hostinfo: Some(hostinfo(hostname)),
         ..RegisterRequest::default()
     }
@@ -186,6 +222,8 @@ pub(crate) fn config(dir: &std::path::Path) -> Config {
 /// How many times each value is there.
 pub(crate) fn counts<T: Ord>(values: impl IntoIterator<Item = T>) -> BTreeMap<T, usize> {
     let mut counts = BTreeMap::new();
-    values.into_iter().for_each(|value| *counts.entry(value).or_default() += 1);
+    values
+        .into_iter()
+        .for_each(|value| *counts.entry(value).or_default() += 1);
     counts
 }

@@ -163,7 +163,7 @@ impl Control {
                     Ok(()) => {}
                     // A store that refuses writes does not take the map from a running node.
                     Err(OpError::Store(error)) => {
-                        tracing::warn!(node = id.0, %error, "node connected unrecorded")
+                        tracing::warn!(node = id.0, %error, "node connected unrecorded");
                     }
                     Err(error) => return Err(error.into()),
                 }

@@ -37,7 +37,7 @@ impl TryFrom<String> for Suffix {
     fn try_from(text: String) -> Result<Self, InvalidSuffix> {
         let domain = text.trim_end_matches('.').to_ascii_lowercase();
         let legal = domain.contains('.')
-            && domain.len() <= 253 - LABEL_LIMIT - 1
+            && domain.len() < 253 - LABEL_LIMIT
             && domain.split('.').all(|label| sanitise(label) == label);
         if legal {
             Ok(Self(domain))

@@ -73,7 +73,10 @@ pub(crate) fn elect<'a>(
             .and_then(|id| offers.iter().find(|offer| offer.0 == *id));
         let kept = former.filter(|offer| offer.1);
         let online = offers.iter().find(|offer| offer.1);
-        kept.or(online).or(former).or(offers.first()).map(|offer| offer.0)
+        kept.or(online)
+            .or(former)
+            .or_else(|| offers.first())
+            .map(|offer| offer.0)
     };
     Primaries(
         offers

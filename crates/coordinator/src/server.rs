@@ -136,6 +136,11 @@ impl Coordinator {
     /// When the store, the policy, the certificate or an address cannot be used.
     pub async fn start(config: Config, stop: CancellationToken) -> Result<Handle, StartError> {
         make_data_dir(&config.data_dir)?;
+        // First of all, for it finds out whether another coordinator runs here.
+        let admin_socket = admin::bind(&config.admin_socket()).map_err(|source| StartError::AdminSocket {
+            path: config.admin_socket(),
+            source,
+        })?;
         let tls = config.tls.as_ref().map(acceptor).transpose()?;
         let mut store = SqliteStore::open(&config.store_file())?;
         let saved = store.load()?;
@@ -143,11 +148,12 @@ impl Coordinator {
         let public = server_key.public();
         let first_start = saved.policy.is_none();
 
-        let listen = |source| StartError::Listen { addr: config.listen, source };
+        let listen = |source| StartError::Listen {
+            addr: config.listen,
+            source,
+        };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let local_addr = listener.local_addr().map_err(listen)?;
-        let admin_socket = admin::bind(&config.admin_socket())
-            .map_err(|source| StartError::AdminSocket { path: config.admin_socket(), source })?;
         let admitted = Arc::new(OnceLock::new());
         let relay = start_relay(&config, admitted.clone(), stop.clone()).await?;
 
@@ -156,14 +162,24 @@ impl Coordinator {
             suffix: config.magic_dns_suffix.clone(),
             derp_map: derp_map(&config, relay.as_ref()),
         };
-        let world = Arc::new(World::load(facts, active_policy(&saved)?, saved, Timestamp::now()));
+        let world = Arc::new(World::load(
+            facts,
+            active_policy(&saved)?,
+            saved,
+            Timestamp::now(),
+        ));
         let sessions = Arc::new(Sessions::new(world.clone()));
         let (published, worlds) = watch::channel(world);
         admitted.get_or_init(|| worlds.clone());
         let (jobs, queue) = mpsc::channel(writer::QUEUE);
         let context = context(&config);
-        let writer =
-            Writer { store: Box::new(store), context, clock: Timestamp::now, sessions: sessions.clone(), published };
+        let writer = Writer {
+            store: Box::new(store),
+            context,
+            clock: Timestamp::now,
+            sessions: sessions.clone(),
+            published,
+        };
         let writer = writer.spawn(queue).map_err(StartError::Thread)?;
         let ops = Operations::new(jobs, worlds);
         if first_start {
@@ -171,21 +187,40 @@ impl Coordinator {
         }
 
         let tasks = TaskTracker::new();
-        let control =
-            Arc::new(Control { ops: ops.clone(), sessions, server_key, stop: stop.clone(), tasks: tasks.clone() });
+        let control = Arc::new(Control {
+            ops: ops.clone(),
+            sessions,
+            server_key,
+            stop: stop.clone(),
+            tasks: tasks.clone(),
+        });
         let router = http::routes(control.clone()).merge(api::router(ops.clone()));
         let permits = http::Permits::new(config.limits);
-        tasks.spawn(gc::run(control.clone(), config.nodes.ephemeral_grace(), Timestamp::now()));
+        tasks.spawn(gc::run(
+            control.clone(),
+            config.nodes.ephemeral_grace(),
+            Timestamp::now(),
+        ));
         tasks.spawn(admin::serve(admin_socket, ops.clone(), stop.clone()));
         tasks.spawn(http::listen(control, listener, tls, router, permits));
         tracing::info!(%local_addr, server_url = %config.server_url, key = %public, "coordinator started");
-        Ok(Handle { local_addr, server_key: public, relay, ops, stop, tasks, writer })
+        Ok(Handle {
+            local_addr,
+            server_key: public,
+            relay,
+            ops,
+            stop,
+            tasks,
+            writer,
+        })
     }
 }
 
 impl fmt::Debug for Handle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Handle").field("local_addr", &self.local_addr).finish_non_exhaustive()
+        f.debug_struct("Handle")
+            .field("local_addr", &self.local_addr)
+            .finish_non_exhaustive()
     }
 }
 
@@ -214,7 +249,13 @@ impl Handle {
     pub async fn stop(self) {
         self.stop.cancel();
         self.tasks.close();
-        if timeout(STOP_TIME, self.tasks.wait()).await.is_err() {
+        let ended = async {
+            self.tasks.wait().await;
+            if let Some(relay) = &self.relay {
+                relay.stopped().await;
+            }
+        };
+        if timeout(STOP_TIME, ended).await.is_err() {
             tracing::warn!(open = self.tasks.len(), "some connections did not end in time");
         }
         self.ops.close().await;
@@ -253,7 +294,9 @@ async fn start_relay(
     let admission: Admission = Arc::new(move |key| {
         world.get().is_some_and(|world| {
             let world = world.borrow();
-            world.node_by_key(key).is_some_and(|node| !world.presence(node.id).expired)
+            world
+                .node_by_key(key)
+                .is_some_and(|node| !world.presence(node.id).expired)
         })
     });
     let settings = RelayConfig {
@@ -270,7 +313,10 @@ async fn start_relay(
 
 fn make_data_dir(path: &Path) -> Result<(), StartError> {
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(|source| StartError::DataDir { path: path.to_owned(), source })
+    made.map_err(|source| StartError::DataDir {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn derp_map(config: &Config, relay: Option<&RelayHandle>) -> DerpMap {
@@ -281,8 +327,15 @@ fn derp_map(config: &Config, relay: Option<&RelayHandle>) -> DerpMap {
         nodes: vec![relay.derp_node()],
         ..DerpRegion::default()
     };
-    let regions = relay.map(|relay| (config.relay.region_id, region(relay))).into_iter().collect();
-    DerpMap { regions, omit_default_regions: true, ..DerpMap::default() }
+    let regions = relay
+        .map(|relay| (config.relay.region_id, region(relay)))
+        .into_iter()
+        .collect();
+    DerpMap {
+        regions,
+        omit_default_regions: true,
+        ..DerpMap::default()
+    }
 }
 
 fn server_key(store: &mut dyn Store, saved: &Saved) -> Result<MachinePrivate, StoreError> {

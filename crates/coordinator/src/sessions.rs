@@ -180,13 +180,17 @@ impl Sessions {
     /// Tells all streams that a change concerns of the new world. The work grows with the streams times the changed nodes.
     pub(crate) fn publish(&self, old: &World, new: &Arc<World>, effects: &Effects) {
         let mut registry = lock(&self.0);
-        registry.world = new.clone();
-        registry.open.retain(|node, session| {
+        let Registry {
+            world, open, latest, ..
+        } = &mut *registry;
+        *world = new.clone();
+        open.retain(|node, session| {
             let exists = new.node(*node).is_some();
             if exists {
                 session.note(old, new, effects);
             } else {
                 session.close();
+                latest.remove(node);
             }
             exists
         });

@@ -1,5 +1,7 @@
 //! What a coordinator acknowledged survives that it is killed.
 
+#![expect(clippy::unwrap_used, reason = "helpers of the test, which fails by panic")]
+
 use std::{
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
@@ -22,11 +24,17 @@ fn config(dir: &Path) -> Config {
 
 /// Creates users until killed, and prints each one once it is acknowledged.
 async fn write_until_killed(dir: &Path) {
-    let handle = Coordinator::start(config(dir), CancellationToken::new()).await.unwrap();
+    let handle = Coordinator::start(config(dir), CancellationToken::new())
+        .await
+        .unwrap();
     let mut out = std::io::stdout();
     loop {
         let login = format!("user{}@example.com", handle.operations().world().users().count());
-        let new = NewUser { login, display_name: String::new(), role: Role::Member };
+        let new = NewUser {
+            login,
+            display_name: String::new(),
+            role: Role::Member,
+        };
         let user = handle.operations().create_user(new).await.unwrap();
         writeln!(out, "acknowledged {} {}", user.id, user.login).unwrap();
         out.flush().unwrap();
@@ -34,7 +42,10 @@ async fn write_until_killed(dir: &Path) {
 }
 
 #[tokio::test]
-#[expect(clippy::disallowed_methods, reason = "the test starts itself a second time, and tells it so")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the test starts itself a second time, and tells it so"
+)]
 async fn acknowledged_changes_survive_kill() {
     if let Ok(dir) = std::env::var(ROLE) {
         return write_until_killed(&PathBuf::from(dir)).await;
@@ -48,7 +59,9 @@ async fn acknowledged_changes_survive_kill() {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let lines = BufReader::new(child.stdout.take().unwrap())
+            .lines()
+            .map_while(Result::ok);
         let mut seen = 0;
         for line in lines {
             if let Some(user) = line.strip_prefix("acknowledged ") {
@@ -62,10 +75,18 @@ async fn acknowledged_changes_survive_kill() {
         child.wait().unwrap();
         assert!(seen >= CHANGES, "the child ended early, after {seen} changes");
     }
-    let handle = Coordinator::start(config(dir.path()), CancellationToken::new()).await.unwrap();
+    let handle = Coordinator::start(config(dir.path()), CancellationToken::new())
+        .await
+        .unwrap();
     let world = handle.operations().world();
-    let stored: Vec<String> = world.users().map(|user| format!("{} {}", user.id, user.login)).collect();
-    let lost: Vec<_> = acknowledged.iter().filter(|user| !stored.contains(user)).collect();
+    let stored: Vec<String> = world
+        .users()
+        .map(|user| format!("{} {}", user.id, user.login))
+        .collect();
+    let lost: Vec<_> = acknowledged
+        .iter()
+        .filter(|user| !stored.contains(user))
+        .collect();
     assert!(lost.is_empty(), "lost: {lost:?}");
     handle.stop().await;
 }

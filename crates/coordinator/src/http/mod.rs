@@ -21,7 +21,7 @@ use tailwharf_wire::tailcfg::OverTlsPublicKeyResponse;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -33,6 +33,8 @@ use crate::machine::Control;
 const HEADER_TIME: Duration = Duration::from_secs(5);
 /// The longest header block.
 const HEADER_LIMIT: usize = 64 * 1024;
+/// How often the log says that connections are refused.
+const LIMIT_LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// How long to wait when the system gives no more sockets.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -80,6 +82,7 @@ pub(crate) async fn listen(
     router: Router,
     permits: Permits,
 ) {
+    let mut told_of_limit: Option<Instant> = None;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -94,7 +97,10 @@ pub(crate) async fn listen(
             }
         };
         let Some(permit) = permits.admit(source.ip()) else {
-            tracing::warn!(%source, "too many connections: this one is closed");
+            if told_of_limit.is_none_or(|at| at.elapsed() >= LIMIT_LOG_INTERVAL) {
+                told_of_limit = Some(Instant::now());
+                tracing::warn!(%source, "too many connections: further ones are closed until some end");
+            }
             continue;
         };
         if let Err(error) = socket.set_nodelay(true) {

@@ -101,9 +101,9 @@ impl MapStream {
             };
             let silence = async {
                 if self.keep_alive {
-                    sleep_until(self.silent_until).await
+                    sleep_until(self.silent_until).await;
                 } else {
-                    pending().await
+                    pending::<()>().await;
                 }
             };
             let due = tokio::select! {

@@ -6,7 +6,9 @@ use jiff::Timestamp;
 use proptest::prelude::*;
 use tailwharf_wire::{
     key::DiscoPrivate,
-    tailcfg::{DnsConfig, EndpointType, FilterRule, Hostinfo, MapResponse, Node as WireNode, NodeId, UserProfile},
+    tailcfg::{
+        DnsConfig, EndpointType, FilterRule, Hostinfo, MapResponse, Node as WireNode, NodeId, UserProfile,
+    },
 };
 
 use super::*;
@@ -40,17 +42,23 @@ impl Client {
         if !message.peers.is_empty() {
             self.peers.clear();
         }
-        self.node = message.node.or(self.node.take());
-        self.dns = message.dns_config.or(self.dns.take());
+        self.node = message.node.or_else(|| self.node.take());
+        self.dns = message.dns_config.or_else(|| self.dns.take());
         for node in message.peers.into_iter().chain(message.peers_changed) {
-            assert!(self.profiles.contains_key(&node.user.0), "a peer comes with its user");
+            assert!(
+                self.profiles.contains_key(&node.user.0),
+                "a peer comes with its user"
+            );
             self.peers.insert(node.id, node);
         }
         for id in message.peers_removed {
             self.peers.remove(&id).expect("only known peers are removed");
         }
         for patch in message.peers_changed_patch {
-            let peer = self.peers.get_mut(&patch.node_id).expect("only known peers are patched");
+            let peer = self
+                .peers
+                .get_mut(&patch.node_id)
+                .expect("only known peers are patched");
             if !patch.derp_region.is_none() {
                 peer.home_derp = patch.derp_region;
                 peer.legacy_derp = format!("127.3.3.40:{}", patch.derp_region);
@@ -77,7 +85,12 @@ impl Client {
         for peer in self.peers.values_mut().filter(|peer| peer.online == Some(true)) {
             peer.last_seen = None;
         }
-        let users: Vec<i64> = self.peers.values().chain(&self.node).map(|node| node.user.0).collect();
+        let users: Vec<i64> = self
+            .peers
+            .values()
+            .chain(&self.node)
+            .map(|node| node.user.0)
+            .collect();
         self.profiles.retain(|id, _| users.contains(id));
         self
     }
@@ -118,7 +131,7 @@ const POLICIES: [&str; 4] = [
 ];
 
 /// One thing that happens to a tailnet. Nodes are named by a number that is taken modulo those that exist.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Event {
     Join { key: usize, hostname: u8 },
     Leave(usize),
@@ -175,7 +188,12 @@ impl Play {
             lab.auth_key(Some(2), &[], |_| {}),
             lab.auth_key(None, &["tag:k8s"], |_| {}),
         ];
-        Self { lab, keys, followers: BTreeMap::new(), joined: 0 }
+        Self {
+            lab,
+            keys,
+            followers: BTreeMap::new(),
+            joined: 0,
+        }
     }
 
     fn node(&self, index: usize) -> Option<Arc<Node>> {
@@ -217,16 +235,28 @@ impl Play {
                 }
             }
             Event::Rename(index, name) => self.edit(index, |world, node| {
-                poll::take_hostinfo(world, node, Hostinfo { hostname: format!("other{name}"), ..node.hostinfo.clone() });
+                poll::take_hostinfo(
+                    world,
+                    node,
+                    Hostinfo {
+                        hostname: format!("other{name}"),
+                        ..node.hostinfo.clone()
+                    },
+                );
             }),
-            Event::Retag(index) => self.edit(index, |_, node| node.owner = NodeOwner::Tags(tags(&["tag:k8s"]))),
+            Event::Retag(index) => {
+                self.edit(index, |_, node| node.owner = NodeOwner::Tags(tags(&["tag:k8s"])));
+            }
             Event::Region(index, region) => self.edit(index, |world, node| {
                 let hostname = node.hostinfo.hostname.clone();
                 poll::take_hostinfo(world, node, hostinfo_at(&hostname, i32::from(region)));
             }),
             Event::Endpoints(index, count) => self.edit(index, |_, node| {
                 let addr = |port| std::net::SocketAddr::from(([192, 0, 2, 1], port));
-                let list = (0..u16::from(count)).map(|n| Endpoint { addr: addr(n + 1), kind: EndpointType::LOCAL });
+                let list = (0..u16::from(count)).map(|n| Endpoint {
+                    addr: addr(n + 1),
+                    kind: EndpointType::LOCAL,
+                });
                 node.endpoints = list.collect();
             }),
             Event::Disco(index, seed) => self.edit(index, |_, node| {
@@ -246,13 +276,22 @@ impl Play {
             }),
             Event::Policy(which) => {
                 let version = self.lab.world.policy().version.version + 1;
-                self.lab.apply(&[Change::PutPolicy(Arc::new(active(version, POLICIES[which])))]);
+                self.lab
+                    .apply(&[Change::PutPolicy(Arc::new(active(version, POLICIES[which])))]);
             }
             Event::Promote(up) => {
                 let user = self.lab.world.users().nth(1).unwrap().as_ref().clone();
-                let role = if up { crate::model::Role::Admin } else { crate::model::Role::Member };
+                let role = if up {
+                    crate::model::Role::Admin
+                } else {
+                    crate::model::Role::Member
+                };
                 let display_name = format!("Bob the {role:?}");
-                self.lab.apply(&[Change::PutUser(Arc::new(User { role, display_name, ..user }))]);
+                self.lab.apply(&[Change::PutUser(Arc::new(User {
+                    role,
+                    display_name,
+                    ..user
+                }))]);
             }
             Event::Follow(index) => {
                 if let Some(node) = self.node(index) {
@@ -332,7 +371,10 @@ fn a_peer_that_comes_online_is_a_patch() {
     let follower = Follower::open(&play.lab, NodeId(1));
     play.happen(Event::Online(2, true));
     let message = message(&play, &follower).unwrap();
-    assert_eq!((message.peers_changed.len(), message.peers_changed_patch.len()), (0, 1));
+    assert_eq!(
+        (message.peers_changed.len(), message.peers_changed_patch.len()),
+        (0, 1)
+    );
     assert_eq!(message.peers_changed_patch[0].online, Some(true));
 }
 
@@ -345,7 +387,10 @@ fn a_change_wakes_only_those_whom_it_concerns() {
     play.happen(Event::Region(0, 2));
     let due = follower.session.take().unwrap();
     assert_eq!(due.dirty, Dirty::default());
-    assert!(Arc::ptr_eq(&due.base, &play.lab.world), "the base of an unconcerned stream moves along");
+    assert!(
+        Arc::ptr_eq(&due.base, &play.lab.world),
+        "the base of an unconcerned stream moves along"
+    );
 }
 
 #[test]
@@ -354,10 +399,22 @@ fn nodes_are_held_back_until_they_can_be_reached() {
     play.happen(Event::Join { key: 0, hostname: 0 });
     let follower = Follower::open(&play.lab, NodeId(1));
     play.happen(Event::Join { key: 2, hostname: 1 });
-    assert_eq!(message(&play, &follower).map(|message| message.peers_changed.len()).unwrap_or_default(), 0);
+    assert_eq!(
+        message(&play, &follower)
+            .map(|message| message.peers_changed.len())
+            .unwrap_or_default(),
+        0
+    );
     play.happen(Event::Region(1, 2));
     let message = message(&play, &follower).unwrap();
-    assert_eq!(message.peers_changed.iter().map(|node| node.home_derp.0).collect::<Vec<_>>(), [2]);
+    assert_eq!(
+        message
+            .peers_changed
+            .iter()
+            .map(|node| node.home_derp.0)
+            .collect::<Vec<_>>(),
+        [2]
+    );
 }
 
 #[test]
@@ -383,7 +440,11 @@ fn one_node_serves_a_route_and_another_takes_over() {
     play.happen(Event::Online(1, false));
     assert_eq!(routes(&play), [0, 1]);
     play.happen(Event::Online(1, true));
-    assert_eq!(routes(&play), [0, 1], "who came back does not take the route away");
+    assert_eq!(
+        routes(&play),
+        [0, 1],
+        "who came back does not take the route away"
+    );
 }
 
 #[test]

@@ -20,7 +20,10 @@ use crate::machine::Control;
 /// The oldest client that is served: 1.80.
 const MIN_VERSION: CapabilityVersion = CapabilityVersion(113);
 /// Requests that one connection may have open: the map stream and some short ones.
-const STREAMS: u32 = 64;
+const STREAMS: u32 = 16;
+/// What a client may send ahead, in bytes: requests are short.
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 256 << 10;
 /// How often a silent connection is probed, and how long the answer may take: what a node that vanished costs.
 const PROBE_INTERVAL: Duration = Duration::from_secs(60);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -68,6 +71,8 @@ where
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .keep_alive_interval(PROBE_INTERVAL)
         .keep_alive_timeout(PROBE_TIMEOUT)
         .serve_connection(TokioIo::new(stream), service);

@@ -31,7 +31,9 @@ use crate::{
 const VERSION: u16 = 131;
 
 async fn start(dir: &std::path::Path) -> Handle {
-    Coordinator::start(config(dir), CancellationToken::new()).await.unwrap()
+    Coordinator::start(config(dir), CancellationToken::new())
+        .await
+        .unwrap()
 }
 
 async fn auth_key(handle: &Handle, ephemeral: bool) -> Secret {
@@ -41,7 +43,13 @@ async fn auth_key(handle: &Handle, ephemeral: bool) -> Secret {
         Some(user) => user.clone(),
         None => {
             let login = "alice@example.com".to_owned();
-            ops.create_user(NewUser { login, display_name: String::new(), role: Role::Owner }).await.unwrap()
+            ops.create_user(NewUser {
+                login,
+                display_name: String::new(),
+                role: Role::Owner,
+            })
+            .await
+            .unwrap()
         }
     };
     let new = NewAuthKey {
@@ -99,7 +107,9 @@ impl Client {
         let mut early = BytesMut::new();
         loop {
             match Early::decode(&mut early).unwrap() {
-                Early::Payload(payload) => break assert!(!payload.node_key_challenge.as_bytes().iter().all(|b| *b == 0)),
+                Early::Payload(payload) => {
+                    break assert!(!payload.node_key_challenge.as_bytes().iter().all(|b| *b == 0));
+                }
                 Early::Absent => panic!("no early payload"),
                 Early::Incomplete => {
                     let mut byte = [0];
@@ -109,32 +119,53 @@ impl Client {
             }
         }
         let (send, connection) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+                .await
+                .unwrap();
         tokio::spawn(connection);
         Self(send)
     }
 
     async fn send(&mut self, method: Method, path: &str, body: Vec<u8>) -> http::Response<Incoming> {
-        let request = Request::builder().method(method).uri(format!("https://x{path}")).body(Full::from(body)).unwrap();
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("https://x{path}"))
+            .body(Full::from(body))
+            .unwrap();
         self.0.send_request(request).await.unwrap()
     }
 
     async fn post(&mut self, path: &str, body: &impl serde::Serialize) -> (StatusCode, Bytes) {
-        let response = self.send(Method::POST, path, serde_json::to_vec(body).unwrap()).await;
-        (response.status(), response.into_body().collect().await.unwrap().to_bytes())
+        let response = self
+            .send(Method::POST, path, serde_json::to_vec(body).unwrap())
+            .await;
+        (
+            response.status(),
+            response.into_body().collect().await.unwrap().to_bytes(),
+        )
     }
 
     async fn register(&mut self, seed: u8, key: Option<&Secret>, hostname: &str) -> RegisterResponse {
-        let (status, body) = self.post("/machine/register", &request(seed, key, hostname)).await;
+        let (status, body) = self
+            .post("/machine/register", &request(seed, key, hostname))
+            .await;
         assert_eq!(status, StatusCode::OK);
         serde_json::from_slice(&body).unwrap()
     }
 
     async fn stream(&mut self, request: &MapRequest) -> Maps {
-        let body = serde_json::to_vec(&MapRequest { stream: true, ..request.clone() }).unwrap();
+        let body = serde_json::to_vec(&MapRequest {
+            stream: true,
+            ..request.clone()
+        })
+        .unwrap();
         let response = self.send(Method::POST, "/machine/map", body).await;
         assert_eq!(response.status(), StatusCode::OK);
-        Maps { body: response.into_body(), buffer: BytesMut::new(), compression: Compression::of(request) }
+        Maps {
+            body: response.into_body(),
+            buffer: BytesMut::new(),
+            compression: Compression::of(request),
+        }
     }
 }
 
@@ -207,19 +238,32 @@ async fn two_nodes_join_and_see_each_other() {
     let mut others = second.stream(&map_request(2, 901)).await;
     assert_eq!(others.next().await.unwrap().peers.len(), 1);
     let peer = maps.find(|map| map.peers_changed.into_iter().next()).await;
-    assert_eq!((peer.name.as_str(), peer.home_derp.0), ("web-1.t.example.net.", 901), "reachable at first sight");
+    assert_eq!(
+        (peer.name.as_str(), peer.home_derp.0),
+        ("web-1.t.example.net.", 901),
+        "reachable at first sight"
+    );
     assert_eq!(peer.online, Some(true));
 
-    let update = MapRequest { omit_peers: true, ..map_request(2, 902) };
+    let update = MapRequest {
+        omit_peers: true,
+        ..map_request(2, 902)
+    };
     let (status, body) = second.post("/machine/map", &update).await;
     assert_eq!((status, body.len()), (StatusCode::OK, 0));
     let patch = maps.find(|map| map.peers_changed_patch.into_iter().next()).await;
     assert_eq!(patch.derp_region.0, 902);
 
     handle.operations().delete_node(NodeId(2)).await.unwrap();
-    assert_eq!(maps.find(|map| map.peers_removed.into_iter().next()).await, NodeId(2));
+    assert_eq!(
+        maps.find(|map| map.peers_removed.into_iter().next()).await,
+        NodeId(2)
+    );
     while others.next().await.is_some() {}
-    assert_eq!(second.post("/machine/map", &map_request(2, 900)).await.0, StatusCode::NOT_FOUND);
+    assert_eq!(
+        second.post("/machine/map", &map_request(2, 900)).await.0,
+        StatusCode::NOT_FOUND
+    );
     handle.stop().await;
 }
 
@@ -234,7 +278,11 @@ async fn a_restart_keeps_everything() {
     let mut maps = client.stream(&map_request(1, 900)).await;
     let before = maps.next().await.unwrap().node.unwrap();
     let policy = r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:22"]}]}"#;
-    handle.operations().set_policy(Actor::Administrator, policy.to_owned(), None).await.unwrap();
+    handle
+        .operations()
+        .set_policy(Actor::Administrator, policy.to_owned(), None)
+        .await
+        .unwrap();
     let filter = maps.find(|map| map.packet_filters).await;
     handle.stop().await;
     while maps.next().await.is_some() {}
@@ -255,11 +303,18 @@ async fn a_policy_with_an_error_changes_nothing() {
     let handle = start(dir.path()).await;
     let ops = handle.operations();
     let (before, tag) = ops.policy();
-    let refused = ops.set_policy(Actor::Administrator, "{\n  \"alcs\": []\n}".to_owned(), None).await.unwrap_err();
+    let refused = ops
+        .set_policy(Actor::Administrator, "{\n  \"alcs\": []\n}".to_owned(), None)
+        .await
+        .unwrap_err();
     assert!(refused.to_string().contains("line 2"), "{refused}");
     assert_eq!(ops.policy(), (before, tag.clone()));
-    ops.set_policy(Actor::Administrator, "{}".to_owned(), Some(tag.clone())).await.unwrap();
-    let stale = ops.set_policy(Actor::Administrator, "{\"acls\": []}".to_owned(), Some(tag)).await;
+    ops.set_policy(Actor::Administrator, "{}".to_owned(), Some(tag.clone()))
+        .await
+        .unwrap();
+    let stale = ops
+        .set_policy(Actor::Administrator, "{\"acls\": []}".to_owned(), Some(tag))
+        .await;
     assert!(matches!(stale, Err(crate::OpError::PolicyChanged)));
     handle.stop().await;
 }
@@ -278,16 +333,45 @@ async fn requests_are_refused_with_status_and_words() {
     for (method, path, body, status) in [
         (Method::POST, "/machine/map", map, StatusCode::FORBIDDEN),
         (Method::POST, "/machine/map", unknown, StatusCode::NOT_FOUND),
-        (Method::POST, "/machine/map", b"{".to_vec(), StatusCode::BAD_REQUEST),
-        (Method::POST, "/machine/register", vec![b' '; (1 << 20) + 1], StatusCode::PAYLOAD_TOO_LARGE),
+        (
+            Method::POST,
+            "/machine/map",
+            b"{".to_vec(),
+            StatusCode::BAD_REQUEST,
+        ),
+        (
+            Method::POST,
+            "/machine/register",
+            vec![b' '; (1 << 20) + 1],
+            StatusCode::PAYLOAD_TOO_LARGE,
+        ),
         (Method::GET, "/machine/map", Vec::new(), StatusCode::NOT_FOUND),
-        (Method::POST, "/machine/tka/init/begin", Vec::new(), StatusCode::NOT_FOUND),
-        (Method::POST, "/machine/update-health", b"anything".to_vec(), StatusCode::OK),
+        (
+            Method::POST,
+            "/machine/tka/init/begin",
+            Vec::new(),
+            StatusCode::NOT_FOUND,
+        ),
+        (
+            Method::POST,
+            "/machine/update-health",
+            b"anything".to_vec(),
+            StatusCode::OK,
+        ),
         (Method::POST, "/machine/audit-log", b"{}".to_vec(), StatusCode::OK),
     ] {
         let response = stranger.send(method, path, body).await;
         assert_eq!(response.status(), status, "{path}");
-        assert!(!response.into_body().collect().await.unwrap().to_bytes().is_empty(), "{path}: a body");
+        assert!(
+            !response
+                .into_body()
+                .collect()
+                .await
+                .unwrap()
+                .to_bytes()
+                .is_empty(),
+            "{path}: a body"
+        );
     }
     let refused = stranger.register(2, None, "x").await;
     assert!(refused.error.contains("auth key"), "{}", refused.error);
@@ -301,22 +385,38 @@ async fn a_node_sets_its_own_records_and_attributes_alone() {
     let key = auth_key(&handle, false).await;
     let mut client = Client::connect(&handle, &machine(1)).await;
     client.register(1, Some(&key), "web").await;
-    let record = |name: &str, kind: &str| {
-        serde_json::json!({"Version": VERSION, "NodeKey": node_key(1), "Name": name, "Type": kind, "Value": "v"})
-    };
+    let record = |name: &str, kind: &str| serde_json::json!({"Version": VERSION, "NodeKey": node_key(1), "Name": name, "Type": kind, "Value": "v"});
     for (name, kind, status) in [
         ("_acme-challenge.web.t.example.net", "TXT", StatusCode::OK),
         ("_acme-challenge.db.t.example.net", "TXT", StatusCode::BAD_REQUEST),
         ("web.t.example.net", "TXT", StatusCode::BAD_REQUEST),
         ("_acme-challenge.web.t.example.net", "A", StatusCode::BAD_REQUEST),
     ] {
-        assert_eq!(client.post("/machine/set-dns", &record(name, kind)).await.0, status, "{name} {kind}");
+        assert_eq!(
+            client.post("/machine/set-dns", &record(name, kind)).await.0,
+            status,
+            "{name} {kind}"
+        );
     }
     assert_eq!(handle.operations().world().dns_txt().count(), 1);
     let attributes = serde_json::json!({"NodeKey": node_key(1), "Update": {"custom:tier": "gold"}});
-    let response = client.send(Method::PATCH, "/machine/set-device-attr", attributes.to_string().into()).await;
+    let response = client
+        .send(
+            Method::PATCH,
+            "/machine/set-device-attr",
+            attributes.to_string().into(),
+        )
+        .await;
     assert_eq!(response.status(), StatusCode::OK);
-    assert!(handle.operations().world().node(NodeId(1)).unwrap().attributes.contains_key("custom:tier"));
+    assert!(
+        handle
+            .operations()
+            .world()
+            .node(NodeId(1))
+            .unwrap()
+            .attributes
+            .contains_key("custom:tier")
+    );
     handle.stop().await;
 }
 
@@ -328,7 +428,9 @@ async fn bad_handshakes_are_told_why() {
     assert!(head.starts_with("HTTP/1.1 400 "), "{head}");
 
     let initiation = |version, server: &MachinePublic| {
-        Initiator::new(&machine(1), server, version, &mut OsRng).unwrap().1
+        Initiator::new(&machine(1), server, version, &mut OsRng)
+            .unwrap()
+            .1
     };
     let stranger = machine(7).public();
     for (initiation, words) in [
@@ -341,7 +443,11 @@ async fn bad_handshakes_are_told_why() {
         let refused = frame(&mut socket, &mut buffer).await;
         let text = String::from_utf8(refused.body.to_vec()).unwrap();
         assert!(text.contains(words), "{text}");
-        assert_eq!(socket.read_buf(&mut buffer).await.unwrap(), 0, "and the connection ends");
+        assert_eq!(
+            socket.read_buf(&mut buffer).await.unwrap(),
+            0,
+            "and the connection ends"
+        );
     }
     handle.stop().await;
 }
@@ -352,7 +458,10 @@ async fn records_that_are_none_end_the_connection_and_no_other() {
     let handle = start(dir.path()).await;
     let mut good = Client::connect(&handle, &machine(1)).await;
     let oversized: &[u8] = &[4, 0xff, 0xff, 0, 0];
-    let garbage: &[u8] = &[4, 0, 32, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32];
+    let garbage: &[u8] = &[
+        4, 0, 32, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25,
+        26, 27, 28, 29, 30, 31, 32,
+    ];
     for bytes in [oversized, garbage, &[4, 0, 3, 1, 2, 3], &[9, 0, 0]] {
         let (_, initiation) = Initiator::new(&machine(2), &handle.server_key(), VERSION, &mut OsRng).unwrap();
         let (mut socket, mut buffer, _) = upgrade(handle.local_addr(), &initiation).await;
@@ -374,7 +483,10 @@ async fn who_says_nothing_is_cut_off() {
         let mut answer = Vec::new();
         let _ = socket.read_to_end(&mut answer).await;
         let answer = String::from_utf8(answer).unwrap();
-        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{answer}");
+        assert!(
+            answer.is_empty() || answer.starts_with("HTTP/1.1 408"),
+            "{answer}"
+        );
     }
     handle.stop().await;
 }
@@ -392,10 +504,36 @@ async fn a_silent_stream_says_that_it_is_alive() {
     tokio::time::pause();
     let opened = tokio::time::Instant::now();
     let message = maps.next().await.unwrap();
-    assert_eq!(message, MapResponse { keep_alive: true, ..MapResponse::default() });
+    assert_eq!(
+        message,
+        MapResponse {
+            keep_alive: true,
+            ..MapResponse::default()
+        }
+    );
     let silence = opened.elapsed();
-    assert!((Duration::from_secs(49)..Duration::from_secs(61)).contains(&silence), "{silence:?}");
+    assert!(
+        (Duration::from_secs(49)..Duration::from_secs(61)).contains(&silence),
+        "{silence:?}"
+    );
     tokio::time::resume();
+    handle.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_never_tells_its_region_is_shown_after_the_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let handle = start(dir.path()).await;
+    let key = auth_key(&handle, false).await;
+    let mut watcher = Client::connect(&handle, &machine(1)).await;
+    watcher.register(1, Some(&key), "a").await;
+    let mut maps = watcher.stream(&map_request(1, 900)).await;
+    maps.next().await.unwrap();
+    let mut mute = Client::connect(&handle, &machine(2)).await;
+    mute.register(2, Some(&key), "b").await;
+    assert!(handle.operations().world().presence(NodeId(2)).held);
+    let peer = maps.find(|map| map.peers_changed.into_iter().next()).await;
+    assert_eq!((peer.id, peer.home_derp.is_none()), (NodeId(2), true));
     handle.stop().await;
 }
 
@@ -411,11 +549,23 @@ async fn a_node_that_left_is_offline_after_the_grace() {
     leaving.register(2, Some(&key), "b").await;
     let mut others = leaving.stream(&map_request(2, 900)).await;
     others.next().await.unwrap();
-    maps.find(|map| map.peers_changed.into_iter().chain(map.peers).find(|peer| peer.online == Some(true))).await;
+    maps.find(|map| {
+        map.peers_changed
+            .into_iter()
+            .chain(map.peers)
+            .find(|peer| peer.online == Some(true))
+    })
+    .await;
     tokio::time::pause();
     let left = tokio::time::Instant::now();
     drop((leaving, others));
-    let patch = maps.find(|map| map.peers_changed_patch.into_iter().find(|patch| patch.online == Some(false))).await;
+    let patch = maps
+        .find(|map| {
+            map.peers_changed_patch
+                .into_iter()
+                .find(|patch| patch.online == Some(false))
+        })
+        .await;
     assert!(patch.last_seen.is_some());
     assert!(left.elapsed() >= Duration::from_secs(10), "{:?}", left.elapsed());
     tokio::time::resume();

@@ -359,7 +359,8 @@ fn check_client<'a>(
         id: client.id.clone(),
         tags: client.tags.clone(),
     };
-    let covered = |text: &String| Scope::parse(text).is_some_and(|scope| scope::covered(&client.scopes, scope));
+    let covered =
+        |text: &String| Scope::parse(text).is_some_and(|scope| scope::covered(&client.scopes, scope));
     let scopes_fit = scopes.iter().all(covered);
     let tags_fit = tags
         .iter()

@@ -8,7 +8,7 @@ mod nodes;
 mod policy;
 mod users;
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use jiff::Timestamp;
 use rand::rngs::StdRng;
@@ -85,7 +85,7 @@ fn list(errors: &[tailwharf_policy::PolicyError]) -> String {
 }
 
 impl OpError {
-    pub(crate) fn not_found(kind: &'static str, id: impl ToString) -> Self {
+    pub(crate) fn not_found(kind: &'static str, id: impl fmt::Display) -> Self {
         Self::NotFound {
             kind,
             id: id.to_string(),

@@ -19,14 +19,27 @@ fn a_new_node_belongs_to_the_owner_of_its_key() {
     let mut lab = Lab::new();
     let key = lab.auth_key(Some(1), &[], |_| {});
     let registered = lab.join(1, &key, "Laptop");
-    let RegisterResponse { user, login, machine_authorized, error, auth_url, .. } = registered.response;
+    let RegisterResponse {
+        user,
+        login,
+        machine_authorized,
+        error,
+        auth_url,
+        ..
+    } = registered.response;
     assert!(machine_authorized && error.is_empty() && auth_url.is_empty());
     assert_eq!((user.id.0, login.login_name.as_str()), (1, "alice@example.com"));
     assert_eq!(registered.created, Some(NodeId(1)));
     let node = node(&lab, 1);
-    assert_eq!((node.name.as_str(), node.ipv4.to_string().as_str()), ("laptop", "100.64.0.1"));
+    assert_eq!(
+        (node.name.as_str(), node.ipv4.to_string().as_str()),
+        ("laptop", "100.64.0.1")
+    );
     assert!(node.expires.is_some());
-    assert!(lab.world.presence(node.id).held, "peers wait until it can be reached");
+    assert!(
+        lab.world.presence(node.id).held,
+        "peers wait until it can be reached"
+    );
 }
 
 #[test]
@@ -60,7 +73,11 @@ fn each_bad_key_has_its_own_words() {
         assert!(error(&registered).contains(words), "{}", error(&registered));
         assert!(!registered.response.machine_authorized);
     }
-    for (text, words) in [("tskey-auth-kX-y", "not known"), ("hello", "not an auth key"), ("", "needs an auth key")] {
+    for (text, words) in [
+        ("tskey-auth-kX-y", "not known"),
+        ("hello", "not an auth key"),
+        ("", "needs an auth key"),
+    ] {
         let mut request = request(1, Some(&expired), "x");
         request.auth.as_mut().unwrap().auth_key = text.to_owned();
         let registered = lab.register(machine(1), request);
@@ -122,13 +139,22 @@ fn rotation_keeps_the_node_and_gains_no_time_without_a_key() {
     let mut rotate = request(2, None, "a");
     rotate.old_node_key = node_key(1);
     assert_eq!(error(&lab.register(machine(1), rotate)), "");
-    assert_eq!(node(&lab, 1), &Node { node_key: node_key(2), ..before.clone() });
+    assert_eq!(
+        node(&lab, 1),
+        &Node {
+            node_key: node_key(2),
+            ..before.clone()
+        }
+    );
     assert!(lab.world.node_by_key(&node_key(1)).is_none());
 
     let mut again = request(3, Some(&key), "a");
     again.old_node_key = node_key(2);
     lab.register(machine(1), again);
-    assert!(node(&lab, 1).expires > before.expires, "a new login starts a new life");
+    assert!(
+        node(&lab, 1).expires > before.expires,
+        "a new login starts a new life"
+    );
 }
 
 #[test]
@@ -137,7 +163,11 @@ fn an_expired_key_has_to_log_in_again() {
     let key = lab.auth_key(Some(1), &[], |key| key.expires = Timestamp::MAX);
     lab.join(1, &key, "a");
     lab.pass(181 * 24 * 3600);
-    assert!(lab.register(machine(1), request(1, None, "a")).response.node_key_expired);
+    assert!(
+        lab.register(machine(1), request(1, None, "a"))
+            .response
+            .node_key_expired
+    );
     let mut without = request(2, None, "a");
     without.old_node_key = node_key(1);
     assert!(error(&lab.register(machine(1), without)).contains("needs an auth key"));
@@ -155,7 +185,11 @@ fn logout_ends_the_key_now_and_the_same_machine_gets_its_node_back() {
     let mut logout = request(1, None, "a");
     logout.expiry = Some(Timestamp::from_second(123).unwrap());
     assert!(lab.register(machine(1), logout).response.node_key_expired);
-    assert_eq!(node(&lab, 1).expires, Some(lab.context.now), "not the date of the request");
+    assert_eq!(
+        node(&lab, 1).expires,
+        Some(lab.context.now),
+        "not the date of the request"
+    );
     assert!(lab.world.presence(NodeId(1)).expired);
     let back = lab.register(machine(1), request(2, Some(&key), "a"));
     assert_eq!((error(&back), back.created), ("", None));
@@ -181,7 +215,10 @@ fn logout_removes_ephemeral_and_ends_tagged_nodes() {
 #[test]
 fn tags_asked_for_need_an_owner() {
     let mut lab = Lab::new();
-    let (alice, bob) = (lab.auth_key(Some(1), &[], |_| {}), lab.auth_key(Some(2), &[], |_| {}));
+    let (alice, bob) = (
+        lab.auth_key(Some(1), &[], |_| {}),
+        lab.auth_key(Some(2), &[], |_| {}),
+    );
     let operator = lab.auth_key(None, &["tag:operator"], |_| {});
     let k8s = lab.auth_key(None, &["tag:k8s"], |_| {});
     for (seed, key, wish, outcome) in [
@@ -203,7 +240,11 @@ fn tags_asked_for_need_an_owner() {
                 assert_eq!(node.owner, NodeOwner::Tags(tags(&[tag])));
                 assert_eq!(node.expires, None);
             }
-            Err(named) => assert!(error(&registered).contains(named), "{seed}: {}", error(&registered)),
+            Err(named) => assert!(
+                error(&registered).contains(named),
+                "{seed}: {}",
+                error(&registered)
+            ),
         }
     }
 }
@@ -226,7 +267,10 @@ fn approval_is_needed_where_it_is_asked_for() {
     let approved = lab.auth_key(Some(1), &[], |_| {});
     assert!(!lab.join(1, &plain, "a").response.machine_authorized);
     assert!(lab.join(2, &approved, "b").response.machine_authorized);
-    assert!(!lab.join(1, &plain, "a").response.machine_authorized, "asking again is no approval");
+    assert!(
+        !lab.join(1, &plain, "a").response.machine_authorized,
+        "asking again is no approval"
+    );
 }
 
 #[test]
@@ -238,9 +282,21 @@ fn names_are_unique_and_follow_the_host_name() {
     }
     let names: Vec<_> = lab.world.nodes().map(|node| node.name.clone()).collect();
     assert_eq!(names, ["web", "web-1", "web-2"]);
-    lab.register(machine(2), RegisterRequest { hostinfo: Some(hostinfo("db")), ..request(2, None, "") });
+    lab.register(
+        machine(2),
+        RegisterRequest {
+            hostinfo: Some(hostinfo("db")),
+            ..request(2, None, "")
+        },
+    );
     assert_eq!(node(&lab, 2).name, "db");
-    lab.register(machine(3), RegisterRequest { hostinfo: Some(hostinfo("web")), ..request(3, None, "") });
+    lab.register(
+        machine(3),
+        RegisterRequest {
+            hostinfo: Some(hostinfo("web")),
+            ..request(3, None, "")
+        },
+    );
     assert_eq!(node(&lab, 3).name, "web-2", "the same host name moves nothing");
 }
 
@@ -249,7 +305,13 @@ fn the_home_region_survives_a_host_info_without_one() {
     let mut lab = Lab::new();
     let key = lab.auth_key(Some(1), &[], |_| {});
     lab.join(1, &key, "a");
-    lab.register(machine(1), RegisterRequest { hostinfo: Some(hostinfo_at("a", 900)), ..request(1, None, "") });
+    lab.register(
+        machine(1),
+        RegisterRequest {
+            hostinfo: Some(hostinfo_at("a", 900)),
+            ..request(1, None, "")
+        },
+    );
     assert!(!lab.world.presence(NodeId(1)).held, "now it can be reached");
     lab.register(machine(1), request(1, None, "a"));
     assert_eq!(node(&lab, 1).home_region().map(|region| region.0), Some(900));
@@ -263,8 +325,11 @@ fn ids_and_addresses_do_not_come_back() {
     let changes = removal(&lab.world, NodeId(1));
     lab.apply(&changes);
     lab.join(1, &key, "a");
-    assert_eq!(lab.world.nodes().map(|node| (node.id.0, node.ipv4.to_string())).collect::<Vec<_>>(), [(
-        2,
-        "100.64.0.2".to_owned()
-    )]);
+    assert_eq!(
+        lab.world
+            .nodes()
+            .map(|node| (node.id.0, node.ipv4.to_string()))
+            .collect::<Vec<_>>(),
+        [(2, "100.64.0.2".to_owned())]
+    );
 }

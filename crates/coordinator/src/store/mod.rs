@@ -67,6 +67,14 @@ pub enum StoreError {
         /// What SQLite says.
         source: rusqlite::Error,
     },
+    /// The file cannot be kept from others.
+    #[error("the mode of the store {} cannot be set: check who owns it", path.display())]
+    Mode {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// Another process has the file.
     #[error("the store is in use by another coordinator: stop it first")]
     InUse,

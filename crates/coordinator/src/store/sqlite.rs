@@ -3,7 +3,11 @@
 //! Each record is a row of its key and its JSON. The in-memory model is what is searched, so the tables need no further columns. The file is held
 //! exclusively, which keeps a second coordinator away.
 
-use std::path::Path;
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, ToSql, Transaction, params};
 use serde::{Serialize, de::DeserializeOwned};
@@ -47,6 +51,11 @@ impl SqliteStore {
             source,
         };
         let db = Connection::open_with_flags(path, flags).map_err(open)?;
+        // The file holds the server's key. SQLite gives its journal the same mode.
+        fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(|source| StoreError::Mode {
+            path: path.to_owned(),
+            source,
+        })?;
         // FULL: the journal reaches the disk before a commit returns.
         db.execute_batch(
             "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA secure_delete = ON;",

@@ -58,7 +58,10 @@ fn everything(world: &World) -> Vec<Change> {
     changes.extend(world.oauth_clients().cloned().map(Change::PutOauthClient));
     changes.extend(world.tokens().cloned().map(Change::PutToken));
     changes.extend(world.dns_txt().cloned().map(Change::PutDnsTxt));
-    changes.push(Change::PutPolicy(Arc::new(active(world.policy().version.version, &world.policy().version.text))));
+    changes.push(Change::PutPolicy(Arc::new(active(
+        world.policy().version.version,
+        &world.policy().version.text,
+    ))));
     changes
 }
 
@@ -87,7 +90,12 @@ fn what_is_stored_is_loaded() {
     assert_eq!(saved.server_key.as_ref().unwrap().public(), key.public());
     let policy = active(1, &saved.policy.as_ref().unwrap().text);
     let loaded = World::load(crate::lab::facts(), policy, saved, lab.context.now);
-    let without_policy = |world| debug(world).into_iter().filter(|line| !line.starts_with("PolicyVersion")).collect();
+    let without_policy = |world| {
+        debug(world)
+            .into_iter()
+            .filter(|line| !line.starts_with("PolicyVersion"))
+            .collect()
+    };
     let (loaded_rows, rows): (Vec<_>, Vec<_>) = (without_policy(&loaded), without_policy(&lab.world));
     assert_eq!(loaded_rows, rows);
     assert_eq!(loaded.counters(), lab.world.counters());
@@ -102,9 +110,21 @@ fn what_is_deleted_is_gone_but_numbers_are_not_given_again() {
     let node = lab.world.nodes().next().unwrap().id;
     let mut deletions = crate::ops::removal(&lab.world, node);
     deletions.extend(lab.world.users().map(|user| Change::DeleteUser(user.id)));
-    deletions.extend(lab.world.auth_keys().map(|key| Change::DeleteAuthKey(key.id.clone())));
-    deletions.extend(lab.world.oauth_clients().map(|client| Change::DeleteOauthClient(client.id.clone())));
-    deletions.extend(lab.world.tokens().map(|token| Change::DeleteToken(token.id.clone())));
+    deletions.extend(
+        lab.world
+            .auth_keys()
+            .map(|key| Change::DeleteAuthKey(key.id.clone())),
+    );
+    deletions.extend(
+        lab.world
+            .oauth_clients()
+            .map(|client| Change::DeleteOauthClient(client.id.clone())),
+    );
+    deletions.extend(
+        lab.world
+            .tokens()
+            .map(|token| Change::DeleteToken(token.id.clone())),
+    );
     store.commit(&deletions, lab.world.counters()).unwrap();
     let saved = store.load().unwrap();
     let rows = [
@@ -142,7 +162,10 @@ fn a_second_coordinator_is_kept_away() {
 fn files_that_are_none_of_ours_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("a.db");
-    assert!(matches!(SqliteStore::open(&dir.path().join("missing/a.db")), Err(StoreError::Open { .. })));
+    assert!(matches!(
+        SqliteStore::open(&dir.path().join("missing/a.db")),
+        Err(StoreError::Open { .. })
+    ));
     std::fs::write(&file, vec![7; 8192]).unwrap();
     assert!(SqliteStore::open(&file).is_err());
     std::fs::remove_file(&file).unwrap();
@@ -150,7 +173,10 @@ fn files_that_are_none_of_ours_are_refused() {
     let db = rusqlite::Connection::open(&file).unwrap();
     db.execute("INSERT INTO migrations VALUES (99, '')", []).unwrap();
     drop(db);
-    assert!(matches!(SqliteStore::open(&file), Err(StoreError::Newer { found: 99, .. })));
+    assert!(matches!(
+        SqliteStore::open(&file),
+        Err(StoreError::Newer { found: 99, .. })
+    ));
 }
 
 #[test]
@@ -162,5 +188,8 @@ fn a_row_of_another_shape_is_named() {
     db.execute("INSERT INTO nodes VALUES (5, '{}')", []).unwrap();
     drop(db);
     let error = SqliteStore::open(&file).unwrap().load().unwrap_err();
-    assert!(matches!(&error, StoreError::Row { table: "nodes", id, .. } if id == "5"), "{error:?}");
+    assert!(
+        matches!(&error, StoreError::Row { table: "nodes", id, .. } if id == "5"),
+        "{error:?}"
+    );
 }

@@ -59,14 +59,22 @@ impl Bench {
         let (published, worlds) = watch::channel(world);
         let (jobs, queue) = mpsc::channel(QUEUE);
         let writer = Writer {
-            store: Box::new(Switched { store, read_only: read_only.clone() }),
+            store: Box::new(Switched {
+                store,
+                read_only: read_only.clone(),
+            }),
             context,
             clock: jiff::Timestamp::now,
             sessions: sessions.clone(),
             published,
         };
         let thread = writer.spawn(queue).unwrap();
-        Self { ops: Operations::new(jobs, worlds), sessions, read_only, thread }
+        Self {
+            ops: Operations::new(jobs, worlds),
+            sessions,
+            read_only,
+            thread,
+        }
     }
 
     async fn create(&self, number: usize) -> Result<(), OpError> {
@@ -85,7 +93,14 @@ impl Bench {
 }
 
 fn stored_logins(file: &Path) -> Vec<String> {
-    SqliteStore::open(file).unwrap().load().unwrap().users.into_iter().map(|user| user.login).collect()
+    SqliteStore::open(file)
+        .unwrap()
+        .load()
+        .unwrap()
+        .users
+        .into_iter()
+        .map(|user| user.login)
+        .collect()
 }
 
 #[tokio::test]
@@ -103,8 +118,17 @@ async fn a_full_disk_refuses_the_change_and_nothing_else() {
             Err(error) => break error,
         }
     };
-    assert!(matches!(&refused, OpError::Store(error) if matches!(**error, StoreError::Full)), "{refused:?}");
-    let logins = |world: &World| world.users().skip(2).map(|user| user.login.clone()).collect::<Vec<_>>();
+    assert!(
+        matches!(&refused, OpError::Store(error) if matches!(**error, StoreError::Full)),
+        "{refused:?}"
+    );
+    let logins = |world: &World| {
+        world
+            .users()
+            .skip(2)
+            .map(|user| user.login.clone())
+            .collect::<Vec<_>>()
+    };
     assert_eq!(logins(&bench.ops.world()), acknowledged);
     let latest = session.take().expect("the stream goes on").latest;
     assert!(Arc::ptr_eq(&latest, &bench.ops.world()));
@@ -122,13 +146,23 @@ async fn a_store_that_turns_read_only_and_back() {
 
     bench.read_only.store(true, Ordering::SeqCst);
     let refused = bench.create(1).await.unwrap_err();
-    assert!(matches!(&refused, OpError::Store(error) if matches!(**error, StoreError::ReadOnly)), "{refused:?}");
+    assert!(
+        matches!(&refused, OpError::Store(error) if matches!(**error, StoreError::ReadOnly)),
+        "{refused:?}"
+    );
     assert!(Arc::ptr_eq(&before, &bench.ops.world()));
 
     let id = tailwharf_wire::tailcfg::NodeId(1);
-    let online = Presence { online: true, ..Presence::default() };
+    let online = Presence {
+        online: true,
+        ..Presence::default()
+    };
     let present = crate::ops::Decision::new(vec![Change::SetPresence(id, online)], ());
-    bench.ops.submit(move |_, _| Ok(present)).await.expect("what is not stored needs no store");
+    bench
+        .ops
+        .submit(move |_, _| Ok(present))
+        .await
+        .expect("what is not stored needs no store");
 
     bench.read_only.store(false, Ordering::SeqCst);
     bench.create(1).await.unwrap();
@@ -153,5 +187,8 @@ async fn after_the_stop_nothing_is_taken() {
     let bench = Bench::start(&dir.path().join("a.db"), None);
     let ops = bench.ops.clone();
     bench.stop().await;
-    assert!(matches!(ops.delete_user(tailwharf_wire::tailcfg::UserId(1)).await, Err(OpError::Stopped)));
+    assert!(matches!(
+        ops.delete_user(tailwharf_wire::tailcfg::UserId(1)).await,
+        Err(OpError::Stopped)
+    ));
 }

@@ -3,8 +3,11 @@
 //! A [`World`] never changes once it is published: readers hold an `Arc` of it as long as one answer needs it. The writer makes the next one by
 //! applying [`Change`]s to a clone, which shares all tables that the changes do not touch.
 
+mod classify;
+mod index;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
 };
@@ -17,6 +20,7 @@ use tailwharf_wire::{
     tailcfg::{DerpMap, NodeId, UserId},
 };
 
+use self::index::NodeIndex;
 use crate::{
     ipam::Prefixes,
     model::{Actor, ApiToken, AuthKey, CredentialId, DnsTxt, Node, OauthClient, PolicyVersion, Tag, User},
@@ -121,47 +125,6 @@ pub struct Effects {
     pub everyone: bool,
     /// Whether the policy has to be compiled again.
     pub recompile: bool,
-}
-
-#[derive(Clone, Debug, Default)]
-struct NodeIndex {
-    by_key: HashMap<NodePublic, NodeId>,
-    by_machine: HashMap<MachinePublic, BTreeSet<NodeId>>,
-    by_name: HashMap<String, NodeId>,
-    by_stable_id: HashMap<String, NodeId>,
-    by_address: HashMap<IpAddr, NodeId>,
-}
-
-impl NodeIndex {
-    fn insert(&mut self, node: &Node) {
-        self.by_key.insert(node.node_key, node.id);
-        self.by_machine
-            .entry(node.machine_key)
-            .or_default()
-            .insert(node.id);
-        self.by_name.insert(node.name.clone(), node.id);
-        self.by_stable_id.insert(node.stable_id.0.clone(), node.id);
-        self.by_address.insert(node.ipv4.into(), node.id);
-        self.by_address.insert(node.ipv6.into(), node.id);
-    }
-
-    fn remove(&mut self, node: &Node) {
-        self.by_key.remove(&node.node_key);
-        if let Entry::Occupied(mut nodes) = self.by_machine.entry(node.machine_key) {
-            nodes.get_mut().remove(&node.id);
-            if nodes.get().is_empty() {
-                nodes.remove();
-            }
-        }
-        self.by_name.remove(&node.name);
-        self.by_stable_id.remove(&node.stable_id.0);
-        self.by_address.remove(&node.ipv4.into());
-        self.by_address.remove(&node.ipv6.into());
-    }
-
-    fn covers(&self, old: &Node, new: &Node) -> bool {
-        old.node_key == new.node_key && old.name == new.name && old.addresses() == new.addresses()
-    }
 }
 
 /// The state of the tailnet at one moment. Cloning shares all tables.
@@ -478,7 +441,9 @@ impl World {
             Change::PutNode(node) => self.put_node(node, effects),
             Change::DeleteNode(id) => self.delete_node(*id, effects),
             Change::SetPresence(id, presence) => {
-                let old = Arc::make_mut(&mut self.presence).insert(*id, *presence).unwrap_or_default();
+                let old = Arc::make_mut(&mut self.presence)
+                    .insert(*id, *presence)
+                    .unwrap_or_default();
                 effects.nodes.insert(*id);
                 if old.expired != presence.expired {
                     effects.reclassified.insert(*id);
@@ -565,47 +530,5 @@ impl World {
             effects.reclassified.insert(id);
             effects.recompile = true;
         }
-    }
-}
-
-/// How users and nodes look to the policy.
-mod classify {
-    use tailwharf_policy::{self as policy, Attributes};
-
-    use crate::model::{Node, NodeOwner, User};
-
-    pub(super) fn user(user: &User) -> policy::User {
-        policy::User {
-            id: user.id,
-            login: user.login.clone(),
-            role: user.role,
-        }
-    }
-
-    pub(super) fn node(node: &Node) -> policy::Node {
-        policy::Node {
-            id: node.id,
-            owner: match &node.owner {
-                NodeOwner::User(user) => policy::Owner::User(*user),
-                NodeOwner::Tags(tags) => policy::Owner::Tags(tags.clone()),
-            },
-            addresses: vec![node.ipv4.into(), node.ipv6.into()],
-            routes: node.enabled_routes().collect(),
-            attributes: attributes(node),
-        }
-    }
-
-    /// Whether the policy sees no difference between two versions of a node.
-    pub(super) fn alike(old: &Node, new: &Node) -> bool {
-        old.owner == new.owner
-            && old.addresses() == new.addresses()
-            && old.enabled_routes().eq(new.enabled_routes())
-            && attributes(old) == attributes(new)
-    }
-
-    fn attributes(node: &Node) -> Attributes {
-        let mut attributes = policy::host_attributes(&node.hostinfo);
-        attributes.extend(node.attributes.clone());
-        attributes
     }
 }
