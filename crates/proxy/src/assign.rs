@@ -7,8 +7,10 @@ use sha2::{Digest, Sha256};
 
 /// The members in the order in which they are to host `identity`: the owner first, then who takes over from it.
 pub(crate) fn ranking<'a>(identity: &str, members: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
-    let mut ranked: Vec<([u8; 32], &str)> =
-        members.into_iter().map(|member| (weight(member, identity), member)).collect();
+    let mut ranked: Vec<([u8; 32], &str)> = members
+        .into_iter()
+        .map(|member| (weight(member, identity), member))
+        .collect();
     ranked.sort_unstable_by(|a, b| b.cmp(a));
     ranked.into_iter().map(|(_, member)| member).collect()
 }
@@ -34,17 +36,30 @@ mod tests {
     fn owners(identities: &[String], members: &BTreeSet<String>) -> BTreeMap<String, String> {
         identities
             .iter()
-            .map(|i| (i.clone(), ranking(i, members.iter().map(String::as_str))[0].to_owned()))
+            .map(|i| {
+                (
+                    i.clone(),
+                    ranking(i, members.iter().map(String::as_str))[0].to_owned(),
+                )
+            })
             .collect()
     }
 
     #[test]
     fn golden_owners() {
-        let members = ["tailwharf-default-0", "tailwharf-default-1", "tailwharf-default-2"];
+        let members = [
+            "tailwharf-default-0",
+            "tailwharf-default-1",
+            "tailwharf-default-2",
+        ];
         let owner = |identity| ranking(identity, members);
         assert_eq!(
             owner("ts-nginx-abcde"),
-            ["tailwharf-default-0", "tailwharf-default-1", "tailwharf-default-2"]
+            [
+                "tailwharf-default-0",
+                "tailwharf-default-1",
+                "tailwharf-default-2"
+            ]
         );
         assert_eq!(ranking("ts-nginx-abcde", []), Vec::<&str>::new());
     }

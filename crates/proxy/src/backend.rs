@@ -52,7 +52,10 @@ impl BackendError {
 #[derive(Debug)]
 enum Host {
     Ip(IpAddr),
-    Name { name: String, resolved: Mutex<Option<(Instant, Vec<IpAddr>)>> },
+    Name {
+        name: String,
+        resolved: Mutex<Option<(Instant, Vec<IpAddr>)>>,
+    },
 }
 
 /// The backends of one listener, in order of preference.
@@ -65,9 +68,17 @@ impl Backends {
     pub(crate) fn new(backends: &[Backend]) -> Arc<Self> {
         let host = |address: &str| match address.parse() {
             Ok(ip) => Host::Ip(ip),
-            Err(_) => Host::Name { name: address.to_owned(), resolved: Mutex::new(None) },
+            Err(_) => Host::Name {
+                name: address.to_owned(),
+                resolved: Mutex::new(None),
+            },
         };
-        Arc::new(Self(backends.iter().map(|backend| (host(&backend.address), backend.port)).collect()))
+        Arc::new(Self(
+            backends
+                .iter()
+                .map(|backend| (host(&backend.address), backend.port))
+                .collect(),
+        ))
     }
 
     /// All addresses to try for a connection from `peer`, those of its address family first.
@@ -87,7 +98,11 @@ impl Backends {
             }
         }
         addresses.sort_by_key(|address| address.is_ipv4() != peer.to_canonical().is_ipv4());
-        if addresses.is_empty() { Err(error) } else { Ok(addresses) }
+        if addresses.is_empty() {
+            Err(error)
+        } else {
+            Ok(addresses)
+        }
     }
 
     /// Connects to the first backend that answers.
@@ -146,12 +161,19 @@ mod tests {
     use super::*;
 
     fn backend(address: &str, port: u16) -> Backend {
-        Backend { address: address.to_owned(), port }
+        Backend {
+            address: address.to_owned(),
+            port,
+        }
     }
 
     #[tokio::test]
     async fn prefers_the_family_of_the_peer() {
-        let backends = Backends::new(&[backend("10.0.0.1", 80), backend("fd00::1", 80), backend("10.0.0.2", 81)]);
+        let backends = Backends::new(&[
+            backend("10.0.0.1", 80),
+            backend("fd00::1", 80),
+            backend("10.0.0.2", 81),
+        ]);
         let v6: IpAddr = "fd7a:115c:a1e0::1".parse().unwrap();
         let v4: IpAddr = "100.64.0.1".parse().unwrap();
         let text = |addresses: Vec<SocketAddr>| addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
@@ -180,6 +202,9 @@ mod tests {
         let backends = Backends::new(&[backend("127.0.0.1", closed)]);
         let refused = BackendError::Refused(SocketAddr::new(peer, closed), io::ErrorKind::ConnectionRefused);
         assert_eq!(backends.dial(peer).await.unwrap_err(), refused);
-        assert_eq!(Backends::new(&[]).dial(peer).await.unwrap_err(), BackendError::None);
+        assert_eq!(
+            Backends::new(&[]).dial(peer).await.unwrap_err(),
+            BackendError::None
+        );
     }
 }

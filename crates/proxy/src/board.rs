@@ -97,7 +97,11 @@ impl Board {
     #[must_use]
     pub(crate) fn counts(&self) -> (usize, usize) {
         self.with(|state| {
-            let ready = state.hosted.values().filter(|hosted| **hosted == Hosted::Ready).count();
+            let ready = state
+                .hosted
+                .values()
+                .filter(|hosted| **hosted == Hosted::Ready)
+                .count();
             (state.hosted.len(), ready)
         })
     }
@@ -119,7 +123,9 @@ impl Server {
     pub(crate) async fn serve(self, listener: TcpListener) {
         let room = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
-            let Ok(permit) = room.clone().acquire_owned().await else { return };
+            let Ok(permit) = room.clone().acquire_owned().await else {
+                return;
+            };
             match listener.accept().await {
                 Ok((stream, _)) => {
                     let server = self.clone();
@@ -160,13 +166,23 @@ impl Server {
             "/readyz" => {
                 let member = self.membership.borrow().view.tenure.is_some();
                 let (ready, why) = self.board.readiness(member);
-                text(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, why)
+                text(
+                    if ready {
+                        StatusCode::OK
+                    } else {
+                        StatusCode::SERVICE_UNAVAILABLE
+                    },
+                    why,
+                )
             }
             "/metrics" => {
                 let (hosted, ready) = self.board.counts();
                 text(StatusCode::OK, self.metrics.render(hosted, ready))
             }
-            _ => text(StatusCode::NOT_FOUND, "try /healthz, /readyz or /metrics\n".to_owned()),
+            _ => text(
+                StatusCode::NOT_FOUND,
+                "try /healthz, /readyz or /metrics\n".to_owned(),
+            ),
         }
     }
 }
@@ -192,7 +208,10 @@ mod tests {
         assert_eq!(board.readiness(true), (true, "ok\n".to_owned()));
         assert!(board.readiness(false).1.contains("member Lease"));
 
-        let waits = Hosted::NotReady { reason: "ApprovalPending".to_owned(), message: "Approve it.".to_owned() };
+        let waits = Hosted::NotReady {
+            reason: "ApprovalPending".to_owned(),
+            message: "Approve it.".to_owned(),
+        };
         board.set(&"ts-a-bcdfg".into(), waits);
         board.set(&"ts-b-bcdfg".into(), Hosted::Ready);
         let text = "ok\nidentity ts-a-bcdfg is not ready: ApprovalPending: Approve it.\n";

@@ -30,15 +30,24 @@ impl Buffers {
     /// A small buffer. Its content is arbitrary.
     #[must_use]
     pub(crate) fn small(self: &Arc<Self>) -> Buffer {
-        Buffer { data: take(&self.small, SMALL), home: self.clone() }
+        Buffer {
+            data: take(&self.small, SMALL),
+            home: self.clone(),
+        }
     }
 
     /// A large buffer, or a small one when too many large ones are in use. Its content is arbitrary.
     #[must_use]
     pub(crate) fn large(self: &Arc<Self>) -> Buffer {
         let free = |used: usize| (used < MAX_LARGE).then_some(used + 1);
-        match self.large_in_use.fetch_update(Ordering::Relaxed, Ordering::Relaxed, free) {
-            Ok(_) => Buffer { data: take(&self.large, LARGE), home: self.clone() },
+        match self
+            .large_in_use
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, free)
+        {
+            Ok(_) => Buffer {
+                data: take(&self.large, LARGE),
+                home: self.clone(),
+            },
             Err(_) => self.small(),
         }
     }

@@ -68,7 +68,14 @@ impl Carrier {
         room: Room,
         end: CancellationToken,
     ) -> Arc<Self> {
-        Arc::new(Self { buffers, metrics, limits, room, end, health: watch::Sender::new(HealthMap::new()) })
+        Arc::new(Self {
+            buffers,
+            metrics,
+            limits,
+            room,
+            end,
+            health: watch::Sender::new(HealthMap::new()),
+        })
     }
 
     /// The health of all backends now and each change of it.

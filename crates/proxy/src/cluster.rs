@@ -101,7 +101,12 @@ impl Cluster {
     ) -> Result<Identity, ApiError> {
         let document = status_document(name, version, status);
         let params = PatchParams::apply(&self.pod).force();
-        self.request(self.identities.patch_status(name, &params, &Patch::Apply(document))).await.map(lean)
+        self.request(
+            self.identities
+                .patch_status(name, &params, &Patch::Apply(document)),
+        )
+        .await
+        .map(lean)
     }
 
     /// Reads a Secret.
@@ -117,8 +122,12 @@ impl Cluster {
     /// # Errors
     /// [`ApiError::Conflict`] when the patch names a version that is not the present one.
     pub(crate) async fn patch_secret(&self, name: &str, patch: Value) -> Result<Secret, ApiError> {
-        let params = PatchParams { field_manager: Some(self.pod.clone()), ..PatchParams::default() };
-        self.request(self.secrets.patch(name, &params, &Patch::Merge(patch))).await
+        let params = PatchParams {
+            field_manager: Some(self.pod.clone()),
+            ..PatchParams::default()
+        };
+        self.request(self.secrets.patch(name, &params, &Patch::Merge(patch)))
+            .await
     }
 
     /// Reads a member's Lease; `None` when there is none.
@@ -144,13 +153,23 @@ impl Cluster {
     ///
     /// # Errors
     /// [`ApiError::Conflict`] when the patch names a version that is not the present one.
-    pub(crate) async fn patch_lease(&self, name: &str, patch: Value, limit: Duration) -> Result<Lease, ApiError> {
-        let params = PatchParams { field_manager: Some(self.pod.clone()), ..PatchParams::default() };
+    pub(crate) async fn patch_lease(
+        &self,
+        name: &str,
+        patch: Value,
+        limit: Duration,
+    ) -> Result<Lease, ApiError> {
+        let params = PatchParams {
+            field_manager: Some(self.pod.clone()),
+            ..PatchParams::default()
+        };
         bounded(limit, self.leases.patch(name, &params, &Patch::Merge(patch))).await
     }
 
     async fn request<T>(&self, request: impl Future<Output = kube::Result<T>>) -> Result<T, ApiError> {
-        let Ok(_room) = self.room.acquire().await else { return Err(ApiError::Timeout(REQUEST_TIMEOUT)) };
+        let Ok(_room) = self.room.acquire().await else {
+            return Err(ApiError::Timeout(REQUEST_TIMEOUT));
+        };
         bounded(REQUEST_TIMEOUT, request).await
     }
 }

@@ -28,8 +28,10 @@ use crate::writer::{StatusWriter, Written};
 
 /// What the node tells the control server that it is; the Go operator's proxies use the same.
 const APP: &str = "k8s-operator-ingress-proxy";
-/// Time for a node to end. Short enough to be over before our Lease ends, when it ends for that reason.
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
+/// Time for a node to end.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same when this pod lost its Lease: over before others take over.
+const FENCED_SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 /// Time to tell that the identity is free; after that, others find out when our Lease ends.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A Secret that cannot be read for less than this is not worth a status: the operator extends the Role just before.
@@ -126,7 +128,10 @@ pub(crate) async fn host(mut job: Job) {
 pub(crate) async fn disown(shared: &Shared, identity: &Identity) -> Option<Identity> {
     let name = identity.metadata.name.as_deref()?;
     let version = identity.metadata.resource_version.as_deref()?;
-    let facts = Facts { leaving: true, ..facts(identity) };
+    let facts = Facts {
+        leaving: true,
+        ..facts(identity)
+    };
     let previous = identity.status.clone().unwrap_or_default();
     let status = facts.status(&previous, None, identity.metadata.generation, Timestamp::now());
     match shared.cluster.write_status(name, version, &status).await {
@@ -134,7 +139,11 @@ pub(crate) async fn disown(shared: &Shared, identity: &Identity) -> Option<Ident
         // Someone has written: the watch brings what, and the pool decides anew.
         Err(ApiError::Conflict | ApiError::NotFound) => None,
         Err(error) => {
-            warn!(identity = name, error = &error as &dyn std::error::Error, "the identity could not be let go");
+            warn!(
+                identity = name,
+                error = &error as &dyn std::error::Error,
+                "the identity could not be let go"
+            );
             None
         }
     }
@@ -231,7 +240,13 @@ impl Hosting {
         );
         let identity = Arc::new(claimed.clone());
         let retry = Backoff::new(Duration::from_secs(2), Duration::from_secs(30));
-        Self { facts: facts(&identity), writer, identity, job, retry }
+        Self {
+            facts: facts(&identity),
+            writer,
+            identity,
+            job,
+            retry,
+        }
     }
 
     /// Runs the node, again and again if need be, until the end.
@@ -241,7 +256,9 @@ impl Hosting {
                 Ok(()) => {}
                 Err(Interrupt::Spec) => {
                     self.identity = self.job.identity.borrow().clone();
-                    self.facts.control_server.clone_from(&self.identity.spec.login_server);
+                    self.facts
+                        .control_server
+                        .clone_from(&self.identity.spec.login_server);
                     self.facts.listeners = self.identity.spec.listeners.len();
                 }
                 Err(Interrupt::End(order)) => return order,
@@ -266,8 +283,7 @@ impl Hosting {
             return self.pause().await;
         };
         let (nodes, store) = (self.job.shared.nodes.clone(), opened.store.clone());
-        // Not interrupted: a node that was half started could not be ended.
-        let node: Arc<dyn TailnetNode> = match nodes.start(config, store).await {
+        let node: Arc<dyn TailnetNode> = match self.attend(nodes.start(config, store)).await? {
             Ok(node) => Arc::new(node),
             Err(error) => {
                 self.facts.obstacle = Some(start_obstacle(&error));
@@ -278,7 +294,12 @@ impl Hosting {
         let end = CancellationToken::new();
         let result = self.attend_node(&node, &opened.store, end.clone()).await;
         end.cancel();
-        if timeout(SHUTDOWN_TIMEOUT, node.shutdown()).await.is_err() {
+        let limit = if self.job.fence.is_cancelled() {
+            FENCED_SHUTDOWN_TIMEOUT
+        } else {
+            SHUTDOWN_TIMEOUT
+        };
+        if timeout(limit, node.shutdown()).await.is_err() {
             warn!(identity = %self.job.name, "the node takes long to end");
         }
         result
@@ -337,8 +358,13 @@ impl Hosting {
     ) -> Result<(), Interrupt> {
         let shared = self.job.shared.clone();
         let room = Room::of_identity(&shared.room, &shared.limits);
-        let carrier =
-            Carrier::new(shared.buffers.clone(), shared.metrics.clone(), shared.limits, room, end);
+        let carrier = Carrier::new(
+            shared.buffers.clone(),
+            shared.metrics.clone(),
+            shared.limits,
+            room,
+            end,
+        );
         let mut health = carrier.health();
         let mut listeners = Listeners::new(node.clone(), carrier);
         let mut status = node.status();
@@ -363,7 +389,10 @@ impl Hosting {
             match self.attend(event).await {
                 Ok(Event::Node) => {}
                 Ok(Event::Health | Event::Probed) => {
-                    let bad = health.borrow().values().any(|health| matches!(health, Health::Unreachable(_)));
+                    let bad = health
+                        .borrow()
+                        .values()
+                        .any(|health| matches!(health, Health::Unreachable(_)));
                     if !bad {
                         probes.reset();
                         timers.probe = None;
@@ -394,7 +423,8 @@ impl Hosting {
 
     /// Notes the status of the node. While a node starts anew after it was refused, the refusal stays to be seen.
     fn note_node(&mut self, status: &NodeStatus) {
-        let refused = |node: &NodeStatus| matches!(node.phase, Phase::Refused { .. } | Phase::NeedsLogin { .. });
+        let refused =
+            |node: &NodeStatus| matches!(node.phase, Phase::Refused { .. } | Phase::NeedsLogin { .. });
         if status.phase != Phase::Starting || !self.facts.node.as_ref().is_some_and(refused) {
             self.facts.node = Some(status.clone());
         }
@@ -409,7 +439,9 @@ impl Hosting {
                 store.settle();
             }
             // A new auth key may come into the Secret.
-            Some(Phase::Refused { .. } | Phase::NeedsLogin { .. } | Phase::Stopped) if timers.retry.is_none() => {
+            Some(Phase::Refused { .. } | Phase::NeedsLogin { .. } | Phase::Stopped)
+                if timers.retry.is_none() =>
+            {
                 timers.retry = Some(Instant::now() + self.retry.next(&mut OsRng));
             }
             _ => {}
@@ -420,8 +452,11 @@ impl Hosting {
     fn serve_spec(&mut self, listeners: &mut Listeners<Arc<dyn TailnetNode>>, timers: &mut Timers) {
         listeners.apply(&self.identity.spec.listeners);
         self.facts.listeners = self.identity.spec.listeners.len();
-        self.facts.failed =
-            listeners.failed().iter().map(|(port, error)| (*port, error.to_string())).collect();
+        self.facts.failed = listeners
+            .failed()
+            .iter()
+            .map(|(port, error)| (*port, error.to_string()))
+            .collect();
         timers.open = (!self.facts.failed.is_empty()).then(|| Instant::now() + Duration::from_secs(1));
     }
 
@@ -479,7 +514,12 @@ impl Hosting {
     }
 
     fn status(&self, claim: Option<&Claim>) -> IdentityStatus {
-        self.facts.status(self.writer.wanted(), claim, self.identity.metadata.generation, Timestamp::now())
+        self.facts.status(
+            self.writer.wanted(),
+            claim,
+            self.identity.metadata.generation,
+            Timestamp::now(),
+        )
     }
 
     /// Tells that the identity is free.
@@ -531,21 +571,34 @@ async fn probe_ends(probing: &mut Option<std::pin::Pin<Box<impl Future<Output = 
 
 /// The order to end, when it comes. A pool that is gone means the end as well.
 async fn ended(orders: &mut watch::Receiver<Order>) -> Order {
-    orders.wait_for(|order| *order != Order::Run).await.map_or(Order::Stop, |order| *order)
+    orders
+        .wait_for(|order| *order != Order::Run)
+        .await
+        .map_or(Order::Stop, |order| *order)
 }
 
 fn secret_obstacle(error: &SecretStoreError) -> Obstacle {
     match error {
-        SecretStoreError::Api { source, .. } => Obstacle::SecretUnavailable { why: source.to_string() },
-        SecretStoreError::Content { source, .. } => Obstacle::SecretInvalid { why: with_sources(source) },
-        SecretStoreError::Fenced => Obstacle::SecretUnavailable { why: error.to_string() },
+        SecretStoreError::Api { source, .. } => Obstacle::SecretUnavailable {
+            why: source.to_string(),
+        },
+        SecretStoreError::Content { source, .. } => Obstacle::SecretInvalid {
+            why: with_sources(source),
+        },
+        SecretStoreError::Fenced => Obstacle::SecretUnavailable {
+            why: error.to_string(),
+        },
     }
 }
 
 fn start_obstacle(error: &StartError) -> Obstacle {
     match error {
-        StartError::Store(_) => Obstacle::SecretInvalid { why: with_sources(error) },
-        StartError::ControlUrl { .. } => Obstacle::NotStarted { why: error.to_string() },
+        StartError::Store(_) => Obstacle::SecretInvalid {
+            why: with_sources(error),
+        },
+        StartError::ControlUrl { .. } => Obstacle::NotStarted {
+            why: error.to_string(),
+        },
     }
 }
 

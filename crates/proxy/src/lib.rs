@@ -82,7 +82,11 @@ async fn run_with(
 ) -> anyhow::Result<()> {
     let metrics = Arc::new(metrics::Metrics::default());
     let board = Arc::new(board::Board::default());
-    let cluster = Arc::new(cluster::Cluster::new(client, &settings.namespace, &settings.pod_name));
+    let cluster = Arc::new(cluster::Cluster::new(
+        client,
+        &settings.namespace,
+        &settings.pod_name,
+    ));
     let member = membership::Member {
         pod: settings.pod_name.clone(),
         uid: settings.pod_uid.clone(),
@@ -93,21 +97,32 @@ async fn run_with(
     let membership = keeper.membership();
     let shared = Arc::new(hosting::Shared {
         cluster,
-        nodes: Host::new(&HostConfig { extra_ca_pem: settings.extra_ca_pem, ..HostConfig::default() })
-            .context("cannot set up tailnet nodes")?,
+        nodes: Host::new(&HostConfig {
+            extra_ca_pem: settings.extra_ca_pem,
+            ..HostConfig::default()
+        })
+        .context("cannot set up tailnet nodes")?,
         buffers: Arc::default(),
         metrics: metrics.clone(),
         limits: settings.limits,
         room: Arc::new(Semaphore::new(settings.limits.connections)),
         pod_uid: settings.pod_uid,
     });
-    let server = board::Server { board: board.clone(), metrics, membership: membership.clone() };
+    let server = board::Server {
+        board: board.clone(),
+        metrics,
+        membership: membership.clone(),
+    };
     let (pool, reports) = pool::Pool::new(shared, settings.pool.clone(), board, membership, inquiries);
 
     let leave = CancellationToken::new();
     let keeping = tokio::spawn(keeper.run(stop.clone(), leave.clone()));
     let serving = tokio::spawn(server.serve(listener));
-    info!(pod = settings.pod_name, pool = settings.pool, "the pool member is started");
+    info!(
+        pod = settings.pod_name,
+        pool = settings.pool,
+        "the pool member is started"
+    );
     let outcome = pool.run(reports, stop).await;
     serving.abort();
     if outcome.is_ok() {

@@ -38,7 +38,10 @@ impl Limits {
     /// The limits on silence of a TCP connection.
     #[must_use]
     pub(crate) fn idle(&self) -> IdleLimits {
-        IdleLimits { open: self.tcp_idle, half_closed: self.tcp_half_closed }
+        IdleLimits {
+            open: self.tcp_idle,
+            half_closed: self.tcp_half_closed,
+        }
     }
 }
 
@@ -60,7 +63,10 @@ impl Room {
     /// The room of one identity in a pod with this room.
     #[must_use]
     pub(crate) fn of_identity(pod: &Arc<Semaphore>, limits: &Limits) -> Self {
-        Self { pod: pod.clone(), identity: Arc::new(Semaphore::new(limits.connections_per_identity)) }
+        Self {
+            pod: pod.clone(),
+            identity: Arc::new(Semaphore::new(limits.connections_per_identity)),
+        }
     }
 
     /// Takes room for one connection; `None` when there is none left.
@@ -68,7 +74,10 @@ impl Room {
     pub(crate) fn enter(&self) -> Option<Permit> {
         let identity = self.identity.clone().try_acquire_owned().ok()?;
         let pod = self.pod.clone().try_acquire_owned().ok()?;
-        Some(Permit { _pod: pod, _identity: identity })
+        Some(Permit {
+            _pod: pod,
+            _identity: identity,
+        })
     }
 }
 
@@ -78,11 +87,18 @@ mod tests {
 
     #[test]
     fn one_identity_cannot_take_the_room_of_another() {
-        let limits = Limits { connections: 3, connections_per_identity: 2, ..Limits::default() };
+        let limits = Limits {
+            connections: 3,
+            connections_per_identity: 2,
+            ..Limits::default()
+        };
         let pod = Arc::new(Semaphore::new(limits.connections));
         let (a, b) = (Room::of_identity(&pod, &limits), Room::of_identity(&pod, &limits));
         let held = [a.enter(), a.enter(), a.enter(), b.enter(), b.enter()];
-        assert_eq!(held.each_ref().map(Option::is_some), [true, true, false, true, false]);
+        assert_eq!(
+            held.each_ref().map(Option::is_some),
+            [true, true, false, true, false]
+        );
         drop(held);
         assert!(b.enter().is_some());
     }

@@ -36,14 +36,27 @@ pub(crate) struct Listeners<S> {
 impl<S: Sockets> Listeners<S> {
     /// No listener yet, on the node with these sockets.
     pub(crate) fn new(sockets: S, carrier: Arc<Carrier>) -> Self {
-        Self { sockets, carrier, open: BTreeMap::new(), failed: BTreeMap::new() }
+        Self {
+            sockets,
+            carrier,
+            open: BTreeMap::new(),
+            failed: BTreeMap::new(),
+        }
     }
 
     /// Closes what is not wanted any more, opens what is new, and gives the others their backends.
     pub(crate) fn apply(&mut self, wanted: &[Listener]) {
         let wanted: BTreeMap<Port, &Listener> = wanted
             .iter()
-            .map(|listener| (Port { protocol: listener.protocol, number: listener.port }, listener))
+            .map(|listener| {
+                (
+                    Port {
+                        protocol: listener.protocol,
+                        number: listener.port,
+                    },
+                    listener,
+                )
+            })
             .collect();
         for (port, _) in self.open.extract_if(.., |port, _| !wanted.contains_key(port)) {
             self.carrier.forget(port);
@@ -79,7 +92,11 @@ impl<S: Sockets> Listeners<S> {
         let suspects: Vec<(Port, Arc<Backends>)> = self
             .open
             .iter()
-            .filter(|(port, _)| health.get(*port).is_some_and(|health| *health != Health::Reachable))
+            .filter(|(port, _)| {
+                health
+                    .get(*port)
+                    .is_some_and(|health| *health != Health::Reachable)
+            })
             .map(|(port, open)| (*port, open.backends.borrow().clone()))
             .collect();
         let carrier = self.carrier.clone();
@@ -110,8 +127,15 @@ impl<S: Sockets> Listeners<S> {
                 tokio::spawn(udp::serve(socket, port, backends, carrier, close.clone()));
             }
         }
-        let open = Open { spec: listener.backends.clone(), backends: sender, _close: close.drop_guard() };
+        let open = Open {
+            spec: listener.backends.clone(),
+            backends: sender,
+            _close: close.drop_guard(),
+        };
         self.open.insert(port, open);
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -85,7 +85,11 @@ enum Phase {
     /// Ours to write now.
     Free { version: String },
     /// Another pod of our name holds it; it may be alive until the Lease has not changed for [`LIFE`].
-    Foreign { version: String, changed: Instant, read_at: Instant },
+    Foreign {
+        version: String,
+        changed: Instant,
+        read_at: Instant,
+    },
     /// We hold it.
     Held { version: String, renew_at: Instant },
 }
@@ -104,13 +108,20 @@ impl OwnLease {
     /// The Lease of the pod with this UID, of which nothing is known yet.
     #[must_use]
     pub(crate) fn new(uid: &str) -> Self {
-        Self { uid: uid.to_owned(), phase: Phase::Unknown { retry_at: None }, fence_at: None, tenure: None }
+        Self {
+            uid: uid.to_owned(),
+            phase: Phase::Unknown { retry_at: None },
+            fence_at: None,
+            tenure: None,
+        }
     }
 
     /// The tenure at `now`; `None` when this pod must not host.
     #[must_use]
     pub(crate) fn tenure(&self, now: Instant) -> Option<Tenure> {
-        self.fence_at.filter(|fence| now < *fence).and_then(|_| self.tenure.clone())
+        self.fence_at
+            .filter(|fence| now < *fence)
+            .and_then(|_| self.tenure.clone())
     }
 
     /// When hosting must stop unless a renewal succeeds before.
@@ -126,11 +137,15 @@ impl OwnLease {
             Phase::Unknown { retry_at: Some(at) } if now < *at => Step::Wait(*at),
             Phase::Unknown { .. } => Step::Read,
             Phase::Absent => Step::Create,
-            Phase::Free { version } => Step::Renew { version: version.clone() },
+            Phase::Free { version } => Step::Renew {
+                version: version.clone(),
+            },
             Phase::Foreign { read_at, .. } if now < *read_at => Step::Wait(*read_at),
             Phase::Foreign { .. } => Step::Read,
             Phase::Held { renew_at, .. } if now < *renew_at => Step::Wait(*renew_at),
-            Phase::Held { version, .. } => Step::Renew { version: version.clone() },
+            Phase::Held { version, .. } => Step::Renew {
+                version: version.clone(),
+            },
         }
     }
 
@@ -145,16 +160,28 @@ impl OwnLease {
             self.fence_at = None;
         }
         self.phase = match &self.phase {
-            _ if ours => Phase::Free { version: reading.version },
+            _ if ours => Phase::Free {
+                version: reading.version,
+            },
             Phase::Foreign { version, changed, .. } if *version == reading.version => {
                 if started >= *changed + LIFE {
-                    Phase::Free { version: reading.version }
+                    Phase::Free {
+                        version: reading.version,
+                    }
                 } else {
                     let read_at = (now + RENEW_EVERY).min(*changed + LIFE).max(now + RETRY_PAUSE);
-                    Phase::Foreign { version: reading.version, changed: *changed, read_at }
+                    Phase::Foreign {
+                        version: reading.version,
+                        changed: *changed,
+                        read_at,
+                    }
                 }
             }
-            _ => Phase::Foreign { version: reading.version, changed: now, read_at: now + RENEW_EVERY },
+            _ => Phase::Foreign {
+                version: reading.version,
+                changed: now,
+                read_at: now + RENEW_EVERY,
+            },
         };
     }
 
@@ -164,7 +191,10 @@ impl OwnLease {
             self.tenure = Some(Tenure::began(&version));
         }
         self.fence_at = Some(sent + FENCE_AFTER);
-        self.phase = Phase::Held { version, renew_at: (sent + RENEW_EVERY).max(now) };
+        self.phase = Phase::Held {
+            version,
+            renew_at: (sent + RENEW_EVERY).max(now),
+        };
     }
 
     /// The next renewal is due now, since it has something to tell.
@@ -178,7 +208,11 @@ impl OwnLease {
     pub(crate) fn handle_failed(&mut self, now: Instant) {
         match &mut self.phase {
             Phase::Foreign { read_at, .. } => *read_at = now + RETRY_PAUSE,
-            phase => *phase = Phase::Unknown { retry_at: Some(now + RETRY_PAUSE) },
+            phase => {
+                *phase = Phase::Unknown {
+                    retry_at: Some(now + RETRY_PAUSE),
+                }
+            }
         }
     }
 }
@@ -197,13 +231,25 @@ struct Seen {
 
 impl Seen {
     fn new(reading: Option<LeaseReading>, now: Instant) -> Self {
-        Self { reading, changed: now, dead: None, asked: false }
+        Self {
+            reading,
+            changed: now,
+            dead: None,
+            asked: false,
+        }
     }
 
     /// When the Lease is over.
     fn expiry(&self) -> Instant {
-        let given_back = self.reading.as_ref().is_some_and(|reading| reading.holder.is_none());
-        if given_back { self.changed } else { self.changed + LIFE }
+        let given_back = self
+            .reading
+            .as_ref()
+            .is_some_and(|reading| reading.holder.is_none());
+        if given_back {
+            self.changed
+        } else {
+            self.changed + LIFE
+        }
     }
 
     fn takes_identities(&self) -> bool {
@@ -221,14 +267,21 @@ pub(crate) struct Members {
 impl Members {
     /// A watch or a read showed the Lease of `member`.
     pub(crate) fn observe(&mut self, member: &str, reading: LeaseReading, now: Instant) {
-        if self.seen.get(member).is_none_or(|seen| seen.reading.as_ref() != Some(&reading)) {
+        if self
+            .seen
+            .get(member)
+            .is_none_or(|seen| seen.reading.as_ref() != Some(&reading))
+        {
             self.seen.insert(member.to_owned(), Seen::new(Some(reading), now));
         }
     }
 
     /// An identity that we are to host names `member`, and no read of its Lease was sent since we saw that.
     pub(crate) fn inquire(&mut self, member: &str, now: Instant) {
-        let seen = self.seen.entry(member.to_owned()).or_insert_with(|| Seen::new(None, now));
+        let seen = self
+            .seen
+            .entry(member.to_owned())
+            .or_insert_with(|| Seen::new(None, now));
         seen.asked = seen.dead.is_some();
     }
 
@@ -236,24 +289,43 @@ impl Members {
     #[must_use]
     pub(crate) fn suspects(&self, now: Instant) -> Vec<String> {
         let suspect = |seen: &Seen| seen.asked || (seen.dead.is_none() && now >= seen.expiry());
-        self.seen.iter().filter(|(_, seen)| suspect(seen)).map(|(name, _)| name.clone()).collect()
+        self.seen
+            .iter()
+            .filter(|(_, seen)| suspect(seen))
+            .map(|(name, _)| name.clone())
+            .collect()
     }
 
     /// When the next Lease runs out.
     #[must_use]
     pub(crate) fn next_expiry(&self) -> Option<Instant> {
-        self.seen.values().filter(|seen| seen.dead.is_none()).map(Seen::expiry).min()
+        self.seen
+            .values()
+            .filter(|seen| seen.dead.is_none())
+            .map(Seen::expiry)
+            .min()
     }
 
     /// A read of a suspect's Lease, sent at `started`, gave this. Without a Lease, a member is dead if we saw none for the
     /// time that a Lease lives.
-    pub(crate) fn confirm(&mut self, member: &str, reading: Option<LeaseReading>, started: Instant, now: Instant) {
+    pub(crate) fn confirm(
+        &mut self,
+        member: &str,
+        reading: Option<LeaseReading>,
+        started: Instant,
+        now: Instant,
+    ) {
         if let Some(reading) = reading {
             self.observe(member, reading, now);
         }
-        let Some(seen) = self.seen.get_mut(member) else { return };
+        let Some(seen) = self.seen.get_mut(member) else {
+            return;
+        };
         seen.asked = false;
-        let given_back = seen.reading.as_ref().is_some_and(|reading| reading.holder.is_none());
+        let given_back = seen
+            .reading
+            .as_ref()
+            .is_some_and(|reading| reading.holder.is_none());
         if given_back || started >= seen.expiry() {
             seen.dead = Some(started);
         }
@@ -262,7 +334,10 @@ impl Members {
     /// The members that are known to host nothing that we saw in their hands before the moment beside them.
     #[must_use]
     pub(crate) fn dead(&self) -> BTreeMap<String, Instant> {
-        self.seen.iter().filter_map(|(name, seen)| Some((name.clone(), seen.dead?))).collect()
+        self.seen
+            .iter()
+            .filter_map(|(name, seen)| Some((name.clone(), seen.dead?)))
+            .collect()
     }
 
     /// The members that take identities: alive and not draining.
@@ -278,7 +353,11 @@ mod tests {
     use super::*;
 
     fn reading(holder: Option<&str>, version: &str) -> LeaseReading {
-        LeaseReading { holder: holder.map(str::to_owned), version: version.to_owned(), draining: false }
+        LeaseReading {
+            holder: holder.map(str::to_owned),
+            version: version.to_owned(),
+            draining: false,
+        }
     }
 
     fn ms(ms: u64) -> Duration {
@@ -301,7 +380,12 @@ mod tests {
         let mut own = held(t);
         assert_eq!(own.tenure(t + ms(30)), Some(Tenure::began("5")));
         assert_eq!(own.poll(t + ms(30)), Step::Wait(t + RENEW_EVERY));
-        assert_eq!(own.poll(t + RENEW_EVERY), Step::Renew { version: "5".to_owned() });
+        assert_eq!(
+            own.poll(t + RENEW_EVERY),
+            Step::Renew {
+                version: "5".to_owned()
+            }
+        );
         own.handle_written("6".to_owned(), t + ms(1000), t + ms(1020));
         assert_eq!(own.tenure(t + ms(3199)), Some(Tenure::began("5")));
         assert_eq!(own.fence_at(), Some(t + ms(3200)));
@@ -324,7 +408,11 @@ mod tests {
         own.handle_written("6".to_owned(), t + ms(2100), t + ms(2300));
         assert_eq!(own.tenure(t + ms(2300)), Some(Tenure::began("6")));
         own.handle_written("7".to_owned(), t + ms(4000), t + ms(9000));
-        assert_eq!(own.tenure(t + ms(9000)), None, "the answer came after its own fence");
+        assert_eq!(
+            own.tenure(t + ms(9000)),
+            None,
+            "the answer came after its own fence"
+        );
     }
 
     #[test]
@@ -335,9 +423,18 @@ mod tests {
         assert_eq!(own.poll(t + ms(1500)), Step::Wait(t + ms(1500) + RETRY_PAUSE));
         assert_eq!(own.poll(t + ms(1600)), Step::Read);
         own.handle_read(Some(reading(Some("uid-a"), "8")), t + ms(1600), t + ms(1610));
-        assert_eq!(own.poll(t + ms(1610)), Step::Renew { version: "8".to_owned() });
+        assert_eq!(
+            own.poll(t + ms(1610)),
+            Step::Renew {
+                version: "8".to_owned()
+            }
+        );
         own.handle_written("9".to_owned(), t + ms(1610), t + ms(1620));
-        assert_eq!(own.tenure(t + ms(1620)), Some(Tenure::began("5")), "the tenure was not broken");
+        assert_eq!(
+            own.tenure(t + ms(1620)),
+            Some(Tenure::began("5")),
+            "the tenure was not broken"
+        );
     }
 
     #[test]
@@ -349,12 +446,23 @@ mod tests {
         assert_eq!(own.tenure(t), None);
         assert_eq!(own.poll(t), Step::Wait(t + RENEW_EVERY));
         own.handle_read(foreign(), t + ms(2900), t + ms(3100));
-        assert!(matches!(own.poll(t + ms(3200)), Step::Read), "the read began before the life was over");
+        assert!(
+            matches!(own.poll(t + ms(3200)), Step::Read),
+            "the read began before the life was over"
+        );
         own.handle_read(Some(reading(Some("uid-a"), "6")), t + ms(3200), t + ms(3210));
         own.handle_read(Some(reading(Some("uid-a"), "6")), t + ms(6200), t + ms(6210));
-        assert!(matches!(own.poll(t + ms(9000)), Step::Read), "it changed meanwhile");
+        assert!(
+            matches!(own.poll(t + ms(9000)), Step::Read),
+            "it changed meanwhile"
+        );
         own.handle_read(Some(reading(Some("uid-a"), "6")), t + ms(6210), t + ms(6220));
-        assert_eq!(own.poll(t + ms(6220)), Step::Renew { version: "6".to_owned() });
+        assert_eq!(
+            own.poll(t + ms(6220)),
+            Step::Renew {
+                version: "6".to_owned()
+            }
+        );
     }
 
     #[test]
@@ -363,7 +471,12 @@ mod tests {
         for holder in [None, Some("uid-a")] {
             let mut own = OwnLease::new("uid-a");
             own.handle_read(Some(reading(holder, "5")), t, t);
-            assert_eq!(own.poll(t), Step::Renew { version: "5".to_owned() });
+            assert_eq!(
+                own.poll(t),
+                Step::Renew {
+                    version: "5".to_owned()
+                }
+            );
         }
     }
 
@@ -390,15 +503,33 @@ mod tests {
         assert!(members.suspects(t + ms(3999)).is_empty());
         assert_eq!(members.suspects(t + ms(4000)), ["pod-b"]);
 
-        members.confirm("pod-b", Some(reading(Some("uid-b"), "6")), t + ms(3990), t + ms(4100));
+        members.confirm(
+            "pod-b",
+            Some(reading(Some("uid-b"), "6")),
+            t + ms(3990),
+            t + ms(4100),
+        );
         assert!(!is_dead(&members), "the read was sent too early");
-        members.confirm("pod-b", Some(reading(Some("uid-b"), "7")), t + ms(4100), t + ms(4110));
+        members.confirm(
+            "pod-b",
+            Some(reading(Some("uid-b"), "7")),
+            t + ms(4100),
+            t + ms(4110),
+        );
         assert!(members.suspects(t + ms(7000)).is_empty(), "the watch had stalled");
-        members.confirm("pod-b", Some(reading(Some("uid-b"), "7")), t + ms(7110), t + ms(7120));
+        members.confirm(
+            "pod-b",
+            Some(reading(Some("uid-b"), "7")),
+            t + ms(7110),
+            t + ms(7120),
+        );
         assert_eq!(members.dead().get("pod-b"), Some(&(t + ms(7110))));
         assert!(members.candidates().is_empty() && members.suspects(t + ms(99_000)).is_empty());
         members.observe("pod-b", reading(Some("uid-b"), "8"), t + ms(8000));
-        assert!(!is_dead(&members) && members.candidates().contains("pod-b"), "it is back");
+        assert!(
+            !is_dead(&members) && members.candidates().contains("pod-b"),
+            "it is back"
+        );
     }
 
     #[test]
@@ -418,7 +549,10 @@ mod tests {
         let mut members = Members::default();
         members.observe("pod-b", reading(Some("uid-b"), "5"), t);
         members.inquire("pod-b", t);
-        assert!(members.suspects(t).is_empty(), "it is not dead, so there is nothing to ask");
+        assert!(
+            members.suspects(t).is_empty(),
+            "it is not dead, so there is nothing to ask"
+        );
         let same = || Some(reading(Some("uid-b"), "5"));
         members.confirm("pod-b", same(), t + ms(3000), t + ms(3010));
         members.inquire("pod-b", t + ms(5000));
@@ -426,7 +560,12 @@ mod tests {
         members.confirm("pod-b", same(), t + ms(5000), t + ms(5010));
         assert_eq!(members.dead().get("pod-b"), Some(&(t + ms(5000))));
         members.inquire("pod-b", t + ms(6000));
-        members.confirm("pod-b", Some(reading(Some("uid-b"), "9")), t + ms(6000), t + ms(6010));
+        members.confirm(
+            "pod-b",
+            Some(reading(Some("uid-b"), "9")),
+            t + ms(6000),
+            t + ms(6010),
+        );
         assert!(!is_dead(&members), "it came back and the watch had not told");
     }
 
@@ -436,7 +575,14 @@ mod tests {
         let mut members = Members::default();
         members.observe("pod-b", reading(Some("uid-b"), "5"), t);
         assert!(members.candidates().contains("pod-b"));
-        members.observe("pod-b", LeaseReading { draining: true, ..reading(Some("uid-b"), "6") }, t);
+        members.observe(
+            "pod-b",
+            LeaseReading {
+                draining: true,
+                ..reading(Some("uid-b"), "6")
+            },
+            t,
+        );
         assert!(members.candidates().is_empty() && members.suspects(t).is_empty());
         members.observe("pod-b", reading(None, "7"), t);
         assert_eq!(members.suspects(t), ["pod-b"]);

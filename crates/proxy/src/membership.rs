@@ -108,8 +108,12 @@ impl Keeper {
     /// no identities.
     pub(crate) async fn run(mut self, drain: CancellationToken, leave: CancellationToken) {
         let selector = format!("{}={}", label::POOL, self.member.pool);
-        let config = watcher::Config::default().labels(&selector).timeout(WATCH_SECONDS);
-        let mut leases = watcher(self.cluster.leases.clone(), config).default_backoff().boxed();
+        let config = watcher::Config::default()
+            .labels(&selector)
+            .timeout(WATCH_SECONDS);
+        let mut leases = watcher(self.cluster.leases.clone(), config)
+            .default_backoff()
+            .boxed();
         let mut own: Option<BoxFuture<'static, OwnDone>> = None;
         let mut confirm: Option<BoxFuture<'static, Confirmation>> = None;
         loop {
@@ -160,7 +164,8 @@ impl Keeper {
             }
             Step::Renew { version } => {
                 let patch = self.renewal(&version, Some(&self.member.uid));
-                async move { OwnDone::Written(cluster.patch_lease(&name, patch, LEASE_TIMEOUT).await) }.boxed()
+                async move { OwnDone::Written(cluster.patch_lease(&name, patch, LEASE_TIMEOUT).await) }
+                    .boxed()
             }
             Step::Read | Step::Wait(_) => {
                 async move { OwnDone::Read(cluster.lease(&name, LEASE_TIMEOUT).await) }.boxed()
@@ -171,14 +176,20 @@ impl Keeper {
     fn handle_own(&mut self, done: OwnDone) {
         let now = Instant::now();
         match done {
-            OwnDone::Read(Ok(lease)) => self.own.handle_read(lease.map(|lease| reading(&lease)), self.sent, now),
+            OwnDone::Read(Ok(lease)) => {
+                self.own
+                    .handle_read(lease.map(|lease| reading(&lease)), self.sent, now)
+            }
             OwnDone::Written(Ok(lease)) => {
                 self.told |= self.telling;
                 self.own.handle_written(reading(&lease).version, self.sent, now);
             }
             OwnDone::Written(Err(ApiError::Conflict | ApiError::NotFound)) => self.own.handle_failed(now),
             OwnDone::Read(Err(error)) | OwnDone::Written(Err(error)) => {
-                warn!(error = &error as &dyn std::error::Error, "the member Lease could not be renewed");
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the member Lease could not be renewed"
+                );
                 self.own.handle_failed(now);
             }
         }
@@ -188,11 +199,16 @@ impl Keeper {
         match confirmation.read {
             Ok(lease) => {
                 let read = lease.as_ref().map(reading);
-                self.others.confirm(&confirmation.member, read, confirmation.started, Instant::now());
+                self.others
+                    .confirm(&confirmation.member, read, confirmation.started, Instant::now());
             }
             // Asked again at the next turn; until then the member counts as alive.
             Err(error) => {
-                warn!(member = confirmation.member, error = &error as &dyn std::error::Error, "cannot tell whether a member is alive");
+                warn!(
+                    member = confirmation.member,
+                    error = &error as &dyn std::error::Error,
+                    "cannot tell whether a member is alive"
+                );
             }
         }
     }
@@ -207,13 +223,20 @@ impl Keeper {
             }
             // A Lease that is gone runs out like any other.
             Ok(Delete(_) | Init | InitDone) => {}
-            Err(error) => warn!(error = &error as &dyn std::error::Error, "the watch of member Leases broke off"),
+            Err(error) => warn!(
+                error = &error as &dyn std::error::Error,
+                "the watch of member Leases broke off"
+            ),
         }
     }
 
     /// The name of a Lease that is not ours.
     fn other<'a>(&self, lease: &'a Lease) -> Option<&'a str> {
-        lease.metadata.name.as_deref().filter(|name| *name != self.member.pod)
+        lease
+            .metadata
+            .name
+            .as_deref()
+            .filter(|name| *name != self.member.pod)
     }
 
     /// Tells the pool what has changed.
@@ -223,7 +246,11 @@ impl Keeper {
         if tenure.is_some() && !self.told {
             candidates.insert(self.member.pod.clone());
         }
-        let view = View { tenure, candidates, dead: self.others.dead() };
+        let view = View {
+            tenure,
+            candidates,
+            dead: self.others.dead(),
+        };
         self.published.send_if_modified(|membership| {
             if membership.view == view {
                 return false;
@@ -243,7 +270,10 @@ impl Keeper {
             self.metrics.tenures.increment();
             info!(pod = self.member.pod, "this pod is a member of its pool");
         } else {
-            warn!(pod = self.member.pod, "this pod lost its member Lease and hosts nothing until it has it again");
+            warn!(
+                pod = self.member.pod,
+                "this pod lost its member Lease and hosts nothing until it has it again"
+            );
         }
     }
 
@@ -262,12 +292,18 @@ impl Keeper {
         let given_back = match read {
             Ok(Some(lease)) if reading(&lease).holder.as_deref() == Some(&*self.member.uid) => {
                 let patch = self.renewal(&reading(&lease).version, None);
-                self.cluster.patch_lease(&self.member.pod, patch, LEASE_TIMEOUT).await.map(drop)
+                self.cluster
+                    .patch_lease(&self.member.pod, patch, LEASE_TIMEOUT)
+                    .await
+                    .map(drop)
             }
             other => other.map(drop),
         };
         if let Err(error) = given_back {
-            warn!(error = &error as &dyn std::error::Error, "the member Lease could not be given back; it ends by itself");
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "the member Lease could not be given back; it ends by itself"
+            );
         }
     }
 
@@ -284,7 +320,9 @@ impl Keeper {
             metadata: ObjectMeta {
                 name: Some(self.member.pod.clone()),
                 labels: Some(self.labels()),
-                annotations: self.draining.then(|| BTreeMap::from([(DRAINING.to_owned(), "true".to_owned())])),
+                annotations: self
+                    .draining
+                    .then(|| BTreeMap::from([(DRAINING.to_owned(), "true".to_owned())])),
                 ..ObjectMeta::default()
             },
             spec: Some(LeaseSpec {
@@ -328,14 +366,20 @@ fn confirmation(cluster: Arc<Cluster>, member: String) -> BoxFuture<'static, Con
         if read.is_err() {
             sleep(RETRY_PAUSE).await;
         }
-        Confirmation { member, started, read }
+        Confirmation {
+            member,
+            started,
+            read,
+        }
     }
     .boxed()
 }
 
 /// The outcome of what is under way, if anything is.
 async fn pending<T>(slot: &mut Option<BoxFuture<'static, T>>) -> T {
-    let Some(future) = slot else { return std::future::pending().await };
+    let Some(future) = slot else {
+        return std::future::pending().await;
+    };
     let done = future.await;
     *slot = None;
     done

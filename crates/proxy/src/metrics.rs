@@ -84,17 +84,40 @@ impl Metrics {
         let mut out = String::with_capacity(2048);
         let mut put = |name: &str, kind: &str, help: &str, samples: &[(&str, i128)]| {
             // Writing to a String cannot fail.
-            let _ = writeln!(out, "# HELP tailwharf_proxy_{name} {help}\n# TYPE tailwharf_proxy_{name} {kind}");
+            let _ = writeln!(
+                out,
+                "# HELP tailwharf_proxy_{name} {help}\n# TYPE tailwharf_proxy_{name} {kind}"
+            );
             for (labels, value) in samples {
                 let _ = writeln!(out, "tailwharf_proxy_{name}{labels} {value}");
             }
         };
         let bytes = |n: &AtomicU64| i128::from(n.load(Ordering::Relaxed));
         let count = |n: &Counter| i128::from(n.get());
-        put("identities", "gauge", "Identities that this pod hosts.", &[("", hosted as i128)]);
-        put("identities_ready", "gauge", "Hosted identities that are ready.", &[("", ready as i128)]);
-        put("connections_total", "counter", "TCP connections accepted.", &[("", count(&self.connections))]);
-        put("connections", "gauge", "TCP connections open.", &[("", self.connections_open.get().into())]);
+        put(
+            "identities",
+            "gauge",
+            "Identities that this pod hosts.",
+            &[("", hosted as i128)],
+        );
+        put(
+            "identities_ready",
+            "gauge",
+            "Hosted identities that are ready.",
+            &[("", ready as i128)],
+        );
+        put(
+            "connections_total",
+            "counter",
+            "TCP connections accepted.",
+            &[("", count(&self.connections))],
+        );
+        put(
+            "connections",
+            "gauge",
+            "TCP connections open.",
+            &[("", self.connections_open.get().into())],
+        );
         put(
             "connections_refused_total",
             "counter",
@@ -104,9 +127,24 @@ impl Metrics {
                 ("{reason=\"backend\"}", count(&self.connections_without_backend)),
             ],
         );
-        put("flows", "gauge", "UDP flows open.", &[("", self.flows_open.get().into())]);
-        put("flows_refused_total", "counter", "UDP flows over the limit.", &[("", count(&self.flows_over_limit))]);
-        put("datagrams_dropped_total", "counter", "Datagrams not passed on.", &[("", count(&self.datagrams_dropped))]);
+        put(
+            "flows",
+            "gauge",
+            "UDP flows open.",
+            &[("", self.flows_open.get().into())],
+        );
+        put(
+            "flows_refused_total",
+            "counter",
+            "UDP flows over the limit.",
+            &[("", count(&self.flows_over_limit))],
+        );
+        put(
+            "datagrams_dropped_total",
+            "counter",
+            "Datagrams not passed on.",
+            &[("", count(&self.datagrams_dropped))],
+        );
         put(
             "bytes_total",
             "counter",
@@ -116,9 +154,24 @@ impl Metrics {
                 ("{direction=\"from_backend\"}", bytes(&self.traffic.from_backend)),
             ],
         );
-        put("tenures_total", "counter", "Times that the member Lease was taken.", &[("", count(&self.tenures))]);
-        put("claims_lost_total", "counter", "Claims that came too late.", &[("", count(&self.claims_lost))]);
-        put("status_writes_total", "counter", "Writes of Identity status.", &[("", count(&self.status_writes))]);
+        put(
+            "tenures_total",
+            "counter",
+            "Times that the member Lease was taken.",
+            &[("", count(&self.tenures))],
+        );
+        put(
+            "claims_lost_total",
+            "counter",
+            "Claims that came too late.",
+            &[("", count(&self.claims_lost))],
+        );
+        put(
+            "status_writes_total",
+            "counter",
+            "Writes of Identity status.",
+            &[("", count(&self.status_writes))],
+        );
         out
     }
 }

@@ -100,7 +100,9 @@ impl Pool {
         let config = watcher::Config::default()
             .labels(&format!("{}={}", label::POOL, self.name))
             .timeout(WATCH_SECONDS);
-        let mut watch = watcher(self.shared.cluster.identities.clone(), config).default_backoff().boxed();
+        let mut watch = watcher(self.shared.cluster.identities.clone(), config)
+            .default_backoff()
+            .boxed();
         let mut slow_pass = interval(SLOW_PASS);
         slow_pass.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut end_by: Option<Instant> = None;
@@ -136,7 +138,9 @@ impl Pool {
     fn outlives_tenure(&self) -> bool {
         let membership = self.membership.borrow();
         let now = membership.view.tenure.as_ref();
-        self.hosting.values().any(|hosting| Some(&hosting.running.tenure) != now)
+        self.hosting
+            .values()
+            .any(|hosting| Some(&hosting.running.tenure) != now)
     }
 
     fn handle_watch(&mut self, event: Result<watcher::Event<Identity>, watcher::Error>) {
@@ -148,20 +152,27 @@ impl Pool {
                 if let Some(listed) = &mut self.listed {
                     listed.insert(name.clone());
                 }
-                self.take(name, lean(identity));
+                self.take(&name, lean(identity));
             }
             Ok(InitDone) => {
                 let listed = self.listed.take().unwrap_or_default();
-                let gone: Vec<_> =
-                    self.identities.keys().filter(|name| !listed.contains(*name)).cloned().collect();
+                let gone: Vec<_> = self
+                    .identities
+                    .keys()
+                    .filter(|name| !listed.contains(*name))
+                    .cloned()
+                    .collect();
                 for name in gone {
                     self.forget(&name);
                 }
                 self.board.set_synced();
             }
-            Ok(Apply(identity)) => self.take(identity.name_any().into(), lean(identity)),
+            Ok(Apply(identity)) => self.take(&identity.name_any().into(), lean(identity)),
             Ok(Delete(identity)) => self.forget(&identity.name_any()),
-            Err(error) => warn!(error = &error as &dyn std::error::Error, "the watch of identities broke off"),
+            Err(error) => warn!(
+                error = &error as &dyn std::error::Error,
+                "the watch of identities broke off"
+            ),
         }
     }
 
@@ -169,7 +180,7 @@ impl Pool {
         match report {
             Report::Seen(identity) => {
                 if self.identities.contains_key(name) {
-                    self.take(name.clone(), *identity);
+                    self.take(name, *identity);
                 }
             }
             Report::Claimed => {
@@ -193,19 +204,21 @@ impl Pool {
     }
 
     fn job(&mut self, name: &Arc<str>, serial: u64) -> Option<&mut Hosting> {
-        self.hosting.get_mut(name).filter(|hosting| hosting.serial == serial)
+        self.hosting
+            .get_mut(name)
+            .filter(|hosting| hosting.serial == serial)
     }
 
     /// Takes a version of an identity, if it is newer than the one at hand.
-    fn take(&mut self, name: Arc<str>, identity: Identity) {
+    fn take(&mut self, name: &Arc<str>, identity: Identity) {
         if identity.metadata.deletion_timestamp.is_some() {
-            return self.forget(&name);
+            return self.forget(name);
         }
         let mut since = Instant::now();
-        if let Some(known) = self.identities.get(&name) {
+        if let Some(known) = self.identities.get(name) {
             let (old, new) = (&known.identity.metadata, &identity.metadata);
             if old.uid != new.uid {
-                self.forget(&name);
+                self.forget(name);
             } else if !is_newer(&identity, old.resource_version.as_deref().unwrap_or_default()) {
                 return;
             } else if claim_of(&known.identity) == claim_of(&identity) {
@@ -213,12 +226,12 @@ impl Pool {
             }
         }
         let identity = Arc::new(identity);
-        if let Some(hosting) = self.hosting.get(&name) {
+        if let Some(hosting) = self.hosting.get(name) {
             hosting.identity.send_replace(identity.clone());
-            self.board.set(&name, hosted(&identity));
+            self.board.set(name, hosted(&identity));
         }
         self.identities.insert(name.clone(), Known { identity, since });
-        self.consider(&name);
+        self.consider(name);
     }
 
     fn forget(&mut self, name: &str) {
@@ -238,7 +251,9 @@ impl Pool {
 
     /// Does what is to be done about one identity.
     fn consider(&mut self, name: &Arc<str>) {
-        let Some(Known { identity, since }) = self.identities.get(name) else { return };
+        let Some(Known { identity, since }) = self.identities.get(name) else {
+            return;
+        };
         let host = claim_of(identity).0.map(|pod| Host { pod, since: *since });
         let running = self.hosting.get(name).map(|hosting| &hosting.running);
         let me = self.shared.cluster.pod();
@@ -257,9 +272,13 @@ impl Pool {
     }
 
     fn start(&mut self, name: &Arc<str>) {
-        let Some(Known { identity, .. }) = self.identities.get(name) else { return };
+        let Some(Known { identity, .. }) = self.identities.get(name) else {
+            return;
+        };
         let membership = self.membership.borrow();
-        let Some(tenure) = membership.view.tenure.clone() else { return };
+        let Some(tenure) = membership.view.tenure.clone() else {
+            return;
+        };
         if self.disowning.contains(name) {
             return;
         }
@@ -282,14 +301,26 @@ impl Pool {
             shared: self.shared.clone(),
         };
         self.board.set(name, hosted(identity));
-        let running = Running { tenure, stage: Stage::Claiming };
-        self.hosting
-            .insert(name.clone(), Hosting { serial: self.serial, running, orders, identity: identities });
+        let running = Running {
+            tenure,
+            stage: Stage::Claiming,
+        };
+        self.hosting.insert(
+            name.clone(),
+            Hosting {
+                serial: self.serial,
+                running,
+                orders,
+                identity: identities,
+            },
+        );
         tokio::spawn(host(job));
     }
 
     fn order(&mut self, name: &Arc<str>, order: Order) {
-        let Some(hosting) = self.hosting.get_mut(name) else { return };
+        let Some(hosting) = self.hosting.get_mut(name) else {
+            return;
+        };
         if *hosting.orders.borrow() != order {
             info!(identity = %name, ?order, "this pod does not host the identity any more");
             hosting.running.stage = Stage::Leaving;
@@ -299,7 +330,9 @@ impl Pool {
 
     /// Lets go an identity that names this pod without running here.
     fn disown(&mut self, name: &Arc<str>) {
-        let Some(identity) = self.identities.get(name).map(|known| known.identity.clone()) else { return };
+        let Some(identity) = self.identities.get(name).map(|known| known.identity.clone()) else {
+            return;
+        };
         if !self.disowning.insert(name.clone()) {
             return;
         }
@@ -324,15 +357,27 @@ async fn at(deadline: Option<Instant>) {
 /// Who hosts an identity, and by which claim.
 fn claim_of(identity: &Identity) -> (Option<&str>, Option<&str>) {
     let status = identity.status.as_ref();
-    (status.and_then(|status| status.host.as_deref()), status.and_then(|status| status.claim.as_deref()))
+    (
+        status.and_then(|status| status.host.as_deref()),
+        status.and_then(|status| status.claim.as_deref()),
+    )
 }
 
 /// What readiness tells about a hosted identity.
 fn hosted(identity: &Identity) -> Hosted {
-    let ready = identity.status.as_ref().and_then(|status| status.condition(ConditionType::Ready));
+    let ready = identity
+        .status
+        .as_ref()
+        .and_then(|status| status.condition(ConditionType::Ready));
     match ready {
         Some(ready) if ready.status == ConditionStatus::True.as_str() => Hosted::Ready,
-        Some(ready) => Hosted::NotReady { reason: ready.reason.clone(), message: ready.message.clone() },
-        None => Hosted::NotReady { reason: "Starting".to_owned(), message: "Nothing is known yet.".to_owned() },
+        Some(ready) => Hosted::NotReady {
+            reason: ready.reason.clone(),
+            message: ready.message.clone(),
+        },
+        None => Hosted::NotReady {
+            reason: "Starting".to_owned(),
+            message: "Nothing is known yet.".to_owned(),
+        },
     }
 }

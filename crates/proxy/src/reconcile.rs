@@ -71,20 +71,38 @@ pub(crate) enum Action {
 /// An identity is started only by its owner, and only when it has no host, or one that is known to be dead: whoever hosts
 /// it and is not its owner hands it over first.
 #[must_use]
-pub(crate) fn decide(me: &str, identity: &str, host: Option<Host<'_>>, running: Option<&Running>, view: &View) -> Action {
+pub(crate) fn decide(
+    me: &str,
+    identity: &str,
+    host: Option<Host<'_>>,
+    running: Option<&Running>,
+    view: &View,
+) -> Action {
     let Some(tenure) = &view.tenure else {
-        return if running.is_some() { Action::Stop } else { Action::Nothing };
+        return if running.is_some() {
+            Action::Stop
+        } else {
+            Action::Nothing
+        };
     };
     let owner = ranking(identity, view.candidates.iter().map(String::as_str)).first() == Some(&me);
     let ours = host.is_some_and(|host| host.pod == me);
     match running {
         Some(running) if running.tenure != *tenure => Action::Stop,
-        Some(Running { stage: Stage::Leaving, .. }) => Action::Nothing,
-        Some(Running { stage: Stage::Claimed, .. }) if !ours => Action::Stop,
+        Some(Running {
+            stage: Stage::Leaving,
+            ..
+        }) => Action::Nothing,
+        Some(Running {
+            stage: Stage::Claimed,
+            ..
+        }) if !ours => Action::Stop,
         Some(_) if owner => Action::Nothing,
         Some(_) => Action::HandOver,
         None if owner => match host {
-            Some(host) if !ours && view.dead.get(host.pod).is_none_or(|read| *read <= host.since) => Action::Inquire,
+            Some(host) if !ours && view.dead.get(host.pod).is_none_or(|read| *read <= host.since) => {
+                Action::Inquire
+            }
             _ => Action::Start,
         },
         None if ours => Action::Disown,
@@ -109,17 +127,27 @@ mod tests {
     }
 
     fn running(tenure: &str, stage: Stage) -> Running {
-        Running { tenure: Tenure::began(tenure), stage }
+        Running {
+            tenure: Tenure::began(tenure),
+            stage,
+        }
     }
 
     fn host(pod: &str) -> Option<Host<'_>> {
-        Some(Host { pod, since: Instant::now() })
+        Some(Host {
+            pod,
+            since: Instant::now(),
+        })
     }
 
     /// The owner among `pod-0` and `pod-1`, and the other.
     fn owner() -> (&'static str, &'static str) {
         let ranked = ranking(IDENTITY, ["pod-0", "pod-1"]);
-        if ranked[0] == "pod-0" { ("pod-0", "pod-1") } else { ("pod-1", "pod-0") }
+        if ranked[0] == "pod-0" {
+            ("pod-0", "pod-1")
+        } else {
+            ("pod-1", "pod-0")
+        }
     }
 
     #[test]
@@ -136,9 +164,18 @@ mod tests {
     fn a_dead_host_counts_only_if_its_lease_was_read_after_its_claim_was_seen() {
         let (mine, other) = owner();
         let seen = Instant::now();
-        let claimed = Some(Host { pod: other, since: seen });
-        let read = |at| View { dead: BTreeMap::from([(other.to_owned(), at)]), ..view("7", &[mine]) };
-        assert_eq!(decide(mine, IDENTITY, claimed, None, &read(seen)), Action::Inquire);
+        let claimed = Some(Host {
+            pod: other,
+            since: seen,
+        });
+        let read = |at| View {
+            dead: BTreeMap::from([(other.to_owned(), at)]),
+            ..view("7", &[mine])
+        };
+        assert_eq!(
+            decide(mine, IDENTITY, claimed, None, &read(seen)),
+            Action::Inquire
+        );
         let after = seen + Duration::from_millis(1);
         assert_eq!(decide(mine, IDENTITY, claimed, None, &read(after)), Action::Start);
     }
@@ -148,12 +185,21 @@ mod tests {
         let (mine, other) = owner();
         let both = view("7", &[mine, other]);
         let claimed = running("7", Stage::Claimed);
-        assert_eq!(decide(other, IDENTITY, host(other), Some(&claimed), &both), Action::HandOver);
+        assert_eq!(
+            decide(other, IDENTITY, host(other), Some(&claimed), &both),
+            Action::HandOver
+        );
         assert_eq!(decide(other, IDENTITY, host(other), None, &both), Action::Disown);
         let leaving = running("7", Stage::Leaving);
-        assert_eq!(decide(other, IDENTITY, host(other), Some(&leaving), &both), Action::Nothing);
+        assert_eq!(
+            decide(other, IDENTITY, host(other), Some(&leaving), &both),
+            Action::Nothing
+        );
         let draining = view("7", &[other]);
-        assert_eq!(decide(mine, IDENTITY, host(mine), Some(&claimed), &draining), Action::HandOver);
+        assert_eq!(
+            decide(mine, IDENTITY, host(mine), Some(&claimed), &draining),
+            Action::HandOver
+        );
     }
 
     #[test]
@@ -161,14 +207,32 @@ mod tests {
         let (mine, other) = owner();
         let alone = view("7", &[mine]);
         let claimed = running("7", Stage::Claimed);
-        assert_eq!(decide(mine, IDENTITY, host(mine), Some(&claimed), &alone), Action::Nothing);
-        assert_eq!(decide(mine, IDENTITY, host(other), Some(&claimed), &alone), Action::Stop);
+        assert_eq!(
+            decide(mine, IDENTITY, host(mine), Some(&claimed), &alone),
+            Action::Nothing
+        );
+        assert_eq!(
+            decide(mine, IDENTITY, host(other), Some(&claimed), &alone),
+            Action::Stop
+        );
         let claiming = running("7", Stage::Claiming);
-        assert_eq!(decide(mine, IDENTITY, host(other), Some(&claiming), &alone), Action::Nothing);
+        assert_eq!(
+            decide(mine, IDENTITY, host(other), Some(&claiming), &alone),
+            Action::Nothing
+        );
         let before = running("6", Stage::Claimed);
-        assert_eq!(decide(mine, IDENTITY, host(mine), Some(&before), &alone), Action::Stop);
-        let fenced = View { tenure: None, ..alone };
-        assert_eq!(decide(mine, IDENTITY, host(mine), Some(&claimed), &fenced), Action::Stop);
+        assert_eq!(
+            decide(mine, IDENTITY, host(mine), Some(&before), &alone),
+            Action::Stop
+        );
+        let fenced = View {
+            tenure: None,
+            ..alone
+        };
+        assert_eq!(
+            decide(mine, IDENTITY, host(mine), Some(&claimed), &fenced),
+            Action::Stop
+        );
         assert_eq!(decide(mine, IDENTITY, host(mine), None, &fenced), Action::Nothing);
     }
 }

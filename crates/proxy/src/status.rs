@@ -7,6 +7,7 @@ use tailwharf_kube_types::conditions::conditions;
 use tailwharf_kube_types::{ConditionStatus, ConditionType, IdentityReason, IdentityStatus, Step};
 use tailwharf_node::{NodeStatus, Phase};
 
+use crate::backend::BackendError;
 use crate::carrier::{Health, HealthMap, Port};
 
 /// What stands in the way of starting the node.
@@ -78,8 +79,14 @@ impl Facts {
     ) -> IdentityStatus {
         let node = self.node.as_ref();
         let (id, fqdn, addresses) = &self.known;
-        let told = node.map(|node| node.addresses.clone()).filter(|addresses| !addresses.is_empty());
-        let any = [told.unwrap_or_default(), addresses.clone(), previous.addresses.clone()];
+        let told = node
+            .map(|node| node.addresses.clone())
+            .filter(|addresses| !addresses.is_empty());
+        let any = [
+            told.unwrap_or_default(),
+            addresses.clone(),
+            previous.addresses.clone(),
+        ];
         IdentityStatus {
             device_id: node
                 .and_then(|node| node.device_id.as_ref().map(|id| id.0.clone()))
@@ -89,7 +96,10 @@ impl Facts {
                 .and_then(|node| node.fqdn.clone())
                 .or_else(|| fqdn.clone())
                 .or_else(|| previous.fqdn.clone()),
-            addresses: any.into_iter().find(|addresses| !addresses.is_empty()).unwrap_or_default(),
+            addresses: any
+                .into_iter()
+                .find(|addresses| !addresses.is_empty())
+                .unwrap_or_default(),
             host: claim.map(|claim| claim.host.clone()),
             claim: claim.map(|claim| claim.name.clone()),
             observed_generation: generation,
@@ -130,7 +140,10 @@ impl Facts {
                 return blocked(AuthKeyMissing, text);
             }
             Some(Obstacle::NotStarted { why }) => {
-                return blocked(ControlServerUnreachable, format!("{why}. Correct the control server's URL."));
+                return blocked(
+                    ControlServerUnreachable,
+                    format!("{why}. Correct the control server's URL."),
+                );
             }
         }
         match self.node.as_ref().map(|node| &node.phase) {
@@ -156,7 +169,10 @@ impl Facts {
                 blocked(ControlServerRefused, text)
             }
             Some(Phase::NeedsApproval | Phase::Registered | Phase::Online | Phase::Disconnected { .. }) => {
-                Step::done(ConditionType::Registered, format!("The device is registered at {server}."))
+                Step::done(
+                    ConditionType::Registered,
+                    format!("The device is registered at {server}."),
+                )
             }
         }
     }
@@ -166,11 +182,15 @@ impl Facts {
             Phase::NeedsApproval => Some(Step::blocked(
                 ConditionType::Authorized,
                 IdentityReason::ApprovalPending,
-                format!("An administrator of {} has to approve the device.", self.control_server),
+                format!(
+                    "An administrator of {} has to approve the device.",
+                    self.control_server
+                ),
             )),
-            Phase::Online | Phase::Disconnected { .. } => {
-                Some(Step::done(ConditionType::Authorized, "The control server lets the device onto the tailnet."))
-            }
+            Phase::Online | Phase::Disconnected { .. } => Some(Step::done(
+                ConditionType::Authorized,
+                "The control server lets the device onto the tailnet.",
+            )),
             Phase::Registered => Some(Step::blocked(
                 ConditionType::Authorized,
                 IdentityReason::NetmapPending,
@@ -181,23 +201,36 @@ impl Facts {
     }
 
     fn advertised(&self) -> Option<Step> {
-        let blocked = |reason, message: String| Some(Step::blocked(ConditionType::Advertised, reason, message));
+        let blocked =
+            |reason, message: String| Some(Step::blocked(ConditionType::Advertised, reason, message));
         if self.leaving {
-            return blocked(IdentityReason::Draining, "Another pod takes the device over.".to_owned());
+            return blocked(
+                IdentityReason::Draining,
+                "Another pod takes the device over.".to_owned(),
+            );
         }
         let node = self.node.as_ref()?;
         if let Some((port, why)) = self.failed.first() {
-            return blocked(IdentityReason::ListenerFailed, format!("{port} could not be opened: {why}. It is tried again."));
+            return blocked(
+                IdentityReason::ListenerFailed,
+                format!("{port} could not be opened: {why}. It is tried again."),
+            );
         }
         match &node.phase {
             Phase::Online | Phase::Disconnected { .. } if !node.relay_connected => blocked(
                 IdentityReason::RelayUnreachable,
                 "The device is not connected to its home relay. It is tried again.".to_owned(),
             ),
-            Phase::Online => Some(Step::done(ConditionType::Advertised, "Peers can reach the device.")),
+            Phase::Online => Some(Step::done(
+                ConditionType::Advertised,
+                "Peers can reach the device.",
+            )),
             Phase::Disconnected { reason } => Some(Step::done(
                 ConditionType::Advertised,
-                format!("Peers can reach the device; the control server cannot be reached: {}.", sentence(reason)),
+                format!(
+                    "Peers can reach the device; the control server cannot be reached: {}.",
+                    sentence(reason)
+                ),
             )),
             _ => None,
         }
@@ -207,20 +240,30 @@ impl Facts {
         let condition = ConditionType::BackendReachable;
         if self.listeners == 0 {
             let reason = IdentityReason::NoListeners;
-            return Step { reason, ..Step::done(condition, "The device serves no port.") };
+            return Step {
+                reason,
+                ..Step::done(condition, "The device serves no port.")
+            };
         }
         let bad = |health: &Health| match health {
             Health::Unreachable(error) => Some(error.clone()),
             Health::Unknown | Health::Reachable => None,
         };
-        let failing: Vec<_> =
-            self.backends.iter().filter_map(|(port, health)| Some((port, bad(health)?))).collect();
+        let failing: Vec<_> = self
+            .backends
+            .iter()
+            .filter_map(|(port, health)| Some((port, bad(health)?)))
+            .collect();
         if let Some((port, error)) = failing.first() {
             let more = match failing.len() - 1 {
                 0 => String::new(),
                 n => format!(" {n} more ports have the same trouble."),
             };
-            let text = format!("Connections to {port} cannot be passed on: {error}. Check that the Service has ready endpoints.{more}");
+            let hint = match error {
+                BackendError::Unresolved(_) => "Check the name.",
+                _ => "Check that the Service has ready endpoints.",
+            };
+            let text = format!("Connections to {port} cannot be passed on: {error}. {hint}{more}");
             return Step::blocked(condition, error.reason(), text);
         }
         if self.backends.values().any(|health| *health == Health::Unknown) {
@@ -243,6 +286,13 @@ impl Facts {
 /// A server's words as the middle of a sentence of ours: bounded, on one line, without a final stop.
 fn sentence(text: &str) -> String {
     const LONGEST: usize = 400;
-    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST).collect();
+    let line: String = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(LONGEST)
+        .collect();
     line.trim().trim_end_matches('.').to_owned()
 }
+
+#[cfg(test)]
+mod tests;

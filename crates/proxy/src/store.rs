@@ -102,7 +102,10 @@ impl SecretStore {
             Ok(secret) => secret.into(),
             Err(source) => return Err(SecretStoreError::Api { name, source }),
         };
-        let content = |source: StateError| SecretStoreError::Content { name: name.clone(), source };
+        let content = |source: StateError| SecretStoreError::Content {
+            name: name.clone(),
+            source,
+        };
         let secret = parse(&copy).map_err(|error| content(error.into()))?;
         let state = node_state(&secret, &context.control_url).map_err(content)?;
         let auth_key = secret.auth_key.clone();
@@ -116,7 +119,12 @@ impl SecretStore {
             copy: Mutex::new(Some(copy)),
             fence,
         };
-        Ok(Opened { store: Arc::new(store), auth_key, registered, secret })
+        Ok(Opened {
+            store: Arc::new(store),
+            auth_key,
+            registered,
+            secret,
+        })
     }
 
     /// Frees the copy of the Secret, unless a write is under way. A later write reads it again.
@@ -127,7 +135,10 @@ impl SecretStore {
     }
 
     async fn write(&self, state: &NodeState) -> Result<(), SecretStoreError> {
-        let api = |source| SecretStoreError::Api { name: self.name.clone(), source };
+        let api = |source| SecretStoreError::Api {
+            name: self.name.clone(),
+            source,
+        };
         let mut copy = self.copy.lock().await;
         let mut attempt = 1;
         loop {
@@ -174,7 +185,11 @@ fn parse(copy: &Copy) -> Result<StateSecret, SecretError> {
 
 impl StateStore for SecretStore {
     fn load(&self) -> BoxFuture<'_, Result<Option<NodeState>, StoreError>> {
-        let state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let state = self
+            .state
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .take();
         async move { Ok(state) }.boxed()
     }
 

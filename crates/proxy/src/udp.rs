@@ -40,7 +40,10 @@ struct Activity {
 
 impl Activity {
     fn new() -> Arc<Self> {
-        Arc::new(Self { began: Instant::now(), last: AtomicU64::new(0) })
+        Arc::new(Self {
+            began: Instant::now(),
+            last: AtomicU64::new(0),
+        })
     }
 
     fn touch(&self) {
@@ -79,7 +82,9 @@ pub(crate) async fn serve<S: Datagrams>(
             received = socket.receive(&mut buffer) => received,
         };
         let Some((length, peer)) = received else { return };
-        let known = lock(&flows).get(&peer).map(|flow| (flow.socket.clone(), flow.activity.clone()));
+        let known = lock(&flows)
+            .get(&peer)
+            .map(|flow| (flow.socket.clone(), flow.activity.clone()));
         let flow = match known {
             Some(flow) => flow,
             None => {
@@ -107,7 +112,11 @@ fn pass_on(socket: &UdpSocket, activity: &Activity, data: &[u8], carrier: &Carri
     activity.touch();
     match socket.try_send(data) {
         Ok(sent) => {
-            carrier.metrics.traffic.to_backend.fetch_add(sent as u64, Ordering::Relaxed);
+            carrier
+                .metrics
+                .traffic
+                .to_backend
+                .fetch_add(sent as u64, Ordering::Relaxed);
         }
         Err(_) => carrier.metrics.datagrams_dropped.increment(),
     }
@@ -122,9 +131,17 @@ async fn open<S: Datagrams>(
     carrier: &Arc<Carrier>,
     permit: Permit,
 ) -> io::Result<(Arc<UdpSocket>, Arc<Activity>)> {
-    let backend = *backends.addresses(peer.ip()).await.map_err(io::Error::other)?.first().ok_or_else(no_backend)?;
-    let any: IpAddr =
-        if backend.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let backend = *backends
+        .addresses(peer.ip())
+        .await
+        .map_err(io::Error::other)?
+        .first()
+        .ok_or_else(no_backend)?;
+    let any: IpAddr = if backend.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
     let socket = UdpSocket::bind(SocketAddr::new(any, 0)).await?;
     socket.connect(backend).await?;
     socket.writable().await?;
@@ -196,7 +213,11 @@ impl<S: Datagrams> Answers<S> {
             Ok(length) => {
                 self.activity.touch();
                 if self.tailnet.send(&buffer[..length], self.peer) {
-                    self.carrier.metrics.traffic.from_backend.fetch_add(length as u64, Ordering::Relaxed);
+                    self.carrier
+                        .metrics
+                        .traffic
+                        .from_backend
+                        .fetch_add(length as u64, Ordering::Relaxed);
                 } else {
                     self.carrier.metrics.datagrams_dropped.increment();
                 }

@@ -58,7 +58,13 @@ pub(crate) struct StatusWriter {
 impl StatusWriter {
     /// For an identity as the claim left it.
     #[must_use]
-    pub(crate) fn new(cluster: Arc<Cluster>, metrics: Arc<Metrics>, name: Arc<str>, claim: Claim, identity: &Identity) -> Self {
+    pub(crate) fn new(
+        cluster: Arc<Cluster>,
+        metrics: Arc<Metrics>,
+        name: Arc<str>,
+        claim: Claim,
+        identity: &Identity,
+    ) -> Self {
         let written = identity.status.clone().unwrap_or_default();
         Self {
             cluster,
@@ -80,12 +86,6 @@ impl StatusWriter {
     #[must_use]
     pub(crate) fn wanted(&self) -> &IdentityStatus {
         &self.wanted
-    }
-
-    /// The claim under which it writes.
-    #[must_use]
-    pub(crate) fn claim(&self) -> &Claim {
-        &self.claim
     }
 
     /// The status is to become this.
@@ -146,7 +146,8 @@ impl StatusWriter {
     fn is_ours(&self, identity: &Identity) -> bool {
         let status = identity.status.as_ref();
         status.is_some_and(|status| {
-            status.host.as_deref() == Some(&*self.claim.host) && status.claim.as_deref() == Some(&*self.claim.name)
+            status.host.as_deref() == Some(&*self.claim.host)
+                && status.claim.as_deref() == Some(&*self.claim.name)
         })
     }
 
