@@ -79,7 +79,7 @@ impl Waiters {
     fn on(&mut self, event: &Event, woken: &mut Vec<Waker>) {
         match *event {
             Event::Acceptable(listener) => {
-                woken.extend(self.acceptors.remove(&listener).into_iter().flatten())
+                woken.extend(self.acceptors.remove(&listener).into_iter().flatten());
             }
             Event::UdpReadable(socket) => woken.extend(self.udp.remove(&socket).into_iter().flatten()),
             Event::Readable(conn) => woken.extend(self.readers.remove(&conn)),

@@ -300,7 +300,7 @@ impl Pump<'_> {
                     Frame::PeerGone { peer, .. } => core.handle_peer_gone(peer),
                     Frame::Ping(data) => Frame::Pong(data).encode(write),
                     Frame::Restarting { reconnect_in, .. } => {
-                        *restart = Some(reconnect_in.min(LONGEST_RECONNECT_IN))
+                        *restart = Some(reconnect_in.min(LONGEST_RECONNECT_IN));
                     }
                     Frame::Health(problem) if !problem.is_empty() => {
                         tracing::warn!(problem, region = %link.region, "the relay reports a problem");

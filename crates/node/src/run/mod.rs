@@ -170,7 +170,7 @@ fn tell(status: &NodeStatus) {
         Phase::Starting => tracing::info!("connecting to the control server"),
         Phase::NeedsLogin { url } => tracing::warn!("open this page and sign in: {url}"),
         Phase::NeedsApproval => {
-            tracing::warn!("waiting for an administrator of the tailnet to approve this node")
+            tracing::warn!("waiting for an administrator of the tailnet to approve this node");
         }
         Phase::Refused { reason } => tracing::error!(reason, "the control server refused this node"),
         Phase::Registered => tracing::info!("registered"),
