@@ -1,6 +1,7 @@
 //! The API over HTTP, in process, on a store in a temporary directory.
 
 mod access;
+mod contract;
 mod keys;
 mod tailnet;
 
@@ -155,13 +156,15 @@ impl Site {
     /// A device that joined with a new tagged auth key. Its stable id.
     async fn device(&self, seed: u8, hostname: &str, tag: &str) -> String {
         let body = json!({"capabilities": {"devices": {"create": {"tags": [tag], "preauthorized": true}}}});
-        let key = self
-            .admin_json(Method::POST, "/api/v2/tailnet/-/keys", &body)
-            .await;
-        let auth_key = key["key"].as_str().unwrap().to_owned();
+        let key = self.admin_json(Method::POST, "/api/v2/tailnet/-/keys", &body).await;
+        self.join(seed, hostname, key["key"].as_str().unwrap()).await
+    }
+
+    /// Lets a device register with an auth key. Its stable id.
+    async fn join(&self, seed: u8, hostname: &str, auth_key: &str) -> String {
         let request = RegisterRequest {
             node_key: lab::node_key(seed),
-            auth: Some(RegisterAuth { auth_key }),
+            auth: Some(RegisterAuth { auth_key: auth_key.to_owned() }),
             hostinfo: Some(lab::hostinfo(hostname)),
             ..RegisterRequest::default()
         };
@@ -171,12 +174,8 @@ impl Site {
             .submit(move |world, context| register::register(world, context, machine, request))
             .await
             .unwrap();
-        operations
-            .world()
-            .node_by_name(hostname)
-            .unwrap()
-            .stable_id
-            .to_string()
+        let world = operations.world();
+        world.node_by_name(hostname).unwrap().stable_id.to_string()
     }
 }
 
