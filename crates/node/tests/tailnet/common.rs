@@ -33,12 +33,53 @@ pub(crate) struct Tailnet {
 impl Tailnet {
     pub(crate) async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
+        let control = free_tcp_port();
+        Self::start_in(
+            dir,
+            control,
+            &format!("http://{control}"),
+            "",
+            &HostConfig::default(),
+        )
+        .await
+    }
+
+    /// A tailnet whose coordinator is behind TLS, with a certificate that only its own host trusts.
+    pub(crate) async fn start_with_tls() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let control = free_tcp_port();
+        let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+        std::fs::write(&cert, certified.cert.pem()).unwrap();
+        std::fs::write(&key, certified.signing_key.serialize_pem()).unwrap();
+        let tls = format!("[tls]\ncert_file = {cert:?}\nkey_file = {key:?}");
+        let trusting = HostConfig {
+            extra_ca_pem: Some(certified.cert.pem().into_bytes()),
+            ..HostConfig::default()
+        };
+        Self::start_in(
+            dir,
+            control,
+            &format!("https://localhost:{}", control.port()),
+            &tls,
+            &trusting,
+        )
+        .await
+    }
+
+    async fn start_in(
+        dir: tempfile::TempDir,
+        control: SocketAddr,
+        url: &str,
+        tls: &str,
+        host: &HostConfig,
+    ) -> Self {
         let policy_file = dir.path().join("policy.hujson");
         std::fs::write(&policy_file, POLICY).unwrap();
-        let (control, relay, stun) = (free_tcp_port(), free_tcp_port(), free_udp_port());
+        let (relay, stun) = (free_tcp_port(), free_udp_port());
         let text = format!(
             r#"
-            server_url = "http://{control}"
+            server_url = "{url}"
             listen = "{control}"
             data_dir = "{dir}/data"
             magic_dns_suffix = "tail1234.ts.net"
@@ -46,14 +87,15 @@ impl Tailnet {
             [relay]
             listen = "{relay}"
             stun_listen = "{stun}"
+            hostname = "127.0.0.1"
+            {tls}
             "#,
             dir = dir.path().display(),
             policy = policy_file.display(),
         );
         let config = Config::parse(&text, &policy_file).unwrap();
-        let host = Host::new(&HostConfig::default()).unwrap();
         let mut tailnet = Self {
-            host,
+            host: Host::new(host).unwrap(),
             config,
             coordinator: None,
             _dir: dir,

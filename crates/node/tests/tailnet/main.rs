@@ -1,6 +1,10 @@
 //! Nodes on a tailnet of this process: coordinator, relay and nodes on loopback.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by a panic, also in its helpers")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by a panic, also in its helpers"
+)]
 
 mod command;
 mod common;

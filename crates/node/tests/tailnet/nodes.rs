@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use tailwharf_coordinator::ops::NodeRef;
 use tailwharf_node::{
-    AuthKey, DialError, FileStore, MemoryStore, Node, NodeConfig, NodeStatus, Phase, Prefs, StateStore,
-    TailnetNode,
+    AuthKey, DialError, FileStore, Host, HostConfig, MemoryStore, Node, NodeConfig, NodeStatus, Phase, Prefs,
+    StateStore, TailnetNode,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
@@ -370,4 +370,24 @@ async fn an_expired_key_is_replaced_and_the_node_stays_the_same() {
     })
     .await;
     assert_eq!(store.load().await.unwrap().unwrap().old_node_key, None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_control_server_behind_tls_must_have_a_certificate_that_is_trusted() {
+    let tailnet = Tailnet::start_with_tls().await;
+    let node = tailnet.join("server", "tag:server").await;
+    assert!(is_online(&node.status().borrow()));
+
+    let config = tailnet.node_config("client", Some(tailnet.auth_key("tag:client").await));
+    let stranger = Host::new(&HostConfig::default()).unwrap();
+    let wary = stranger
+        .start(config, Arc::new(MemoryStore::default()))
+        .await
+        .unwrap();
+    let status = reached(
+        &wary,
+        "it does not connect",
+        |status| matches!(&status.phase, Phase::Disconnected { reason } if reason.contains("certificate")),
+    );
+    status.await;
 }
