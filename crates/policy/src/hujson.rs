@@ -7,6 +7,9 @@ use crate::{MAX_TEXT, PolicyError, Problem};
 /// How deep values may be nested.
 const MAX_DEPTH: usize = 64;
 
+/// The longest name of a field, in bytes.
+const MAX_NAME: usize = 1024;
+
 /// A place in the text; both from 1, the column in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Position {
@@ -216,6 +219,12 @@ impl<'a> Parser<'a> {
                 None => return Err(self.syntax("the text ends inside an object; close it with }")),
             }
             let name = self.string()?;
+            if name.len() > MAX_NAME {
+                return Err(PolicyError::new(
+                    at,
+                    Problem::Syntax("a field name has at most 1024 bytes"),
+                ));
+            }
             if !names.insert(name.clone()) {
                 return Err(PolicyError::new(at, Problem::DuplicateField(name)));
             }

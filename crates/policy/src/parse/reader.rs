@@ -6,6 +6,9 @@ use crate::{Policy, PolicyError, Problem};
 /// How many problems are reported at once.
 pub(crate) const MAX_ERRORS: usize = 50;
 
+/// The longest string that has a meaning to the policy, in bytes. Values of capabilities may be longer.
+const MAX_STRING: usize = 4096;
+
 /// Collects the problems of a document.
 #[derive(Default)]
 pub(super) struct Reader {
@@ -147,7 +150,11 @@ impl Reader {
     /// A string.
     pub(super) fn string<'a>(&mut self, item: &'a Item, what: &'static str) -> Option<&'a str> {
         match &item.value {
-            Value::String(text) => Some(text),
+            Value::String(text) if text.len() <= MAX_STRING => Some(text),
+            Value::String(text) => {
+                self.invalid(item.at, text, "short enough; the limit is 4096 bytes");
+                None
+            }
             _ => {
                 self.wrong_kind(item, what, "a string");
                 None
