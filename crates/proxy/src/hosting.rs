@@ -291,6 +291,7 @@ impl Hosting {
             }
         };
         info!(identity = %self.job.name, "the node is started");
+        self.facts.mapped = false;
         let end = CancellationToken::new();
         let result = self.attend_node(&node, &opened.store, end.clone()).await;
         end.cancel();
@@ -423,6 +424,7 @@ impl Hosting {
 
     /// Notes the status of the node. While a node starts anew after it was refused, the refusal stays to be seen.
     fn note_node(&mut self, status: &NodeStatus) {
+        self.facts.mapped |= status.phase == Phase::Online;
         let refused =
             |node: &NodeStatus| matches!(node.phase, Phase::Refused { .. } | Phase::NeedsLogin { .. });
         if status.phase != Phase::Starting || !self.facts.node.as_ref().is_some_and(refused) {

@@ -2,6 +2,7 @@
 //!
 //! Start reading at `member.rs`, which keeps two pods from running one node, then `reconcile.rs` (what a pod has to do),
 //! `pool.rs` (how it does it), `hosting.rs` (the life of one identity) and `listeners.rs` (its traffic).
+#![forbid(unsafe_code)]
 
 mod assign;
 mod backend;
@@ -74,7 +75,11 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     run_with(settings, client, listener, stop).await
 }
 
-async fn run_with(
+/// As [`run`], with the connection to the API server and the listener for probes given.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_with(
     settings: Settings,
     client: Client,
     listener: TcpListener,

@@ -178,7 +178,7 @@ impl Keeper {
         match done {
             OwnDone::Read(Ok(lease)) => {
                 self.own
-                    .handle_read(lease.map(|lease| reading(&lease)), self.sent, now)
+                    .handle_read(lease.map(|lease| reading(&lease)), self.sent, now);
             }
             OwnDone::Written(Ok(lease)) => {
                 self.told |= self.telling;

@@ -311,9 +311,9 @@ impl World {
         let mut later = VecDeque::new();
         for (at, message) in std::mem::take(&mut self.mail) {
             if at <= self.now {
-                due.push((at, message))
+                due.push((at, message));
             } else {
-                later.push_back((at, message))
+                later.push_back((at, message));
             }
         }
         self.mail = later;

@@ -47,6 +47,8 @@ pub(crate) struct Facts {
     pub with_auth_key: bool,
     /// What the node tells.
     pub node: Option<NodeStatus>,
+    /// The node has had a network map since it was started.
+    pub mapped: bool,
     /// How many listeners are wanted.
     pub listeners: usize,
     /// Listeners that could not be opened, and why.
@@ -168,6 +170,11 @@ impl Facts {
                 );
                 blocked(ControlServerRefused, text)
             }
+            Some(Phase::Disconnected { reason })
+                if self.node.as_ref().is_some_and(|node| node.device_id.is_none()) =>
+            {
+                blocked(ControlServerUnreachable, self.out_of_reach(reason))
+            }
             Some(Phase::NeedsApproval | Phase::Registered | Phase::Online | Phase::Disconnected { .. }) => {
                 Step::done(
                     ConditionType::Registered,
@@ -175,6 +182,14 @@ impl Facts {
                 )
             }
         }
+    }
+
+    fn out_of_reach(&self, reason: &str) -> String {
+        format!(
+            "{} cannot be reached: {}. It is tried again.",
+            self.control_server,
+            sentence(reason)
+        )
     }
 
     fn authorized(&self) -> Option<Step> {
@@ -186,6 +201,11 @@ impl Facts {
                     "An administrator of {} has to approve the device.",
                     self.control_server
                 ),
+            )),
+            Phase::Disconnected { reason } if !self.mapped => Some(Step::blocked(
+                ConditionType::Authorized,
+                IdentityReason::ControlServerUnreachable,
+                self.out_of_reach(reason),
             )),
             Phase::Online | Phase::Disconnected { .. } => Some(Step::done(
                 ConditionType::Authorized,
@@ -217,6 +237,7 @@ impl Facts {
             );
         }
         match &node.phase {
+            Phase::Disconnected { .. } if !self.mapped => None,
             Phase::Online | Phase::Disconnected { .. } if !node.relay_connected => blocked(
                 IdentityReason::RelayUnreachable,
                 "The device is not connected to its home relay. It is tried again.".to_owned(),

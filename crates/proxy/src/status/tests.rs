@@ -200,8 +200,34 @@ fn what_stands_in_the_way_of_a_registered_device() {
 }
 
 #[test]
+fn a_control_server_that_was_never_reached_is_named() {
+    let lost = || {
+        node(Phase::Disconnected {
+            reason: "connection refused".to_owned(),
+        })
+    };
+    let ready = |facts: Facts| lines(&facts).lines().last().unwrap().to_owned();
+    let new = lost().map(|node| NodeStatus {
+        device_id: None,
+        ..node
+    });
+    let all = [
+        Facts { node: new, ..facts() },
+        Facts {
+            node: lost(),
+            ..facts()
+        },
+    ];
+    insta::assert_snapshot!(all.map(ready).join("\n"), @r"
+    Ready=False ControlServerUnreachable: https://control.example cannot be reached: connection refused. It is tried again.
+    Ready=False ControlServerUnreachable: https://control.example cannot be reached: connection refused. It is tried again.
+    ");
+}
+
+#[test]
 fn a_lost_control_server_does_not_make_a_reachable_device_unready() {
     let facts = Facts {
+        mapped: true,
         node: node(Phase::Disconnected {
             reason: "connection refused".to_owned(),
         }),
