@@ -156,7 +156,9 @@ impl Site {
     /// A device that joined with a new tagged auth key. Its stable id.
     async fn device(&self, seed: u8, hostname: &str, tag: &str) -> String {
         let body = json!({"capabilities": {"devices": {"create": {"tags": [tag], "preauthorized": true}}}});
-        let key = self.admin_json(Method::POST, "/api/v2/tailnet/-/keys", &body).await;
+        let key = self
+            .admin_json(Method::POST, "/api/v2/tailnet/-/keys", &body)
+            .await;
         self.join(seed, hostname, key["key"].as_str().unwrap()).await
     }
 
@@ -164,7 +166,9 @@ impl Site {
     async fn join(&self, seed: u8, hostname: &str, auth_key: &str) -> String {
         let request = RegisterRequest {
             node_key: lab::node_key(seed),
-            auth: Some(RegisterAuth { auth_key: auth_key.to_owned() }),
+            auth: Some(RegisterAuth {
+                auth_key: auth_key.to_owned(),
+            }),
             hostinfo: Some(lab::hostinfo(hostname)),
             ..RegisterRequest::default()
         };
