@@ -135,6 +135,9 @@ impl Coordinator {
     /// # Errors
     /// When the store, the policy, the certificate or an address cannot be used.
     pub async fn start(config: Config, stop: CancellationToken) -> Result<Handle, StartError> {
+        let stop = stop.child_token();
+        // What runs already ends when the rest does not start.
+        let guard = stop.clone().drop_guard();
         make_data_dir(&config.data_dir)?;
         // First of all, for it finds out whether another coordinator runs here.
         let admin_socket = admin::bind(&config.admin_socket()).map_err(|source| StartError::AdminSocket {
@@ -204,6 +207,7 @@ impl Coordinator {
         tasks.spawn(admin::serve(admin_socket, ops.clone(), stop.clone()));
         tasks.spawn(http::listen(control, listener, tls, router, permits));
         tracing::info!(%local_addr, server_url = %config.server_url, key = %public, "coordinator started");
+        guard.disarm();
         Ok(Handle {
             local_addr,
             server_key: public,
