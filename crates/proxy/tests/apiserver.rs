@@ -328,6 +328,15 @@ fn a_secret_that_comes_later_is_found(bed: &mut Bed) -> Result<()> {
         if status.host.as_deref() != Some("later-0") || status.claim.is_none() {
             bail!("{status:?}");
         }
+        let secrets: Api<Secret> = Api::namespaced(bed.admin.clone(), NAMESPACE);
+        let data = secrets.get("ts-later-0-0").await?.data.unwrap_or_default();
+        for key in ["_machinekey", "_current-profile", "auth_key", "pod_uid"] {
+            ensure!(
+                data.contains_key(key),
+                "the Secret lacks {key}: {:?}",
+                data.keys()
+            );
+        }
         member.stop.cancel();
         member.task.await?.context("the member did not end well")
     })
