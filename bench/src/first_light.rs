@@ -244,7 +244,7 @@ fn peer_pair(lab: &Lab) -> Result<f64> {
             .into_iter()
             .find(|node| node["name"].as_str().is_some_and(|name| name.starts_with("peer")));
         ensure!(
-            peer.is_some_and(|peer| peer["online"] == true),
+            peer.is_some_and(|peer| peer["connectedToControl"] == true),
             "not yet: {}",
             pair.log_end(3)
         );

@@ -84,7 +84,7 @@ fn start() -> Result<Fixture> {
 fn start_node(tailnet: &Tailnet, dir: &Path) -> Result<NodeProcess> {
     let key = tailnet.user_key("alice@example.com", "admin")?;
     let web = format!("80=127.0.0.1:{WEB_PORT}");
-    let udp = format!("7=127.0.0.1:{UDP_PORT}");
+    let udp = format!("7/udp=127.0.0.1:{UDP_PORT}");
     let forward = format!("127.0.0.1:{FORWARD_PORT}=laptop:8000");
     let options = ["--serve", &web, "--serve", &udp, "--forward", &forward];
     NodeProcess::start(&dir.join("harbor"), tailnet.url(), &key, "harbor", &options)
@@ -228,13 +228,16 @@ fn refused_keys(fixture: &mut Fixture) -> Result<()> {
     let revoked = tailnet.administer(&["key", "create", "--user", "alice@example.com"])?;
     tailnet.administer(&["key", "delete", revoked["id"].as_str().context("no id")?])?;
     let revoked = revoked["key"].as_str().context("no key")?.to_owned();
-    let expired = tailnet.key(&["--user", "alice@example.com", "--expiry", "1s"])?;
+    let expired = tailnet.administer(&["key", "create", "--user", "alice@example.com", "--expiry", "1s"])?;
     eventually("the key expires", || {
         let keys = tailnet.administer(&["key", "list"])?;
-        let text = keys.to_string();
-        ensure!(text.contains("expired"), "no key has expired: {text}");
+        let key = keys
+            .as_array()
+            .and_then(|keys| keys.iter().find(|key| key["id"] == expired["id"]));
+        ensure!(key.is_some_and(|key| key["invalid"] == true), "{keys}");
         Ok(())
     })?;
+    let expired = expired["key"].as_str().context("no key")?.to_owned();
     let client = OfficialClient::start(
         fixture.bridge.join("guest")?,
         &fresh(fixture.dir.path(), "guest")?,
@@ -318,7 +321,7 @@ fn bad_policies(fixture: &mut Fixture) -> Result<()> {
                 .tailnet
                 .admin(&["policy", "set", &file.display().to_string()]),
         )?;
-        let words = String::from_utf8_lossy(&result.stderr).into_owned();
+        let words = String::from_utf8_lossy(&[result.stdout, result.stderr].concat()).into_owned();
         ensure!(!result.status.success(), "accepted: {policy}");
         ensure!(words.contains(what), "the refusal should name {what:?}: {words}");
         ensure!(

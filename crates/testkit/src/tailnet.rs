@@ -160,7 +160,7 @@ impl Tailnet {
                 .map(str::to_owned)
                 .with_context(|| format!("no {name}"))
         };
-        Ok((word("id")?, word("secret")?))
+        Ok((word("id")?, word("key")?))
     }
 
     /// The devices, as the administrator sees them.
@@ -208,7 +208,7 @@ impl Tailnet {
 
     fn users(&self) -> Result<Vec<String>> {
         let list = self.administer(&["user", "list"])?;
-        let name = |user: &Value| user["login_name"].as_str().unwrap_or_default().to_owned();
+        let name = |user: &Value| user["loginName"].as_str().unwrap_or_default().to_owned();
         Ok(list
             .as_array()
             .map(|users| users.iter().map(name).collect())

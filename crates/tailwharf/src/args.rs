@@ -1,0 +1,163 @@
+//! The command line, declared. What the values mean for a process is resolved in [`crate::settings`].
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use tailwharf_coordinator::admin::cli::Command as AdminCommand;
+use tailwharf_node::run::{Forward, Serve};
+use url::Url;
+
+/// Connects Kubernetes and a tailnet.
+#[derive(Debug, Parser)]
+#[command(name = "tailwharf", version, propagate_version = true, arg_required_else_help = true)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct LogArgs {
+    /// What to log: a level, or a filter such as `info,tailwharf_node=debug`
+    #[arg(long, global = true, env = "TAILWHARF_LOG", default_value = "info")]
+    pub(crate) log: String,
+    /// How to log
+    #[arg(long, global = true, env = "TAILWHARF_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub(crate) log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// A line for people
+    Text,
+    /// A JSON object a line
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the controllers of a cluster
+    Operator(OperatorArgs),
+    /// Run a pod of a pool, which hosts devices of the tailnet
+    Proxy(ProxyArgs),
+    /// Run the built-in control server, or administer it
+    Coordinator(CoordinatorArgs),
+    /// Join this machine to a tailnet, without root
+    Node(NodeArgs),
+}
+
+/// The environment variables are those of Tailscale's operator.
+#[derive(Debug, clap::Args)]
+pub(crate) struct OperatorArgs {
+    /// Namespace of the operator and of everything that it makes
+    #[arg(long, env = "OPERATOR_NAMESPACE", default_value = "tailscale")]
+    pub(crate) namespace: String,
+    /// Control server of the tailnet; its API is at the same place
+    #[arg(long, env = "OPERATOR_LOGIN_SERVER", default_value = "https://controlplane.tailscale.com")]
+    pub(crate) login_server: Url,
+    /// API of the tailnet, where it is not at the control server
+    #[arg(long, env = "OPERATOR_API_URL")]
+    pub(crate) api_url: Option<Url>,
+    /// File with the id of the OAuth client
+    #[arg(long, env = "CLIENT_ID_FILE", default_value = "/oauth/client_id")]
+    pub(crate) client_id_file: PathBuf,
+    /// File with the secret of the OAuth client
+    #[arg(long, env = "CLIENT_SECRET_FILE", default_value = "/oauth/client_secret")]
+    pub(crate) client_secret_file: PathBuf,
+    /// Host name of the operator's own device
+    #[arg(long, env = "OPERATOR_HOSTNAME", default_value = "tailscale-operator")]
+    pub(crate) hostname: String,
+    /// Tags of the operator's own device
+    #[arg(long, env = "OPERATOR_INITIAL_TAGS", default_value = "tag:k8s-operator", value_delimiter = ',')]
+    pub(crate) operator_tags: Vec<String>,
+    /// Tags of exposed devices that ask for none
+    #[arg(long, env = "PROXY_TAGS", default_value = "tag:k8s", value_delimiter = ',')]
+    pub(crate) proxy_tags: Vec<String>,
+    /// Image of the proxy pods
+    #[arg(long, env = "PROXY_IMAGE")]
+    pub(crate) proxy_image: String,
+    /// Pods in the default pool
+    #[arg(long, env = "TAILWHARF_POOL_REPLICAS", default_value_t = 2)]
+    pub(crate) pool_replicas: u16,
+    /// Take Services of type LoadBalancer that name no class, too
+    #[arg(long, env = "OPERATOR_DEFAULT_LOAD_BALANCER", default_value_t = false, action = clap::ArgAction::Set)]
+    pub(crate) default_load_balancer: bool,
+    /// Name of this pod; part of its claim to lead
+    #[arg(long, env = "POD_NAME")]
+    pub(crate) pod_name: String,
+    /// Where health and metrics are served
+    #[arg(long, env = "OPERATOR_LISTEN", default_value = "[::]:9001")]
+    pub(crate) listen: SocketAddr,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ProxyArgs {
+    /// The pool that this pod belongs to
+    #[arg(long, env = "TAILWHARF_POOL", default_value = "default")]
+    pub(crate) pool: String,
+    /// Namespace of the pool
+    #[arg(long, env = "POD_NAMESPACE")]
+    pub(crate) namespace: String,
+    /// Name of this pod; also that of its Lease
+    #[arg(long, env = "POD_NAME")]
+    pub(crate) pod_name: String,
+    /// Unique id of this pod
+    #[arg(long, env = "POD_UID")]
+    pub(crate) pod_uid: String,
+    /// Where health and metrics are served
+    #[arg(long, env = "PROXY_LISTEN", default_value = "[::]:9002")]
+    pub(crate) listen: SocketAddr,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = false, subcommand_negates_reqs = false)]
+pub(crate) struct CoordinatorArgs {
+    /// Configuration file (TOML)
+    #[arg(long, env = "TAILWHARF_COORDINATOR_CONFIG")]
+    pub(crate) config: PathBuf,
+    /// Administer the running coordinator; without one of these, run it
+    #[command(subcommand)]
+    pub(crate) command: Option<AdminCommand>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct NodeArgs {
+    /// Control server to join
+    #[arg(long, env = "TS_LOGIN_SERVER", default_value = "https://controlplane.tailscale.com")]
+    pub(crate) login_server: Url,
+    /// Auth key; better given by the environment, where other users of this machine do not see it
+    #[arg(long, env = "TS_AUTHKEY", hide_env_values = true)]
+    pub(crate) auth_key: Option<String>,
+    /// Name of the device; that of the machine if not given
+    #[arg(long, env = "TS_HOSTNAME")]
+    pub(crate) hostname: Option<String>,
+    /// Tags to ask for
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) tags: Vec<String>,
+    /// Let the tailnet forget the device some time after it went away
+    #[arg(long)]
+    pub(crate) ephemeral: bool,
+    /// File that keeps the keys of the device; without one it is a new device at each start
+    #[arg(long, env = "TS_STATE")]
+    pub(crate) state: Option<PathBuf>,
+    /// Certificate authorities (PEM) to trust beside those of the system
+    #[arg(long)]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// Serve a SOCKS5 proxy into the tailnet here
+    #[arg(long, env = "TS_SOCKS5_SERVER", value_name = "ADDRESS")]
+    pub(crate) socks5: Option<SocketAddr>,
+    /// Serve an HTTP proxy into the tailnet here
+    #[arg(long, env = "TS_OUTBOUND_HTTP_PROXY_LISTEN", value_name = "ADDRESS")]
+    pub(crate) http_proxy: Option<SocketAddr>,
+    /// Lead a local port into the tailnet: ADDRESS=HOST:PORT
+    #[arg(long = "forward", value_name = "ADDRESS=HOST:PORT")]
+    pub(crate) forwards: Vec<Forward>,
+    /// Lead a port of the device, TCP and UDP, to a local service: PORT=HOST:PORT
+    #[arg(long = "serve", value_name = "PORT=HOST:PORT")]
+    pub(crate) serves: Vec<Serve>,
+    /// Log the device out at the end
+    #[arg(long)]
+    pub(crate) logout_on_exit: bool,
+}

@@ -1,0 +1,85 @@
+//! Runs what the arguments ask for, until it ends or the process is told to.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use tailwharf_coordinator::Config;
+use tailwharf_coordinator::admin::cli;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::args::{Args, Command, CoordinatorArgs, LogArgs, LogFormat};
+use crate::settings;
+
+/// Worker threads of a process: more than two bring nothing to what waits for sockets.
+const THREADS: usize = 2;
+
+pub(crate) fn run(args: Args) -> ExitCode {
+    match start(args) {
+        Ok(code) => code,
+        Err(error) => {
+            #[expect(clippy::print_stderr, reason = "the last words of the process")]
+            {
+                eprintln!("tailwharf: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(args: Args) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;
+    let command = match args.command {
+        Command::Coordinator(CoordinatorArgs { config, command: Some(command) }) => {
+            let config = Config::load(&config)?;
+            return runtime.block_on(cli::run(&config, command));
+        }
+        command => command,
+    };
+    log(&args.log)?;
+    let stop = stop_on_signal(&runtime)?;
+    runtime.block_on(async {
+        match command {
+            Command::Operator(operator) => {
+                Box::pin(tailwharf_operator::run(settings::operator(operator, &args.log.log)?, stop)).await
+            }
+            Command::Proxy(proxy) => Box::pin(tailwharf_proxy::run(settings::proxy(proxy), stop)).await,
+            Command::Node(node) => Box::pin(tailwharf_node::run::run(settings::node(node)?, stop)).await,
+            Command::Coordinator(coordinator) => {
+                let config = Config::load(&coordinator.config)?;
+                Box::pin(tailwharf_coordinator::run(config, stop)).await
+            }
+        }
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Logs go to standard error, so that standard output is free for results.
+fn log(args: &LogArgs) -> Result<()> {
+    let filter = EnvFilter::try_new(&args.log).with_context(|| format!("--log {:?} is not a filter", args.log))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
+
+/// A token that SIGTERM and SIGINT cancel.
+fn stop_on_signal(runtime: &Runtime) -> Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    let _context = runtime.enter();
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let told = stop.clone();
+    runtime.spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        told.cancel();
+    });
+    Ok(stop)
+}

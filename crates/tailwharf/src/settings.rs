@@ -1,0 +1,133 @@
+//! From arguments to the settings of each process: files are read, texts become types, defaults are decided here and nowhere else.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use tailwharf_control_api::{ClientConfig, Credentials, Secret};
+use tailwharf_kube_types::values::{Hostname, Tag};
+use tailwharf_node::{AuthKey, NodeConfig};
+use tailwharf_plan::PoolSettings;
+use tailwharf_proxy::Limits;
+use url::Url;
+
+use crate::args::{NodeArgs, OperatorArgs, ProxyArgs};
+
+/// The control server of Tailscale's service has its API at another address.
+const TAILSCALE_CONTROL: &str = "controlplane.tailscale.com";
+const TAILSCALE_API: &str = "https://api.tailscale.com";
+/// The name of the pool that hosts everything that asks for no other.
+const DEFAULT_POOL: &str = "default";
+
+pub(crate) fn operator(args: OperatorArgs, log: &str) -> Result<tailwharf_operator::Settings> {
+    let credentials = Credentials::OAuthClient {
+        id: file(&args.client_id_file, "id")?,
+        secret: Secret::new(file(&args.client_secret_file, "secret")?),
+    };
+    let api = match args.api_url {
+        Some(url) => url,
+        None if args.login_server.host_str() == Some(TAILSCALE_CONTROL) => Url::parse(TAILSCALE_API)?,
+        None => args.login_server.clone(),
+    };
+    if args.pool_replicas == 0 {
+        bail!("a pool needs at least one pod: set --pool-replicas or TAILWHARF_POOL_REPLICAS to 1 or more");
+    }
+    let plan = tailwharf_plan::Settings {
+        namespace: args.namespace,
+        login_server: args.login_server.as_str().trim_end_matches('/').to_owned(),
+        default_tags: tags(&args.proxy_tags).context("PROXY_TAGS")?,
+        operator_hostname: args.hostname.parse::<Hostname>().context("OPERATOR_HOSTNAME")?,
+        operator_tags: tags(&args.operator_tags).context("OPERATOR_INITIAL_TAGS")?,
+        default_load_balancer: args.default_load_balancer,
+        pool: PoolSettings {
+            name: DEFAULT_POOL.to_owned(),
+            replicas: args.pool_replicas,
+            image: args.proxy_image,
+            logging: log.to_owned(),
+        },
+    };
+    Ok(tailwharf_operator::Settings {
+        plan,
+        control: ClientConfig::new(api, credentials),
+        replica: args.pod_name,
+        health_listen: args.listen,
+    })
+}
+
+pub(crate) fn proxy(args: ProxyArgs) -> tailwharf_proxy::Settings {
+    tailwharf_proxy::Settings {
+        pod_name: args.pod_name,
+        pod_uid: args.pod_uid,
+        namespace: args.namespace,
+        pool: args.pool,
+        listen: args.listen,
+        extra_ca_pem: None,
+        limits: Limits::default(),
+    }
+}
+
+pub(crate) fn node(args: NodeArgs) -> Result<tailwharf_node::run::Settings> {
+    let hostname = match args.hostname {
+        Some(name) => name,
+        None => fs::read_to_string("/etc/hostname")
+            .context("the machine has no name in /etc/hostname; give one with --hostname")?
+            .trim()
+            .to_owned(),
+    };
+    Ok(tailwharf_node::run::Settings {
+        node: NodeConfig {
+            control_url: args.login_server,
+            hostname,
+            auth_key: args.auth_key.as_deref().and_then(AuthKey::new),
+            tags: args.tags,
+            ephemeral: args.ephemeral,
+            app: String::new(),
+        },
+        state_file: args.state,
+        ca_file: args.ca_file,
+        socks5_listen: args.socks5,
+        http_proxy_listen: args.http_proxy,
+        forwards: args.forwards,
+        serves: args.serves,
+        logout_on_exit: args.logout_on_exit,
+    })
+}
+
+/// Tags without repetition, sorted.
+fn tags(texts: &[String]) -> Result<Vec<Tag>> {
+    let given = texts.iter().map(|text| text.trim()).filter(|text| !text.is_empty());
+    let tags = given.map(str::parse).collect::<Result<BTreeSet<Tag>, _>>()?;
+    Ok(tags.into_iter().collect())
+}
+
+fn file(path: &Path, what: &str) -> Result<String> {
+    let text = fs::read_to_string(path)
+        .with_context(|| format!("the {what} of the OAuth client is read from {}", path.display()))?;
+    let text = text.trim();
+    if text.is_empty() {
+        bail!("{} is empty; it must hold the {what} of the OAuth client", path.display());
+    }
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_are_sorted_and_told_apart_from_other_words() {
+        let sorted = tags(&["tag:b".into(), " tag:a ".into(), "tag:b".into(), String::new()]).expect("tags");
+        assert_eq!(sorted.iter().map(ToString::to_string).collect::<Vec<_>>(), ["tag:a", "tag:b"]);
+        assert!(tags(&["b".into()]).is_err());
+    }
+
+    #[test]
+    fn an_empty_credential_file_is_refused_by_name() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("client_id");
+        fs::write(&path, " \n").expect("written");
+        let error = file(&path, "id").expect_err("refused");
+        assert!(error.to_string().contains("client_id is empty"), "{error}");
+    }
+}
