@@ -117,7 +117,7 @@ fn reach(stage: &mut Stage, lab: &Lab) -> Result<()> {
         lab.laptop
             .namespace()
             .command("curl")
-            .args(["--silent", "--max-time", "10", &url]),
+            .args(["--silent", "--max-time=10", &url]),
     )?;
     stage.check("curl prints the nginx page", contains(&page, "Welcome to nginx!"));
     let address = address(lab)?;
