@@ -183,7 +183,7 @@ where
         if self.read(|objects| {
             objects
                 .by_key
-                .get(&key)
+                .get(key)
                 .is_some_and(|known| known.version >= version)
         }) {
             return;
