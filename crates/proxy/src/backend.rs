@@ -2,15 +2,25 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use tailwharf_kube_types::{Backend, IdentityReason};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
-/// Time for one connection attempt. A ClusterIP answers at once or drops.
+/// Time for one backend. A ClusterIP answers at once or drops.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// After so long without an answer a fresh attempt joins: the kernel would wait a whole second before it repeats a lost SYN.
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(100);
+/// Attempts at a backend that has answered before.
+const ATTEMPTS: usize = 3;
+/// Attempts at a backend that never answered yet. A ClusterIP is refused or dropped for about a second after its Service
+/// was made, until kube-proxy has written its rules.
+const FIRST_ATTEMPTS: usize = 20;
 /// Time for all attempts of one connection.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time to resolve a name.
@@ -60,7 +70,11 @@ enum Host {
 
 /// The backends of one listener, in order of preference.
 #[derive(Debug)]
-pub(crate) struct Backends(Vec<(Host, u16)>);
+pub(crate) struct Backends {
+    hosts: Vec<(Host, u16)>,
+    /// Whether one of them ever answered.
+    answered: AtomicBool,
+}
 
 impl Backends {
     /// Takes the backends as the spec gives them.
@@ -73,12 +87,13 @@ impl Backends {
                 resolved: Mutex::new(None),
             },
         };
-        Arc::new(Self(
-            backends
+        Arc::new(Self {
+            hosts: backends
                 .iter()
                 .map(|backend| (host(&backend.address), backend.port))
                 .collect(),
-        ))
+            answered: AtomicBool::new(false),
+        })
     }
 
     /// All addresses to try for a connection from `peer`, those of its address family first.
@@ -88,7 +103,7 @@ impl Backends {
     pub(crate) async fn addresses(&self, peer: IpAddr) -> Result<Vec<SocketAddr>, BackendError> {
         let mut addresses = Vec::new();
         let mut error = BackendError::None;
-        for (host, port) in &self.0 {
+        for (host, port) in &self.hosts {
             match host {
                 Host::Ip(ip) => addresses.push(SocketAddr::new(*ip, *port)),
                 Host::Name { name, resolved } => match resolve(name, resolved).await {
@@ -112,22 +127,55 @@ impl Backends {
     pub(crate) async fn dial(&self, peer: IpAddr) -> Result<TcpStream, BackendError> {
         let mut error = BackendError::None;
         let deadline = Instant::now() + DIAL_TIMEOUT;
-        for address in self.addresses(peer).await? {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match timeout(CONNECT_TIMEOUT.min(left), TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => {
+        let addresses = self.addresses(peer).await?;
+        // With another backend to go to, a refusal is not worth a wait.
+        let patient = addresses.len() == 1 && !self.answered.load(Ordering::Relaxed);
+        for address in addresses {
+            match connect(address, patient, deadline.min(Instant::now() + CONNECT_TIMEOUT)).await {
+                Ok(stream) => {
+                    self.answered.store(true, Ordering::Relaxed);
                     // A connection without the option works, with more delay.
                     let _ = stream.set_nodelay(true);
                     return Ok(stream);
                 }
-                Ok(Err(source)) if source.kind() == io::ErrorKind::TimedOut => {
-                    error = BackendError::TimedOut(address);
-                }
-                Ok(Err(source)) => error = BackendError::Refused(address, source.kind()),
-                Err(_) => error = BackendError::TimedOut(address),
+                Err(failed) => error = failed,
             }
         }
         Err(error)
+    }
+}
+
+/// Connects to one address, with a fresh attempt beside the others after each pause. A patient caller takes a refusal as
+/// a reason to try again.
+async fn connect(address: SocketAddr, patient: bool, deadline: Instant) -> Result<TcpStream, BackendError> {
+    let most = if patient { FIRST_ATTEMPTS } else { ATTEMPTS };
+    let mut attempts = FuturesUnordered::from_iter([TcpStream::connect(address)]);
+    let mut begun = 1;
+    let mut next = Instant::now() + ATTEMPT_PAUSE;
+    let mut error = BackendError::TimedOut(address);
+    loop {
+        tokio::select! {
+            Some(outcome) = attempts.next() => match outcome {
+                Ok(stream) => return Ok(stream),
+                Err(source) if source.kind() == io::ErrorKind::TimedOut => error = BackendError::TimedOut(address),
+                Err(source) => {
+                    error = BackendError::Refused(address, source.kind());
+                    if !patient {
+                        return Err(error);
+                    }
+                }
+            },
+            () = sleep_until(next.min(deadline)) => {
+                if next >= deadline || (begun == most && attempts.is_empty()) {
+                    return Err(error);
+                }
+                if begun < most {
+                    attempts.push(TcpStream::connect(address));
+                    begun += 1;
+                }
+                next += ATTEMPT_PAUSE;
+            }
+        }
     }
 }
 
@@ -200,11 +248,26 @@ mod tests {
         assert_eq!(backends.dial(peer).await.unwrap().peer_addr().unwrap(), open);
 
         let backends = Backends::new(&[backend("127.0.0.1", closed)]);
+        backends.answered.store(true, Ordering::Relaxed);
         let refused = BackendError::Refused(SocketAddr::new(peer, closed), io::ErrorKind::ConnectionRefused);
         assert_eq!(backends.dial(peer).await.unwrap_err(), refused);
         assert_eq!(
             Backends::new(&[]).dial(peer).await.unwrap_err(),
             BackendError::None
         );
+    }
+
+    #[tokio::test]
+    async fn waits_for_a_backend_that_never_answered_yet() {
+        let gone = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = gone.local_addr().unwrap();
+        drop(gone);
+        let backends = Backends::new(&[backend("127.0.0.1", address.port())]);
+        let dial = backends.dial(address.ip());
+        tokio::pin!(dial);
+        // Refused, and still waiting.
+        assert!(timeout(ATTEMPT_PAUSE * 2, &mut dial).await.is_err());
+        let _listener = tokio::net::TcpListener::bind(address).await.unwrap();
+        assert_eq!(dial.await.unwrap().peer_addr().unwrap(), address);
     }
 }

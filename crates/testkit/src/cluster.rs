@@ -24,7 +24,16 @@ impl Cluster {
     /// # Errors
     /// When a part does not come up; the message has the end of its log.
     pub fn up(name: &str) -> Result<Self> {
-        script(&["up", name])?;
+        Self::up_tuned(name, &[])
+    }
+
+    /// The same with variables of `cluster.sh`, which its head explains.
+    ///
+    /// # Errors
+    /// When a part does not come up; the message has the end of its log.
+    pub fn up_tuned(name: &str, variables: &[(&str, &str)]) -> Result<Self> {
+        let mut command = Command::new(workspace::root().join("cluster/cluster.sh"));
+        run(command.args(["up", name]).envs(variables.iter().copied()))?;
         let path = script(&["kubeconfig", name])?;
         Ok(Self {
             name: name.to_owned(),
@@ -89,15 +98,18 @@ impl Cluster {
             .to_owned();
         anyhow::ensure!(!id.is_empty(), "{pod}/{container} does not run");
         // The cgroup of a container is named by its id, and lists processes by their number on this machine.
+        let folder = format!("*/{id}");
         let mut find = Command::new("find");
         find.args([
             "/sys/fs/cgroup",
+            "-type",
+            "d",
             "-path",
-            &format!("*{id}/cgroup.procs"),
+            &folder,
             "-exec",
             "cat",
-            "{}",
-            "+",
+            "{}/cgroup.procs",
+            ";",
         ]);
         let text = run(&mut find)?;
         let mut pids: Vec<u32> = text.lines().filter_map(|line| line.parse().ok()).collect();

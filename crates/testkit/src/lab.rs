@@ -45,10 +45,23 @@ impl Lab {
     /// # Errors
     /// When a part does not come up.
     pub fn start(name: &str, dir: &Path, progress: impl Fn(&str)) -> Result<Self> {
+        Self::start_tuned(name, dir, &[], progress)
+    }
+
+    /// The same on a cluster with variables of `cluster.sh`.
+    ///
+    /// # Errors
+    /// When a part does not come up.
+    pub fn start_tuned(
+        name: &str,
+        dir: &Path,
+        variables: &[(&str, &str)],
+        progress: impl Fn(&str),
+    ) -> Result<Self> {
         Self::remove(name, dir)?;
         fs::create_dir_all(dir)?;
         progress("a Kubernetes cluster: API server, kubelet, containerd, kube-proxy, CoreDNS");
-        let cluster = Cluster::up(name)?;
+        let cluster = Cluster::up_tuned(name, variables)?;
         progress("images into the cluster: tailwharf, nginx of Debian, an echo server");
         for image in [
             workspace::image(),
