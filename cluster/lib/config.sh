@@ -37,6 +37,8 @@ configure_cluster() (
 apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
 mode: $PROXY_MODE
+nftables: {minSyncPeriod: $PROXY_SYNC}
+iptables: {minSyncPeriod: $PROXY_SYNC}
 clusterCIDR: $POD_CIDR,$POD_CIDR6
 clientConnection: {kubeconfig: $dir/etc/kube-proxy.kubeconfig}
 metricsBindAddress: 127.0.0.1:10249
