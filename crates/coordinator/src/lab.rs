@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use jiff::{SignedDuration, Timestamp};
@@ -20,6 +23,7 @@ use crate::{
     register::{self, Registered, Rules},
     secret::{self, CredentialKind, Secret},
     sessions::Sessions,
+    store::{Saved, SqliteStore, Store, StoreError},
     world::{ActivePolicy, Change, Counters, Effects, Facts, World},
 };
 
@@ -217,6 +221,27 @@ pub(crate) fn config(dir: &std::path::Path) -> Config {
         dir.join("data")
     );
     Config::parse(&text, dir).unwrap()
+}
+
+/// A store that can be made to refuse writes.
+pub(crate) struct Switched {
+    pub(crate) store: SqliteStore,
+    pub(crate) read_only: Arc<AtomicBool>,
+}
+
+impl Store for Switched {
+    fn load(&mut self) -> Result<Saved, StoreError> {
+        self.store.load()
+    }
+
+    fn set_server_key(&mut self, key: &MachinePrivate) -> Result<(), StoreError> {
+        self.store.set_server_key(key)
+    }
+
+    fn commit(&mut self, changes: &[Change], counters: Counters) -> Result<(), StoreError> {
+        self.store.set_read_only(self.read_only.load(Ordering::SeqCst));
+        self.store.commit(changes, counters)
+    }
 }
 
 /// How many times each value is there.

@@ -164,6 +164,7 @@ impl Control {
                     // A store that refuses writes does not take the map from a running node.
                     Err(OpError::Store(error)) => {
                         tracing::warn!(node = id.0, %error, "node connected unrecorded");
+                        self.set_online(id, true).await?;
                     }
                     Err(error) => return Err(error.into()),
                 }
@@ -282,10 +283,21 @@ impl Control {
                 .ops
                 .submit(move |world, context| Ok(poll::disconnect(world, context, id)))
                 .await;
+            let offline = match offline {
+                Err(OpError::Store(_)) => control.set_online(id, false).await,
+                other => other,
+            };
             if let Err(error) = offline {
                 tracing::warn!(node = id.0, %error, "a node that left is still shown online");
             }
         });
+    }
+
+    /// Notes whether a node is connected while nothing can be stored.
+    async fn set_online(&self, id: NodeId, online: bool) -> Result<(), OpError> {
+        self.ops
+            .submit(move |world, _| Ok(poll::set_online(world, id, online)))
+            .await
     }
 }
 

@@ -110,6 +110,15 @@ pub(crate) fn disconnect(world: &World, context: &Context, id: NodeId) -> Decisi
     )
 }
 
+/// Notes whether a node has a stream, and nothing that needs the store.
+pub(crate) fn set_online(world: &World, id: NodeId, online: bool) -> Decision<()> {
+    let presence = world.presence(id);
+    if presence.online == online || world.node(id).is_none() {
+        return Decision::unchanged(());
+    }
+    Decision::new(vec![Change::SetPresence(id, Presence { online, ..presence })], ())
+}
+
 /// Shows a node to its peers that was held back.
 pub(crate) fn reveal(world: &World, id: NodeId) -> Decision<()> {
     let presence = world.presence(id);

@@ -23,7 +23,7 @@ use tailwharf_wire::{
     tailcfg::{DerpMap, DerpRegion},
 };
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, UnixListener},
     sync::{mpsc, watch},
     time::timeout,
 };
@@ -144,80 +144,96 @@ impl Coordinator {
             path: config.admin_socket(),
             source,
         })?;
-        let tls = config.tls.as_ref().map(acceptor).transpose()?;
-        let mut store = SqliteStore::open(&config.store_file())?;
-        let saved = store.load()?;
-        let server_key = server_key(&mut store, &saved)?;
-        let public = server_key.public();
-        let first_start = saved.policy.is_none();
-
-        let listen = |source| StartError::Listen {
-            addr: config.listen,
-            source,
-        };
-        let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
-        let local_addr = listener.local_addr().map_err(listen)?;
-        let admitted = Arc::new(OnceLock::new());
-        let relay = start_relay(&config, admitted.clone(), stop.clone()).await?;
-
-        let facts = Facts {
-            prefixes: config.prefixes,
-            suffix: config.magic_dns_suffix.clone(),
-            derp_map: derp_map(&config, relay.as_ref()),
-        };
-        let world = Arc::new(World::load(
-            facts,
-            active_policy(&saved)?,
-            saved,
-            Timestamp::now(),
-        ));
-        let sessions = Arc::new(Sessions::new(world.clone()));
-        let (published, worlds) = watch::channel(world);
-        admitted.get_or_init(|| worlds.clone());
-        let (jobs, queue) = mpsc::channel(writer::QUEUE);
-        let context = context(&config);
-        let writer = Writer {
-            store: Box::new(store),
-            context,
-            clock: Timestamp::now,
-            sessions: sessions.clone(),
-            published,
-        };
-        let writer = writer.spawn(queue).map_err(StartError::Thread)?;
-        let ops = Operations::new(jobs, worlds);
-        if first_start {
-            set_first_policy(&ops, &config).await?;
-        }
-
-        let tasks = TaskTracker::new();
-        let control = Arc::new(Control {
-            ops: ops.clone(),
-            sessions,
-            server_key,
-            stop: stop.clone(),
-            tasks: tasks.clone(),
-        });
-        let router = http::routes(control.clone()).merge(api::router(ops.clone()));
-        let permits = http::Permits::new(config.limits);
-        tasks.spawn(gc::run(
-            control.clone(),
-            config.nodes.ephemeral_grace(),
-            Timestamp::now(),
-        ));
-        tasks.spawn(admin::serve(admin_socket, ops.clone(), stop.clone()));
-        tasks.spawn(http::listen(control, listener, tls, router, permits));
-        tracing::info!(%local_addr, server_url = %config.server_url, key = %public, "coordinator started");
+        let store = SqliteStore::open(&config.store_file())?;
+        let handle = start_on(config, Box::new(store), admin_socket, stop).await?;
         guard.disarm();
-        Ok(Handle {
-            local_addr,
-            server_key: public,
-            relay,
-            ops,
-            stop,
-            tasks,
-            writer,
-        })
+        Ok(handle)
     }
+}
+
+/// Starts on an open store.
+pub(crate) async fn start_on(
+    config: Config,
+    mut store: Box<dyn Store>,
+    admin_socket: UnixListener,
+    stop: CancellationToken,
+) -> Result<Handle, StartError> {
+    let tls = config.tls.as_ref().map(acceptor).transpose()?;
+    let saved = store.load()?;
+    let server_key = server_key(store.as_mut(), &saved)?;
+    let public = server_key.public();
+    let first_start = saved.policy.is_none();
+
+    let listen = |source| StartError::Listen {
+        addr: config.listen,
+        source,
+    };
+    let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
+    let local_addr = listener.local_addr().map_err(listen)?;
+    let admitted = Arc::new(OnceLock::new());
+    let relay = start_relay(&config, admitted.clone(), stop.clone()).await?;
+
+    let facts = Facts {
+        prefixes: config.prefixes,
+        suffix: config.magic_dns_suffix.clone(),
+        derp_map: derp_map(&config, relay.as_ref()),
+    };
+    let world = Arc::new(World::load(
+        facts,
+        active_policy(&saved)?,
+        saved,
+        Timestamp::now(),
+    ));
+    let sessions = Arc::new(Sessions::new(world.clone()));
+    let (published, worlds) = watch::channel(world);
+    admitted.get_or_init(|| worlds.clone());
+    let (jobs, queue) = mpsc::channel(writer::QUEUE);
+    let context = context(&config);
+    let writer = Writer {
+        store,
+        context,
+        clock: Timestamp::now,
+        sessions: sessions.clone(),
+        published,
+    };
+    let writer = writer.spawn(queue).map_err(StartError::Thread)?;
+    let ops = Operations::new(jobs, worlds);
+    if first_start {
+        set_first_policy(&ops, &config).await?;
+    }
+
+    let tasks = TaskTracker::new();
+    let control = Arc::new(Control {
+        ops: ops.clone(),
+        sessions,
+        server_key,
+        stop: stop.clone(),
+        tasks: tasks.clone(),
+    });
+    let router = http::routes(control.clone()).merge(api::router(ops.clone()));
+    let permits = http::Permits::new(config.limits);
+    tasks.spawn(gc::run(
+        control.clone(),
+        config.nodes.ephemeral_grace(),
+        Timestamp::now(),
+    ));
+    tasks.spawn(admin::serve(
+        admin_socket,
+        ops.clone(),
+        stop.clone(),
+        tasks.clone(),
+    ));
+    tasks.spawn(http::listen(control, listener, tls, router, permits));
+    tracing::info!(%local_addr, server_url = %config.server_url, key = %public, "coordinator started");
+    Ok(Handle {
+        local_addr,
+        server_key: public,
+        relay,
+        ops,
+        stop,
+        tasks,
+        writer,
+    })
 }
 
 impl fmt::Debug for Handle {

@@ -2,7 +2,7 @@
 //!
 //! Decisions come in by a queue. The writer takes as many as wait, runs them one after the other on a copy of the world, stores all their changes in
 //! one transaction, and only then publishes the new world and gives the answers. When the transaction fails, the copy is dropped: all of the batch
-//! are refused, and the world is what it was.
+//! are refused, and the world is what it was, but for who is online, which is never stored.
 
 use std::{sync::Arc, thread};
 
@@ -45,6 +45,15 @@ impl Settled {
             reply: Box::new(|_| {}),
         }
     }
+
+    /// Whether the decision changes only what is not stored, of nodes that are stored already. It does not depend on the store, then.
+    fn is_volatile(&self, stored: &World) -> bool {
+        !self.changes.is_empty()
+            && self
+                .changes
+                .iter()
+                .all(|change| matches!(change, Change::SetPresence(id, _) if stored.node(*id).is_some()))
+    }
 }
 
 /// Makes worlds out of worlds.
@@ -80,8 +89,7 @@ impl Writer {
         let old = self.published.borrow().clone();
         let mut world = old.as_ref().clone();
         let mut effects = Effects::default();
-        let mut changes = Vec::new();
-        let mut replies = Vec::new();
+        let mut outcomes = Vec::new();
         self.context.now = (self.clock)();
         for message in batch.drain(..) {
             let Message::Job(job) = message else { continue };
@@ -89,33 +97,53 @@ impl Writer {
             for change in &settled.changes {
                 world.apply(change, &mut effects);
             }
-            changes.extend(settled.changes);
-            replies.push(settled.reply);
+            outcomes.push(settled);
         }
-        let stored = self.store(&changes, &world).map_err(Arc::new);
-        if stored.is_ok() && !changes.is_empty() {
+        let stored = self.store(&outcomes, &world).map_err(Arc::new);
+        if let Err(error) = &stored {
+            tracing::error!(%error, cause = ?std::error::Error::source(error), "changes were not stored");
+            world = old.as_ref().clone();
+            effects = Effects::default();
+            for change in outcomes
+                .iter()
+                .filter(|settled| settled.is_volatile(&old))
+                .flat_map(|settled| &settled.changes)
+            {
+                world.apply(change, &mut effects);
+            }
+        }
+        if effects != Effects::default()
+            || (stored.is_ok() && outcomes.iter().any(|settled| !settled.changes.is_empty()))
+        {
             world.settle(&mut effects);
             let world = Arc::new(world);
             self.sessions.publish(&old, &world, &effects);
             self.published.send_replace(world);
         }
-        if let Err(error) = &stored {
-            tracing::error!(%error, cause = ?std::error::Error::source(error), refused = replies.len(), "changes were not stored");
-        }
-        for reply in replies {
-            reply(stored.clone());
+        for settled in outcomes {
+            let outcome = if settled.is_volatile(&old) {
+                Ok(())
+            } else {
+                stored.clone()
+            };
+            (settled.reply)(outcome);
         }
     }
 
-    fn store(&mut self, changes: &[Change], world: &World) -> Result<(), StoreError> {
-        if changes
+    fn store(&mut self, outcomes: &[Settled], world: &World) -> Result<(), StoreError> {
+        let changes: Vec<Change> = outcomes
             .iter()
-            .all(|change| matches!(change, Change::SetPresence(..)))
-        {
+            .flat_map(|settled| settled.changes.iter().cloned())
+            .collect();
+        if changes.iter().all(is_presence) {
             return Ok(());
         }
-        self.store.commit(changes, world.counters())
+        self.store.commit(&changes, world.counters())
     }
+}
+
+fn is_presence(change: &Change) -> bool {
+    matches!(change, Change::SetPresence(..))
 }
 
 #[cfg(test)]

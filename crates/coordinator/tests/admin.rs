@@ -12,6 +12,8 @@ use tailwharf_coordinator::admin::cli::{self, Command};
 use tailwharf_coordinator::admin::client::{Client, ClientError};
 use tailwharf_coordinator::{Config, Coordinator, Handle, StartError};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
 #[derive(Parser)]
@@ -47,11 +49,15 @@ impl Site {
         Self { dir, config, handle }
     }
 
+    fn client(&self) -> Client {
+        Client::new(&self.config.admin_socket())
+    }
+
     async fn try_run(&self, line: &str) -> anyhow::Result<(String, ExitCode)> {
         let words = std::iter::once("coordinator").chain(line.split(' '));
         let command = Line::try_parse_from(words)?.command;
         let mut out = Vec::new();
-        let code = cli::run_to(&Client::new(&self.config.admin_socket()), command, &mut out).await?;
+        let code = cli::run_to(&self.client(), command, &mut out).await?;
         Ok((String::from_utf8(out)?, code))
     }
 
@@ -199,6 +205,125 @@ async fn refusals_say_why() {
         assert!(error.contains(reason), "{line}: {error}");
     }
     assert_eq!(site.json("node list").await, Value::Array(Vec::new()));
+}
+
+/// What is answered to `bytes` until the coordinator ends the connection.
+async fn answered(socket: &Path, bytes: &[u8]) -> String {
+    let mut stream = UnixStream::connect(socket).await.unwrap();
+    // The coordinator may have heard enough before all is sent.
+    let _ = stream.write_all(bytes).await;
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn bad_input_to_the_socket_ends_its_own_connection_alone() {
+    let site = Site::start().await;
+    let socket = site.config.admin_socket();
+    let long = [
+        b"GET /".as_slice(),
+        &[b'a'; 300_000],
+        b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    ]
+    .concat();
+    let heads = format!(
+        "GET /api/v2/tailnet/-/users HTTP/1.1\r\nHost: x\r\n{}\r\n",
+        "X-Pad: abcdefghijklmnopqrstuvwxyz\r\n".repeat(10_000)
+    );
+    let body = format!(
+        "POST /api/v2/tailnet/-/users HTTP/1.1\r\nHost: x\r\nContent-Length: 1048577\r\n\r\n{}",
+        " ".repeat(1_048_577)
+    );
+    for (bytes, status) in [
+        (b"nonsense\r\n\r\n".as_slice(), "400"),
+        (&long, "4"),
+        (heads.as_bytes(), "431"),
+        (body.as_bytes(), "413"),
+    ] {
+        let answer = answered(&socket, bytes).await;
+        let begins = format!("HTTP/1.1 {status}");
+        assert!(answer.starts_with(&begins), "{begins}: {answer}");
+    }
+    site.run("user list").await;
+    site.handle.stop().await;
+}
+
+#[tokio::test]
+async fn who_says_nothing_to_the_socket_is_cut_off() {
+    let site = Site::start().await;
+    let socket = site.config.admin_socket();
+    // More than are served at one time: the others wait until the silent ones are cut off.
+    let mut silent = Vec::new();
+    for _ in 0..40 {
+        silent.push(UnixStream::connect(&socket).await.unwrap());
+    }
+    tokio::time::pause();
+    site.run("user list").await;
+    for mut stream in silent {
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+    }
+    tokio::time::resume();
+    site.handle.stop().await;
+}
+
+/// What is wrong, and where. Line and column are those of the word that is wrong.
+const FAULTS: [(&str, &str, &str); 4] = [
+    ("{\n  \"acls\": [\n}\n", "line 3, column 1", "expected"),
+    (
+        "{\n  \"acl\": [],\n}\n",
+        "line 2, column 3",
+        "did you mean \"acls\"",
+    ),
+    (
+        "{\"acls\": [\n  {\"action\": \"accept\", \"src\": [\"group:x\"], \"dst\": [\"*:*\"]}\n]}\n",
+        "line 2, column 32",
+        "group:x",
+    ),
+    (
+        "{\"acls\": [\n  {\"action\": \"accept\", \"src\": [\"*\"],\n   \"dst\": [\"tag:x:*\"]}\n]}\n",
+        "line 3, column 12",
+        "tag:x",
+    ),
+];
+
+#[tokio::test]
+async fn a_faulty_policy_is_refused_with_its_place_wherever_it_comes_from() {
+    let site = Site::start().await;
+    site.run(&format!("policy set {}", site.file("good", POLICY)))
+        .await;
+    for (number, (text, place, word)) in FAULTS.into_iter().enumerate() {
+        let file = site.file(&format!("bad{number}"), text);
+        let (told, code) = site.try_run(&format!("policy set {file}")).await.unwrap();
+        assert_eq!(code, ExitCode::FAILURE, "{told}");
+        assert!(told.contains(place) && told.contains(word), "{told}");
+
+        let api = site
+            .client()
+            .send(http::Method::POST, &["tailnet", "-", "acl"], text.into())
+            .await
+            .unwrap_err();
+        let ClientError::Refused { status, message } = api else {
+            panic!("{api}");
+        };
+        assert_eq!(status, http::StatusCode::BAD_REQUEST);
+        assert!(message.starts_with(place) && message.contains(word), "{message}");
+        assert_eq!(site.run("policy get").await, POLICY, "the old policy stays");
+
+        let fresh = tempfile::tempdir().unwrap();
+        let mut first = config(fresh.path());
+        first.policy_file = Some(file.clone().into());
+        let error = Coordinator::start(first, CancellationToken::new())
+            .await
+            .unwrap_err();
+        let told = error.to_string();
+        assert!(
+            told.contains(&file) && told.contains(place) && told.contains(word),
+            "{told}"
+        );
+    }
+    site.handle.stop().await;
 }
 
 #[tokio::test]

@@ -6,16 +6,26 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::UnixListener;
+use tokio::sync::Semaphore;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::api;
+use crate::http;
 use crate::ops::Operations;
 
+/// Connections that are served at one time.
+const CONNECTIONS: usize = 32;
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 16;
+/// How long to wait when the system gives no more sockets.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Opens the socket. One that a dead coordinator left behind is replaced.
 ///
@@ -41,11 +51,39 @@ pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
     UnixListener::from_std(OwnedFd::from(socket).into())
 }
 
-/// Serves the administrator's calls until `stop`.
-pub(crate) async fn serve(listener: UnixListener, operations: Operations, stop: CancellationToken) {
-    let served =
-        axum::serve(listener, api::socket_router(operations)).with_graceful_shutdown(stop.cancelled_owned());
-    if let Err(error) = served.await {
-        tracing::error!(%error, "the administrator's socket ended");
+/// Serves the administrator's calls until `stop`. Each connection is one of `tasks`.
+pub(crate) async fn serve(
+    listener: UnixListener,
+    operations: Operations,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+) {
+    let router = api::socket_router(operations);
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let next = async {
+            // Further clients wait in the backlog. The semaphore is never closed.
+            let permit = room.clone().acquire_owned().await.ok();
+            (permit, listener.accept().await)
+        };
+        let (permit, accepted) = tokio::select! {
+            next = next => next,
+            () = stop.cancelled() => return,
+        };
+        let socket = match accepted {
+            Ok((socket, _)) => socket,
+            Err(error) => {
+                tracing::warn!(%error, "a connection to the administrator's socket could not be accepted");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let (stop, router) = (stop.clone(), router.clone());
+        tasks.spawn(async move {
+            let _permit = permit;
+            if let Err(error) = http::serve_connection(&stop, socket, router).await {
+                tracing::debug!(%error, "connection to the administrator's socket ended");
+            }
+        });
     }
 }

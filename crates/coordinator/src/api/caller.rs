@@ -1,7 +1,7 @@
 //! Who calls, and the body of the call.
 
 use axum::body::Bytes;
-use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
+use axum::extract::{self, FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
@@ -64,15 +64,16 @@ impl FromRequestParts<Api> for Caller {
                     .map_err(ApiError::Access)?
             }
         };
-        if let Ok(params) = RawPathParams::from_request_parts(parts, api).await {
-            let named = params
-                .iter()
-                .find(|(name, _)| *name == "tailnet")
-                .map(|(_, value)| value);
-            let own = api.operations.world();
-            if let Some(other) = named.filter(|name| *name != "-" && *name != own.facts().suffix.as_str()) {
-                return Err(ApiError::UnknownTailnet(other.chars().take(64).collect()));
-            }
+        let params = RawPathParams::from_request_parts(parts, api)
+            .await
+            .map_err(|rejection| ApiError::PathInvalid(rejection.body_text()))?;
+        let named = params
+            .iter()
+            .find(|(name, _)| *name == "tailnet")
+            .map(|(_, value)| value);
+        let own = api.operations.world();
+        if let Some(other) = named.filter(|name| *name != "-" && *name != own.facts().suffix.as_str()) {
+            return Err(ApiError::UnknownTailnet(other.chars().take(64).collect()));
         }
         Ok(Self(access))
     }
@@ -101,6 +102,32 @@ pub(super) fn basic(headers: &HeaderMap) -> Option<(String, String)> {
 impl From<AccessError> for ApiError {
     fn from(error: AccessError) -> Self {
         Self::Access(error)
+    }
+}
+
+/// The parameters in the path of a call.
+pub(super) struct Path<T>(pub(super) T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let read = extract::Path::from_request_parts(parts, state).await;
+        read.map(|extract::Path(params)| Self(params))
+            .map_err(|rejection| ApiError::PathInvalid(rejection.body_text()))
+    }
+}
+
+/// The parameters behind the `?` of a call.
+pub(super) struct Query<T>(pub(super) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let read = extract::Query::from_request_parts(parts, state).await;
+        read.map(|extract::Query(params)| Self(params))
+            .map_err(|rejection| ApiError::QueryInvalid(rejection.body_text()))
     }
 }
 

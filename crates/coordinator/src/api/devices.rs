@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use tailwharf_policy::{AttributeValue, Attributes, host_attributes};
 use tailwharf_wire::key::{MachinePublic, NodePublic};
 
-use super::caller::{Body, Caller};
+use super::caller::{Body, Caller, Path, Query};
 use super::{Api, ApiError, keys};
 use crate::model::{Node, NodeOwner};
 use crate::ops::NodeRef;

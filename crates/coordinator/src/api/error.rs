@@ -27,6 +27,10 @@ pub(crate) enum ApiError {
     UnknownCall,
     #[error("this call has no such method")]
     UnknownMethod,
+    #[error("the path of this call cannot be read: {0}")]
+    PathInvalid(String),
+    #[error("the parameters behind `?` cannot be read: {0}")]
+    QueryInvalid(String),
     #[error("the body is longer than {0} bytes")]
     BodyTooLong(usize),
     #[error("the body did not come within {} seconds", super::BODY_TIME.as_secs())]
@@ -54,7 +58,11 @@ impl ApiError {
             Self::UnknownMethod => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTooLong(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
-            Self::BodyIncomplete | Self::BodyInvalid(_) | Self::Invalid(_) => StatusCode::BAD_REQUEST,
+            Self::PathInvalid(_)
+            | Self::QueryInvalid(_)
+            | Self::BodyIncomplete
+            | Self::BodyInvalid(_)
+            | Self::Invalid(_) => StatusCode::BAD_REQUEST,
             Self::NoServices => StatusCode::NOT_IMPLEMENTED,
             Self::Operation(error) => match error {
                 OpError::NotFound { .. } => StatusCode::NOT_FOUND,
@@ -63,7 +71,7 @@ impl ApiError {
                     StatusCode::BAD_REQUEST
                 }
                 OpError::PolicyChanged => StatusCode::PRECONDITION_FAILED,
-                OpError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
+                OpError::Store(_) | OpError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
                 _ => StatusCode::INTERNAL_SERVER_ERROR,
             },
         }

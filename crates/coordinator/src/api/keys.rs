@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tailwharf_wire::tailcfg::UserId;
 
-use super::caller::{Body, Caller};
+use super::caller::{Body, Caller, Path};
 use super::{Api, ApiError};
 use crate::model::{Actor, ApiToken, AuthKey, CredentialId, OauthClient, Role, Tag};
 use crate::ops::{NewApiToken, NewAuthKey, NewOauthClient};

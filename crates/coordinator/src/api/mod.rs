@@ -70,7 +70,8 @@ pub fn router(operations: Operations) -> Router {
 pub(crate) fn socket_router(operations: Operations) -> Router {
     let users = Router::new()
         .route("/tailnet/{tailnet}/users", post(users::create))
-        .route("/users/{user}", delete(users::delete));
+        .route("/users/{user}", delete(users::delete))
+        .layer(DefaultBodyLimit::max(BODY_LIMIT));
     nest(
         calls().merge(users),
         Api {

@@ -1,10 +1,10 @@
 //! The rest of a tailnet: settings, name resolution, Services. Clients read them; this server has nothing to choose there yet.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use serde_json::{Value, json};
 
-use super::caller::Caller;
+use super::caller::{Caller, Path};
 use super::{Api, ApiError};
 use crate::scope;
 

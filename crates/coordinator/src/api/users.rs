@@ -1,12 +1,12 @@
 //! People.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::caller::{Body, Caller};
+use super::caller::{Body, Caller, Path};
 use super::{Api, ApiError};
 use crate::model::{Role, User};
 use crate::ops::NewUser;

@@ -24,6 +24,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 
 use self::limits::Permit;
 pub(crate) use self::limits::Permits;
@@ -106,7 +107,7 @@ pub(crate) async fn listen(
         if let Err(error) = socket.set_nodelay(true) {
             tracing::debug!(%source, %error, "small packets may be delayed");
         }
-        let (stop, router, tls) = (control.clone(), router.clone(), tls.clone());
+        let (stop, router, tls) = (control.stop.clone(), router.clone(), tls.clone());
         control.tasks.spawn(async move {
             match tls {
                 None => serve(&stop, socket, router, source, permit).await,
@@ -120,27 +121,41 @@ pub(crate) async fn listen(
     }
 }
 
-async fn serve<S>(control: &Control, socket: S, router: Router, source: SocketAddr, permit: Permit)
+async fn serve<S>(stop: &CancellationToken, socket: S, router: Router, source: SocketAddr, permit: Permit)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     // The permit goes with the connection: behind an upgrade it belongs to the Noise connection.
-    let service = TowerToHyperService::new(router.layer(axum::Extension(permit)));
+    let router = router.layer(axum::Extension(permit));
+    if let Err(error) = serve_connection(stop, socket, router).await {
+        tracing::debug!(%source, %error, "connection ended");
+    }
+}
+
+/// Answers the requests of one connection until it ends, or `stop`.
+///
+/// # Errors
+/// What ended the connection before its time: bytes that are not HTTP, headers that are too long or come too slowly, or the network.
+pub(crate) async fn serve_connection<S>(
+    stop: &CancellationToken,
+    socket: S,
+    router: Router,
+) -> Result<(), hyper::Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIME)
         .max_buf_size(HEADER_LIMIT)
-        .serve_connection(TokioIo::new(socket), service)
+        .serve_connection(TokioIo::new(socket), TowerToHyperService::new(router))
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
+    tokio::select! {
         ended = connection.as_mut() => ended,
-        () = control.stop.cancelled() => {
+        () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%source, %error, "connection ended");
     }
 }

@@ -1,12 +1,15 @@
 //! What a node has to be told so that it sees a new world instead of an old one.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use tailwharf_wire::tailcfg::{MapResponse, Node as WireNode, NodeId, PeerChange, UserId};
 
 use super::{
     Dirty,
-    view::{View, profile},
+    view::{View, profile, profile_id},
 };
 use crate::world::World;
 
@@ -71,6 +74,9 @@ fn compare_self(old: &View<'_>, new: &View<'_>, message: &mut MapResponse) {
 }
 
 /// Adds the profiles that the nodes of the message need, and those of visible users that changed.
+///
+/// Official clients show owners as they were in the last map that they built anew, and a profile alone does not make them build one: the node itself
+/// does. So it comes along with a profile that is new.
 fn compare_profiles(old: &View<'_>, new: &View<'_>, everything: bool, message: &mut MapResponse) {
     let mut needed: BTreeMap<UserId, bool> = message
         .peers_changed
@@ -80,14 +86,25 @@ fn compare_profiles(old: &View<'_>, new: &View<'_>, everything: bool, message: &
         .collect();
     if everything {
         let visible = new.own().into_iter().chain(new.peers());
-        for id in visible.map(super::view::profile_id) {
+        for id in visible.map(profile_id) {
             needed
                 .entry(id)
                 .or_insert_with(|| profile(old.world, id) != profile(new.world, id));
         }
     }
-    let ids = needed.into_iter().filter(|(_, needed)| *needed).map(|(id, _)| id);
-    message.user_profiles = ids.filter_map(|id| profile(new.world, id)).collect();
+    needed.retain(|_, needed| *needed);
+    if needed.is_empty() {
+        return;
+    }
+    let known: BTreeSet<UserId> = old.own().into_iter().chain(old.peers()).map(profile_id).collect();
+    let is_news = |id: &UserId| !known.contains(id) || profile(old.world, *id) != profile(new.world, *id);
+    if message.node.is_none() && needed.keys().any(is_news) {
+        message.node = new.own_message();
+    }
+    message.user_profiles = needed
+        .into_keys()
+        .filter_map(|id| profile(new.world, id))
+        .collect();
 }
 
 /// The fields of a patch that differ.

@@ -30,6 +30,8 @@ struct Client {
     filters: BTreeMap<String, Vec<FilterRule>>,
     dns: Option<DnsConfig>,
     profiles: BTreeMap<i64, UserProfile>,
+    /// The profiles that `tailscale status` shows: those of the last map that the client built anew.
+    shown: BTreeMap<i64, UserProfile>,
 }
 
 impl Client {
@@ -39,6 +41,10 @@ impl Client {
         for profile in message.user_profiles {
             self.profiles.insert(profile.id.0, profile);
         }
+        let is_built_anew = !message.peers.is_empty()
+            || message.node.is_some()
+            || message.dns_config.is_some()
+            || message.derp_map.is_some();
         if !message.peers.is_empty() {
             self.peers.clear();
         }
@@ -78,6 +84,28 @@ impl Client {
         for (name, rules) in message.packet_filters.unwrap_or_default() {
             self.filters.insert(name, rules.expect("no part is removed"));
         }
+        if is_built_anew {
+            self.shown = self.visible_profiles();
+        }
+        for (id, profile) in self.visible_profiles() {
+            assert_eq!(
+                self.shown.get(&id),
+                Some(&profile),
+                "the owner of a peer is shown"
+            );
+        }
+    }
+
+    fn visible_profiles(&self) -> BTreeMap<i64, UserProfile> {
+        let mut profiles = self.profiles.clone();
+        let users: Vec<i64> = self
+            .peers
+            .values()
+            .chain(&self.node)
+            .map(|node| node.user.0)
+            .collect();
+        profiles.retain(|id, _| users.contains(id));
+        profiles
     }
 
     /// What matters: when a peer that is online was last seen does not, and profiles of peers that are gone may stay.
@@ -85,13 +113,8 @@ impl Client {
         for peer in self.peers.values_mut().filter(|peer| peer.online == Some(true)) {
             peer.last_seen = None;
         }
-        let users: Vec<i64> = self
-            .peers
-            .values()
-            .chain(&self.node)
-            .map(|node| node.user.0)
-            .collect();
-        self.profiles.retain(|id, _| users.contains(id));
+        self.profiles = self.visible_profiles();
+        self.shown.clear();
         self
     }
 }
@@ -362,6 +385,39 @@ fn what_a_patch_can_say_is_a_patch() {
     // The first home region comes with a first network report; name and owner stay.
     assert_eq!(message.peers_changed, []);
     insta::assert_json_snapshot!(message);
+}
+
+#[test]
+fn the_first_tagged_peer_comes_with_its_owner_and_the_node_itself() {
+    let mut play = three_nodes();
+    let leave = Event::Leave(2);
+    play.happen(leave);
+    let follower = Follower::open(&play.lab, NodeId(1));
+    for (key, hostname) in [(2, 2), (2, 1)] {
+        play.happen(Event::Join { key, hostname });
+    }
+    play.happen(Event::Reveal(2));
+    let first = message(&play, &follower).unwrap();
+    assert_eq!(
+        first.node.map(|node| node.id),
+        Some(NodeId(1)),
+        "clients show new owners with it"
+    );
+    assert_eq!(
+        first
+            .user_profiles
+            .iter()
+            .map(|profile| profile.login_name.as_str())
+            .collect::<Vec<_>>(),
+        ["tagged-devices"]
+    );
+    play.happen(Event::Reveal(3));
+    let second = message(&play, &follower).unwrap();
+    assert_eq!(
+        (second.peers_changed.len(), second.node),
+        (1, None),
+        "and know them afterwards"
+    );
 }
 
 #[test]

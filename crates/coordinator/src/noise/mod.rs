@@ -12,7 +12,10 @@ use tailwharf_wire::{
     noise::{self, Accepted, NoiseError},
     tailcfg::{CapabilityVersion, EarlyNoise},
 };
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    time::timeout,
+};
 
 use self::stream::NoiseStream;
 use crate::machine::Control;
@@ -24,6 +27,10 @@ const STREAMS: u32 = 16;
 /// What a client may send ahead, in bytes: requests are short.
 const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 256 << 10;
+/// How long a client may take to begin with HTTP/2 once the handshake is done.
+const PREFACE_TIME: Duration = Duration::from_secs(10);
+/// Length of what each HTTP/2 connection begins with (RFC 9113, 3.4).
+const PREFACE_LEN: usize = 24;
 /// How often a silent connection is probed, and how long the answer may take: what a node that vanished costs.
 const PROBE_INTERVAL: Duration = Duration::from_secs(60);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -35,6 +42,8 @@ pub(crate) enum ConnectionError {
     Handshake(#[from] NoiseError),
     #[error("the client has capability version {0}, older than {MIN_VERSION}")]
     TooOld(u16),
+    #[error("the client said nothing for {} seconds", PREFACE_TIME.as_secs())]
+    Silent,
     #[error("the connection broke")]
     Io(#[from] std::io::Error),
     #[error("HTTP/2 failed")]
@@ -62,6 +71,9 @@ where
     let machine = accepted.machine;
     let mut stream = NoiseStream::new(io, accepted.session);
     stream.write_all(&early_payload()).await?;
+    timeout(PREFACE_TIME, stream.await_bytes(PREFACE_LEN))
+        .await
+        .map_err(|_| ConnectionError::Silent)??;
 
     let stop = control.stop.clone();
     let service = service_fn(move |request| {
@@ -98,7 +110,10 @@ fn refusal(error: &ConnectionError) -> String {
         ConnectionError::TooOld(_) => {
             "this client is too old for the control server: update it to 1.80 or later".to_owned()
         }
-        ConnectionError::Handshake(_) | ConnectionError::Io(_) | ConnectionError::Http(_) => {
+        ConnectionError::Handshake(_)
+        | ConnectionError::Silent
+        | ConnectionError::Io(_)
+        | ConnectionError::Http(_) => {
             "the handshake failed: check that the client has the key of this control server".to_owned()
         }
     }

@@ -1,6 +1,7 @@
 //! The byte stream inside Noise records.
 
 use std::{
+    future::poll_fn,
     io,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -54,36 +55,55 @@ impl<I: AsyncWrite + Unpin> NoiseStream<I> {
     }
 }
 
-impl<I: AsyncRead + Unpin> AsyncRead for NoiseStream<I> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
+impl<I: AsyncRead + Unpin> NoiseStream<I> {
+    /// Waits until `count` bytes can be read, or the other side has ended.
+    ///
+    /// # Errors
+    /// When the connection breaks, or brings what is no record of this session.
+    pub(crate) async fn await_bytes(&mut self, count: usize) -> io::Result<()> {
+        while self.plain.len() < count && poll_fn(|cx| self.poll_fill(cx)).await? {}
+        Ok(())
+    }
+
+    /// Opens the next record behind what can be read already. `false` at the end.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         loop {
-            if !this.plain.is_empty() {
-                let taken = this.plain.len().min(out.remaining());
-                out.put_slice(&this.plain.split_to(taken));
-                return Poll::Ready(Ok(()));
-            }
-            match this.opener.open(&mut this.inbound) {
+            match self.opener.open(&mut self.inbound) {
                 Ok(Some(plain)) => {
-                    this.plain = plain;
-                    continue;
+                    if self.plain.is_empty() {
+                        self.plain = plain;
+                    } else {
+                        self.plain.extend_from_slice(&plain);
+                    }
+                    return Poll::Ready(Ok(true));
                 }
                 Ok(None) => {}
                 Err(error) => return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error))),
             }
             let mut chunk = [0; MAX_FRAME_LEN];
             let mut chunk = ReadBuf::new(&mut chunk);
-            ready!(Pin::new(&mut this.io).poll_read(cx, &mut chunk))?;
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut chunk))?;
             if chunk.filled().is_empty() {
-                let whole = this.inbound.is_empty();
+                let whole = self.inbound.is_empty();
                 return Poll::Ready(if whole {
-                    Ok(())
+                    Ok(false)
                 } else {
                     Err(io::ErrorKind::UnexpectedEof.into())
                 });
             }
-            this.inbound.extend_from_slice(chunk.filled());
+            self.inbound.extend_from_slice(chunk.filled());
         }
+    }
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for NoiseStream<I> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        // Empty records are no end.
+        while this.plain.is_empty() && ready!(this.poll_fill(cx))? {}
+        let taken = this.plain.len().min(out.remaining());
+        out.put_slice(&this.plain.split_to(taken));
+        Poll::Ready(Ok(()))
     }
 }
 

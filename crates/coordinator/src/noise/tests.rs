@@ -1,6 +1,10 @@
 //! The control protocol over loopback, as a client sees it.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::{Bytes, BytesMut};
@@ -21,11 +25,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{stream::NoiseStream, *};
 use crate::{
-    lab::{config, hostinfo_at, node_key, request},
+    lab::{Switched, config, hostinfo_at, node_key, request},
     model::{Actor, Role},
     ops::{NewAuthKey, NewUser},
     secret::Secret,
-    server::{Coordinator, Handle},
+    server::{Coordinator, Handle, start_on},
+    store::SqliteStore,
 };
 
 const VERSION: u16 = 131;
@@ -34,6 +39,22 @@ async fn start(dir: &std::path::Path) -> Handle {
     Coordinator::start(config(dir), CancellationToken::new())
         .await
         .unwrap()
+}
+
+/// A coordinator whose store refuses writes while the switch is on.
+async fn start_switched(dir: &std::path::Path) -> (Handle, Arc<AtomicBool>) {
+    let config = config(dir);
+    std::fs::create_dir(&config.data_dir).unwrap();
+    let socket = crate::admin::bind(&config.admin_socket()).unwrap();
+    let read_only = Arc::new(AtomicBool::new(false));
+    let store = Switched {
+        store: SqliteStore::open(&config.store_file()).unwrap(),
+        read_only: read_only.clone(),
+    };
+    let handle = start_on(config, Box::new(store), socket, CancellationToken::new())
+        .await
+        .unwrap();
+    (handle, read_only)
 }
 
 async fn auth_key(handle: &Handle, ephemeral: bool) -> Secret {
@@ -298,6 +319,62 @@ async fn a_restart_keeps_everything() {
 }
 
 #[tokio::test]
+async fn running_nodes_keep_their_maps_while_nothing_can_be_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let (handle, read_only) = start_switched(dir.path()).await;
+    let key = auth_key(&handle, false).await;
+    let mut first = Client::connect(&handle, &machine(1)).await;
+    first.register(1, Some(&key), "a").await;
+    let mut maps = first.stream(&map_request(1, 900)).await;
+    maps.next().await.unwrap();
+    let mut second = Client::connect(&handle, &machine(2)).await;
+    second.register(2, Some(&key), "b").await;
+
+    read_only.store(true, Ordering::SeqCst);
+    let register = request(3, Some(&key), "c");
+    let mut third = Client::connect(&handle, &machine(3)).await;
+    let (status, words) = third.post("/machine/register", &register).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(
+        String::from_utf8_lossy(&words).contains("cannot be written"),
+        "{words:?}"
+    );
+    let update = MapRequest {
+        omit_peers: true,
+        ..map_request(1, 902)
+    };
+    assert_eq!(
+        first.post("/machine/map", &update).await.0,
+        StatusCode::SERVICE_UNAVAILABLE
+    );
+
+    // A node that connects now gets its map, and its peers learn that it is there.
+    let mut others = second.stream(&map_request(2, 901)).await;
+    let map = others.next().await.unwrap();
+    assert_eq!(
+        map.peers.iter().map(|peer| peer.id).collect::<Vec<_>>(),
+        [NodeId(1)]
+    );
+    let online = |node: &tailwharf_wire::tailcfg::Node| node.id == NodeId(2) && node.online == Some(true);
+    maps.find(|map| {
+        let patched = map
+            .peers_changed_patch
+            .iter()
+            .any(|patch| patch.online == Some(true));
+        (patched || map.peers_changed.iter().any(online)).then_some(())
+    })
+    .await;
+
+    read_only.store(false, Ordering::SeqCst);
+    let made = third.register(3, Some(&key), "c").await;
+    assert!(made.machine_authorized && made.error.is_empty());
+    let newcomer = |map: MapResponse| map.peers_changed.into_iter().find(|peer| peer.id == NodeId(3));
+    maps.find(newcomer).await;
+    others.find(newcomer).await;
+    handle.stop().await;
+}
+
+#[tokio::test]
 async fn a_policy_with_an_error_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let handle = start(dir.path()).await;
@@ -488,6 +565,17 @@ async fn who_says_nothing_is_cut_off() {
             "{answer}"
         );
     }
+    // The same behind the Noise handshake: a client that never asks anything.
+    let (_, initiation) = Initiator::new(&machine(1), &handle.server_key(), VERSION, &mut OsRng).unwrap();
+    let (mut socket, _, _) = upgrade(handle.local_addr(), &initiation).await;
+    let began = tokio::time::Instant::now();
+    let mut rest = Vec::new();
+    let _ = socket.read_to_end(&mut rest).await;
+    assert!(
+        began.elapsed() < Duration::from_secs(120),
+        "{:?}",
+        began.elapsed()
+    );
     handle.stop().await;
 }
 

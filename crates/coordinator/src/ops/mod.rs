@@ -69,8 +69,8 @@ pub enum OpError {
     #[error("no free address is left in {0}: remove unused nodes or configure a larger prefix")]
     AddressesExhausted(ipnet::IpNet),
     /// The change could not be stored.
-    #[error("the change could not be stored and was not made")]
-    Store(#[source] Arc<StoreError>),
+    #[error("the change could not be stored and was not made: {0}")]
+    Store(Arc<StoreError>),
     /// The coordinator is stopping.
     #[error("the coordinator is stopping")]
     Stopped,

@@ -5,37 +5,15 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use tailwharf_wire::key::MachinePrivate;
-
-use super::*;
 use crate::{
-    lab::Lab,
+    lab::{Lab, Switched},
     model::Role,
     ops::{NewUser, OpError, Operations},
-    store::{Saved, SqliteStore},
-    world::{Counters, Presence},
+    store::SqliteStore,
+    world::Presence,
 };
 
-/// A store that can be made to refuse.
-struct Switched {
-    store: SqliteStore,
-    read_only: Arc<AtomicBool>,
-}
-
-impl Store for Switched {
-    fn load(&mut self) -> Result<Saved, StoreError> {
-        self.store.load()
-    }
-
-    fn set_server_key(&mut self, key: &MachinePrivate) -> Result<(), StoreError> {
-        self.store.set_server_key(key)
-    }
-
-    fn commit(&mut self, changes: &[Change], counters: Counters) -> Result<(), StoreError> {
-        self.store.set_read_only(self.read_only.load(Ordering::SeqCst));
-        self.store.commit(changes, counters)
-    }
-}
+use super::*;
 
 struct Bench {
     ops: Operations,
@@ -168,6 +146,29 @@ async fn a_store_that_turns_read_only_and_back() {
     bench.create(1).await.unwrap();
     bench.stop().await;
     assert_eq!(stored_logins(&file), ["user0@example.com", "user1@example.com"]);
+}
+
+#[tokio::test]
+async fn who_is_online_does_not_depend_on_the_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::start(&dir.path().join("a.db"), None);
+    bench.read_only.store(true, Ordering::SeqCst);
+    let id = tailwharf_wire::tailcfg::NodeId(1);
+    let (session, _) = bench.sessions.open(id);
+    let connect = bench
+        .ops
+        .submit(move |world, _| Ok(crate::poll::set_online(world, id, true)));
+    // Both may fall into one batch, of which the store refuses a part.
+    let (refused, connected) = tokio::join!(bench.create(0), connect);
+    assert!(matches!(refused, Err(OpError::Store(_))), "{refused:?}");
+    connected.unwrap();
+    assert!(bench.ops.world().presence(id).online);
+    assert_eq!(bench.ops.world().users().count(), 2, "alice and bob of the lab");
+    assert!(
+        session.take().unwrap().latest.presence(id).online,
+        "streams are told"
+    );
+    bench.stop().await;
 }
 
 #[tokio::test]

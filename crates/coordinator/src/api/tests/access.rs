@@ -197,6 +197,34 @@ async fn bodies_and_paths_have_limits() {
 }
 
 #[tokio::test]
+async fn paths_and_parameters_that_cannot_be_read_are_told_in_the_form_of_the_api() {
+    let site = Site::start().await;
+    let bearer = site.bearer(&["all"], &["tag:k8s-operator"]).await;
+    for (path, words) in [
+        ("/api/v2/device/%FF", "UTF-8"),
+        ("/api/v2/tailnet/%FF/keys", "UTF-8"),
+        ("/api/v2/tailnet/-/keys/%FF", "UTF-8"),
+        ("/api/v2/device/1/attributes/%C3%28", "UTF-8"),
+        ("/api/v2/tailnet/-/devices?fields=all&fields=default", "`fields`"),
+    ] {
+        let method = if path.contains("attributes") {
+            Method::DELETE
+        } else {
+            Method::GET
+        };
+        for router in [&site.public, &site.socket] {
+            let answer = exchange(
+                router,
+                request(method.clone(), path, Some(&bearer), Body::empty()),
+            )
+            .await;
+            assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{path}: {}", answer.text);
+            assert!(answer.message().contains(words), "{path}: {}", answer.text);
+        }
+    }
+}
+
+#[tokio::test]
 async fn api_tokens_act_for_administrators_by_bearer_and_basic() {
     let site = Site::start().await;
     for (login, role) in [("alice@example.com", "admin"), ("bob@example.com", "member")] {
