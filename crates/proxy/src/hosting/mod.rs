@@ -1,23 +1,26 @@
 //! The life of one identity in this pod: claim it, read its Secret, run its node and listeners, tell its status, let go.
 
+mod job;
+
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use rand::rngs::OsRng;
-use tailwharf_kube_types::names::secret_name;
 use tailwharf_kube_types::secret::SecretText;
 use tailwharf_kube_types::{Identity, IdentityStatus};
 use tailwharf_node::{AuthKey, Backoff, Host, NodeConfig, NodeStatus, Phase, Prefs, StartError, TailnetNode};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use self::job::facts;
+pub(crate) use self::job::{Job, Order, Report, disown};
 use crate::buffers::Buffers;
 use crate::carrier::{Carrier, Health};
-use crate::cluster::{ApiError, Cluster};
+use crate::cluster::Cluster;
 use crate::limits::{Limits, Room};
 use crate::listeners::Listeners;
 use crate::metrics::Metrics;
@@ -55,50 +58,6 @@ pub(crate) struct Shared {
     pub pod_uid: String,
 }
 
-/// What the pool wants of a hosted identity.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Order {
-    /// Run.
-    Run,
-    /// End the node, then tell that the identity is free.
-    HandOver,
-    /// End the node and tell nothing.
-    Stop,
-}
-
-/// What a hosted identity tells the pool.
-#[derive(Debug)]
-pub(crate) enum Report {
-    /// The claim was answered.
-    Claimed,
-    /// The identity as a write of ours left it, or as it was when a write came too late.
-    Seen(Box<Identity>),
-    /// Nothing of it runs here any more.
-    Ended,
-}
-
-/// One identity to host.
-pub(crate) struct Job {
-    /// Its name.
-    pub name: Arc<str>,
-    /// The version to claim. No other: a newer one may name a host that is alive.
-    pub claimed: Arc<Identity>,
-    /// The newest version of it that the pool has.
-    pub identity: watch::Receiver<Arc<Identity>>,
-    /// What the pool wants.
-    pub orders: watch::Receiver<Order>,
-    /// The claim to make.
-    pub claim: Claim,
-    /// Cancelled when this pod must not host any more.
-    pub fence: CancellationToken,
-    /// Where reports go, with `serial`.
-    pub reports: mpsc::UnboundedSender<(Arc<str>, u64, Report)>,
-    /// Tells this job from earlier and later ones of the same identity.
-    pub serial: u64,
-    /// What all identities share.
-    pub shared: Arc<Shared>,
-}
-
 /// Why something was interrupted.
 enum Interrupt {
     /// The spec has changed.
@@ -122,90 +81,6 @@ pub(crate) async fn host(mut job: Job) {
     let (reports, name, serial) = reports;
     // The pool is gone only when the process ends.
     let _ = reports.send((name, serial, Report::Ended));
-}
-
-/// Tells that an identity is free which names this pod as its host though it does not run here.
-pub(crate) async fn disown(shared: &Shared, identity: &Identity) -> Option<Identity> {
-    let name = identity.metadata.name.as_deref()?;
-    let version = identity.metadata.resource_version.as_deref()?;
-    let facts = Facts {
-        leaving: true,
-        ..facts(identity)
-    };
-    let previous = identity.status.clone().unwrap_or_default();
-    let status = facts.status(&previous, None, identity.metadata.generation, Timestamp::now());
-    match shared.cluster.write_status(name, version, &status).await {
-        Ok(identity) => Some(identity),
-        // Someone has written: the watch brings what, and the pool decides anew.
-        Err(ApiError::Conflict | ApiError::NotFound) => None,
-        Err(error) => {
-            warn!(
-                identity = name,
-                error = &error as &dyn std::error::Error,
-                "the identity could not be let go"
-            );
-            None
-        }
-    }
-}
-
-fn facts(identity: &Identity) -> Facts {
-    Facts {
-        secret: secret_name(identity.metadata.name.as_deref().unwrap_or_default()),
-        control_server: identity.spec.login_server.clone(),
-        listeners: identity.spec.listeners.len(),
-        ..Facts::default()
-    }
-}
-
-impl Job {
-    fn report(&self, report: Report) {
-        // The pool is gone only when the process ends.
-        let _ = self.reports.send((self.name.clone(), self.serial, report));
-    }
-
-    /// Writes our name into the identity, unless someone was faster. `None` when the identity is not ours.
-    async fn claim(&mut self) -> Option<Identity> {
-        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
-        let identity = self.claimed.clone();
-        let version = identity.metadata.resource_version.clone().unwrap_or_default();
-        let previous = identity.status.clone().unwrap_or_default();
-        let generation = identity.metadata.generation;
-        let status = facts(&identity).status(&previous, Some(&self.claim), generation, Timestamp::now());
-        drop(identity);
-        let cluster = self.shared.cluster.clone();
-        loop {
-            let claim = cluster.write_status(&self.name, &version, &status);
-            let claimed = tokio::select! {
-                biased;
-                () = self.fence.cancelled() => return None,
-                claimed = claim => claimed,
-            };
-            match claimed {
-                Ok(_) if self.fence.is_cancelled() => return None,
-                Ok(identity) => return Some(identity),
-                Err(ApiError::Conflict) => {
-                    self.shared.metrics.claims_lost.increment();
-                    if let Ok(newer) = cluster.identity(&self.name).await {
-                        self.report(Report::Seen(Box::new(newer)));
-                    }
-                    return None;
-                }
-                Err(ApiError::NotFound) => return None,
-                Err(error) => {
-                    warn!(identity = %self.name, error = &error as &dyn std::error::Error, "the identity could not be claimed");
-                }
-            }
-            if *self.orders.borrow() != Order::Run {
-                return None;
-            }
-            tokio::select! {
-                () = self.fence.cancelled() => return None,
-                _ = self.orders.changed() => return None,
-                () = sleep(backoff.next(&mut OsRng)) => {}
-            }
-        }
-    }
 }
 
 /// An identity that this pod has claimed.

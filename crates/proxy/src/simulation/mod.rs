@@ -1,6 +1,8 @@
 //! Pools in virtual time: random delays, lost messages, stalled watches, partitions, crashes, restarts and drains. At no
 //! moment may two pods run the node of one identity; once the network is well again, exactly one does.
 
+mod model;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -9,6 +11,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::time::Instant;
 
+use self::model::{Answer, Message, Placement, Pod, Purpose, Request, Seen, Sent};
 use crate::member::{LeaseReading, Members, OwnLease, Step};
 use crate::reconcile::{Action, Host, Running, Stage, View, decide};
 
@@ -18,100 +21,6 @@ const TICK: u64 = 20;
 /// As in the shells.
 const REQUEST_TIMEOUT: u64 = 500;
 const SHUTDOWN: u64 = 500;
-
-#[derive(Debug, Clone)]
-enum Request {
-    ReadLease(usize),
-    WriteLease {
-        version: Option<u64>,
-        holder: Option<String>,
-        draining: bool,
-    },
-    WriteHost {
-        version: u64,
-        host: Option<usize>,
-        claim: Option<String>,
-    },
-    ReadIdentity,
-}
-
-#[derive(Debug, Clone)]
-enum Answer {
-    Lease(usize, Option<LeaseReading>),
-    Identity(Placement),
-    Conflict,
-}
-
-#[derive(Debug, Clone, Default)]
-struct Placement {
-    host: Option<usize>,
-    claim: Option<String>,
-    version: u64,
-}
-
-#[derive(Debug, Clone)]
-enum Seen {
-    Lease(usize, LeaseReading),
-    Identity(Placement),
-}
-
-/// Why a pod sent a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Purpose {
-    ReadOwn,
-    WriteOwn,
-    Confirm,
-    Claim,
-    Release,
-}
-
-enum Message {
-    ToServer {
-        pod: usize,
-        life: u64,
-        id: u64,
-        purpose: Purpose,
-        request: Request,
-    },
-    ToPod {
-        pod: usize,
-        life: u64,
-        id: u64,
-        purpose: Purpose,
-        answer: Answer,
-    },
-    Watch {
-        pod: usize,
-        life: u64,
-        seen: Seen,
-    },
-}
-
-struct Sent {
-    id: u64,
-    at: u64,
-    purpose: Purpose,
-    telling: bool,
-}
-
-struct Pod {
-    life: u64,
-    uid: String,
-    own: OwnLease,
-    others: Members,
-    cached: Placement,
-    cached_at: Instant,
-    sent: Vec<Sent>,
-    running: Option<Running>,
-    claim: String,
-    /// The node runs until then; `u64::MAX` while it is to run.
-    node_until: u64,
-    release_after: bool,
-    draining: bool,
-    told: bool,
-    /// When the last watch event for this pod is due; events keep their order.
-    watch_due: u64,
-}
 
 struct World {
     now: u64,
@@ -564,27 +473,6 @@ impl World {
         (0..PODS.len())
             .filter(|index| self.pods[*index].as_ref().is_some_and(runs))
             .collect()
-    }
-}
-
-impl Pod {
-    fn cache(&mut self, placement: Placement, now: Instant) {
-        if placement.version > self.cached.version {
-            if (placement.host, &placement.claim) != (self.cached.host, &self.cached.claim) {
-                self.cached_at = now;
-            }
-            self.cached = placement;
-        }
-    }
-
-    fn leave(&mut self) {
-        if self
-            .running
-            .as_ref()
-            .is_some_and(|running| running.stage == Stage::Leaving)
-        {
-            self.running = None;
-        }
     }
 }
 
