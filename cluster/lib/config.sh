@@ -93,4 +93,25 @@ resolvConf: /run/resolv.conf
 imageGCHighThresholdPercent: 100       # never collect images: there is nowhere to pull them from
 evictionHard: {memory.available: 100Mi, nodefs.available: "0%", nodefs.inodesFree: "0%", imagefs.available: "0%", imagefs.inodesFree: "0%"}
 YAML
+  cat >"$home/etc/node.nft" <<NFT
+table inet node {
+  chain leave { # a pod has its node's address for all but pods
+    type nat hook postrouting priority srcnat
+    oifname eth0 ip saddr $POD_CIDR ip daddr != { $POD_CIDR, 224.0.0.0/4 } masquerade
+    oifname eth0 ip6 saddr $POD_CIDR6 ip6 daddr != { $POD_CIDR6, ff00::/8 } masquerade
+  }
+}
+NFT
+  # On an open node a peer's first datagram takes the connection-table entry that the pod's own
+  # would need; the pod's is then sent from another port, and two pods behind two nodes never meet.
+  [ "$FIREWALL" = open ] || cat >>"$home/etc/node.nft" <<NFT
+table inet node {
+  chain enter {
+    type filter hook input priority filter
+    iifname eth0 ip saddr { $(each eval 'echo "$ip,"') } accept
+    iifname eth0 ip6 saddr { $(each eval 'echo "$ip6,"') } accept
+    iifname eth0 meta l4proto udp ct state new drop
+  }
+}
+NFT
 )

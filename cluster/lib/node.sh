@@ -109,7 +109,7 @@ own_files() { # a file system view of our own: what a node writes goes to $home/
   echo "# no resolver beyond the cluster" >/run/resolv.conf
 }
 own_network() {
-  local v4=$ip v6=$ip6 me=$n
+  local m
   for _ in $(seq 100); do ip link show eth0 >/dev/null 2>&1 && break; sleep 0.1; done
   ip link set lo up; ip addr add "$ip/24" dev eth0; ip addr add "$ip6/64" dev eth0 nodad; ip link set eth0 up
   ip route add default via $NET.1; ip route add default via $NET6:1
@@ -118,27 +118,7 @@ own_network() {
     [ "$m" != "$n" ] || continue
     ( at "$m"; ip route add "$(pods4 "$m")" via "$ip"; ip route add "$(pods6 "$m")" via "$ip6" )
   done
-  nft -f - <<NFT
-table inet node {
-  chain leave { # a pod has its node's address for all but pods
-    type nat hook postrouting priority srcnat
-    oifname eth0 ip saddr $POD_CIDR ip daddr != { $POD_CIDR, 224.0.0.0/4 } masquerade
-    oifname eth0 ip6 saddr $POD_CIDR6 ip6 daddr != { $POD_CIDR6, ff00::/8 } masquerade
-  }
-}
-NFT
-  # On an open node a peer's first datagram takes the connection-table entry that the pod's own
-  # would need; the pod's is then sent from another port, and two pods behind two nodes never meet.
-  [ "$FIREWALL" = open ] || nft -f - <<NFT
-table inet node {
-  chain enter {
-    type filter hook input priority filter
-    iifname eth0 ip saddr { $(each eval 'echo "$ip,"') } accept
-    iifname eth0 ip6 saddr { $(each eval 'echo "$ip6,"') } accept
-    iifname eth0 meta l4proto udp ct state new drop
-  }
-}
-NFT
+  nft -f "$home/etc/node.nft"
 }
 control_plane() {
   rm -f api-ready
