@@ -62,15 +62,15 @@ fn play() -> Result<bool> {
             return Err(error);
         }
     };
-    story::play(&mut stage, &lab)?;
+    let played = story::play(&mut stage, &lab);
     if std::env::var_os("KEEP").is_some_and(|keep| keep == "1") {
         println!(
             "\nLeft running: KUBECONFIG={}",
             lab.kubectl().kubeconfig().display()
         );
+        let laptop = lab.laptop.namespace().name();
         println!(
-            "The laptop:   ip netns exec {} tailscale --socket={DIR}/laptop/tailscaled.sock status",
-            lab.laptop.namespace().name()
+            "The laptop:   ip netns exec {laptop} tailscale --socket={DIR}/laptop/tailscaled.sock status"
         );
         println!("Remove it all with `make demo-down`.");
         lab.leave();
@@ -78,6 +78,7 @@ fn play() -> Result<bool> {
         drop(lab);
         remove()?;
     }
+    played?;
     Ok(stage.summary())
 }
 

@@ -87,8 +87,10 @@ impl Stage {
 /// The command as the person of the story types it: without the namespace, socket and kubeconfig of this machine.
 fn plain(command: &Command) -> String {
     let text = describe(command);
-    let hidden = ["--socket=", "--request-timeout=", "--max-time="];
-    let words = text.split_whitespace().filter(|word| !hidden.iter().any(|option| word.starts_with(option)));
+    let hidden = ["--socket=", "--request-timeout="];
+    let words = text
+        .split_whitespace()
+        .filter(|word| !hidden.iter().any(|option| word.starts_with(option)));
     let mut words: Vec<&str> = words.collect();
     if words.starts_with(&["ip", "netns", "exec"]) {
         words.drain(..4);

@@ -117,14 +117,14 @@ fn reach(stage: &mut Stage, lab: &Lab) -> Result<()> {
         lab.laptop
             .namespace()
             .command("curl")
-            .args(["--silent", "--max-time=10", &url]),
+            .args(["--silent", "--max-time", "10", &url]),
     )?;
     stage.check("curl prints the nginx page", contains(&page, "Welcome to nginx!"));
     let address = address(lab)?;
     let whois = stage.show("laptop", &mut lab.laptop.tailscale(&["whois", &address]))?;
     stage.check(
         "tailscale whois names it and its tag",
-        contains(&whois, DEVICE).and(contains(&whois, "tag:k8s")),
+        contains(&whois, DEVICE).and_then(|()| contains(&whois, "tag:k8s")),
     );
     Ok(())
 }

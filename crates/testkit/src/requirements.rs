@@ -60,6 +60,6 @@ fn missing(files: &[PathBuf], remedy: &str) -> Option<String> {
     let name = absent.file_name().unwrap_or_default().to_string_lossy();
     Some(format!(
         "{name} is missing in {}: {remedy}",
-        absent.parent().unwrap_or(Path::new("/")).display()
+        absent.parent().unwrap_or_else(|| Path::new("/")).display()
     ))
 }

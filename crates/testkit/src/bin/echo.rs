@@ -8,11 +8,7 @@ fn main() -> io::Result<()> {
     let echo = TcpListener::bind("[::]:7")?;
     let http = TcpListener::bind("[::]:8080")?;
     let datagrams = UdpSocket::bind("[::]:7")?;
-    thread::spawn(move || {
-        serve(&echo, |stream| {
-            io::copy(&mut stream.try_clone()?, stream).map(drop)
-        })
-    });
+    thread::spawn(move || serve(&echo, repeat));
     thread::spawn(move || serve(&http, answer));
     let mut buffer = [0; 65_535];
     loop {
@@ -26,6 +22,10 @@ fn serve(listener: &TcpListener, handle: fn(&mut TcpStream) -> io::Result<()>) {
         // A peer that goes away ends its own connection only.
         thread::spawn(move || handle(&mut stream));
     }
+}
+
+fn repeat(stream: &mut TcpStream) -> io::Result<()> {
+    io::copy(&mut stream.try_clone()?, stream).map(drop)
 }
 
 fn answer(stream: &mut TcpStream) -> io::Result<()> {
