@@ -6,22 +6,24 @@ SOURCES := $(shell find crates -name '*.rs' -o -name 'Cargo.toml') Cargo.toml Ca
 .PHONY: demo demo-down test bench lint setup build image images clean
 
 demo: setup images ## Play the product's story on this machine; KEEP=1 leaves it running
-	cargo run --quiet --release -p tailwharf-demo -- up
+	cargo run --locked -p tailwharf-demo -- up
 
 demo-down: ## Remove every trace of the demo
-	cargo run --quiet --release -p tailwharf-demo -- down
+	cargo run --locked -p tailwharf-demo -- down
 
 test: ## Every test; what this machine cannot run is reported as ignored, with the reason
 	@./setup/test.sh
 
 bench: setup images ## The measured promises; AREA=first-light runs one area
-	cargo run --quiet --release -p tailwharf-bench -- $(AREA)
+	cargo run --locked -p tailwharf-bench -- $(AREA)
 
 lint: ## Formatting, lints, purity, generated files, licences
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo xtask purity
 	cargo xtask generate --check
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny --log-level error check bans licenses sources; \
+	else echo "lint: licences were not checked; cargo install cargo-deny"; fi
 
 setup: ## Packages, official peers, Kubernetes
 	@./setup/packages.sh

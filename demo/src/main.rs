@@ -76,7 +76,6 @@ fn play() -> Result<bool> {
         lab.leave();
     } else {
         drop(lab);
-        remove()?;
     }
     played?;
     Ok(stage.summary())

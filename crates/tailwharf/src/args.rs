@@ -8,9 +8,17 @@ use tailwharf_coordinator::admin::cli::Command as AdminCommand;
 use tailwharf_node::run::{Forward, Serve};
 use url::Url;
 
+/// The control server of Tailscale's service.
+const TAILSCALE: &str = "https://controlplane.tailscale.com";
+
 /// Connects Kubernetes and a tailnet.
 #[derive(Debug, Parser)]
-#[command(name = "tailwharf", version, propagate_version = true, arg_required_else_help = true)]
+#[command(
+    name = "tailwharf",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) log: LogArgs,
@@ -55,10 +63,10 @@ pub(crate) struct OperatorArgs {
     #[arg(long, env = "OPERATOR_NAMESPACE", default_value = "tailscale")]
     pub(crate) namespace: String,
     /// Control server of the tailnet; its API is at the same place
-    #[arg(long, env = "OPERATOR_LOGIN_SERVER", default_value = "https://controlplane.tailscale.com")]
+    #[arg(long, env = "OPERATOR_LOGIN_SERVER", default_value = TAILSCALE, value_parser = server)]
     pub(crate) login_server: Url,
     /// API of the tailnet, where it is not at the control server
-    #[arg(long, env = "OPERATOR_API_URL")]
+    #[arg(long, env = "OPERATOR_API_URL", value_parser = server)]
     pub(crate) api_url: Option<Url>,
     /// File with the id of the OAuth client
     #[arg(long, env = "CLIENT_ID_FILE", default_value = "/oauth/client_id")]
@@ -70,7 +78,12 @@ pub(crate) struct OperatorArgs {
     #[arg(long, env = "OPERATOR_HOSTNAME", default_value = "tailscale-operator")]
     pub(crate) hostname: String,
     /// Tags of the operator's own device
-    #[arg(long, env = "OPERATOR_INITIAL_TAGS", default_value = "tag:k8s-operator", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "OPERATOR_INITIAL_TAGS",
+        default_value = "tag:k8s-operator",
+        value_delimiter = ','
+    )]
     pub(crate) operator_tags: Vec<String>,
     /// Tags of exposed devices that ask for none
     #[arg(long, env = "PROXY_TAGS", default_value = "tag:k8s", value_delimiter = ',')]
@@ -125,7 +138,7 @@ pub(crate) struct CoordinatorArgs {
 #[derive(Debug, clap::Args)]
 pub(crate) struct NodeArgs {
     /// Control server to join
-    #[arg(long, env = "TS_LOGIN_SERVER", default_value = "https://controlplane.tailscale.com")]
+    #[arg(long, env = "TS_LOGIN_SERVER", default_value = TAILSCALE, value_parser = server)]
     pub(crate) login_server: Url,
     /// Auth key; better given by the environment, where other users of this machine do not see it
     #[arg(long, env = "TS_AUTHKEY", hide_env_values = true)]
@@ -160,4 +173,33 @@ pub(crate) struct NodeArgs {
     /// Log the device out at the end
     #[arg(long)]
     pub(crate) logout_on_exit: bool,
+}
+
+fn server(text: &str) -> Result<Url, String> {
+    match Url::parse(text) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(url),
+        Ok(_) | Err(_) => {
+            Err("expected the address of a server, such as https://control.example.com".to_owned())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_server_is_an_address_with_scheme_and_host() {
+        assert!(server("http://192.0.2.1:8080").is_ok());
+        for text in ["control.example.com", "ftp://control.example.com", "https://", ""] {
+            assert!(server(text).is_err(), "{text}");
+        }
+    }
 }

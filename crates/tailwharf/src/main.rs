@@ -17,5 +17,8 @@ use crate::args::Args;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    // With huge pages the first byte of each arena would cost 2 MiB; many small processes are what we are for.
+    // A kernel that cannot is no reason not to start.
+    let _ = nix::sys::prctl::set_thp_disable(true);
     run::run(Args::parse())
 }

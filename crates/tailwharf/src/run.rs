@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, anyhow};
 use tailwharf_coordinator::Config;
 use tailwharf_coordinator::admin::cli;
 use tokio::runtime::Runtime;
@@ -31,9 +31,15 @@ pub(crate) fn run(args: Args) -> ExitCode {
 }
 
 fn start(args: Args) -> Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(THREADS)
+        .enable_all()
+        .build()?;
     let command = match args.command {
-        Command::Coordinator(CoordinatorArgs { config, command: Some(command) }) => {
+        Command::Coordinator(CoordinatorArgs {
+            config,
+            command: Some(command),
+        }) => {
             let config = Config::load(&config)?;
             return runtime.block_on(cli::run(&config, command));
         }
@@ -44,7 +50,11 @@ fn start(args: Args) -> Result<ExitCode> {
     runtime.block_on(async {
         match command {
             Command::Operator(operator) => {
-                Box::pin(tailwharf_operator::run(settings::operator(operator, &args.log.log)?, stop)).await
+                Box::pin(tailwharf_operator::run(
+                    settings::operator(operator, &args.log.log)?,
+                    stop,
+                ))
+                .await
             }
             Command::Proxy(proxy) => Box::pin(tailwharf_proxy::run(settings::proxy(proxy), stop)).await,
             Command::Node(node) => Box::pin(tailwharf_node::run::run(settings::node(node)?, stop)).await,
@@ -59,8 +69,11 @@ fn start(args: Args) -> Result<ExitCode> {
 
 /// Logs go to standard error, so that standard output is free for results.
 fn log(args: &LogArgs) -> Result<()> {
-    let filter = EnvFilter::try_new(&args.log).with_context(|| format!("--log {:?} is not a filter", args.log))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let filter = EnvFilter::try_new(&args.log)
+        .map_err(|error| anyhow!("--log {:?} is neither a level nor a filter: {error}", args.log))?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match args.log_format {
         LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),

@@ -96,7 +96,10 @@ pub(crate) fn node(args: NodeArgs) -> Result<tailwharf_node::run::Settings> {
 
 /// Tags without repetition, sorted.
 fn tags(texts: &[String]) -> Result<Vec<Tag>> {
-    let given = texts.iter().map(|text| text.trim()).filter(|text| !text.is_empty());
+    let given = texts
+        .iter()
+        .map(|text| text.trim())
+        .filter(|text| !text.is_empty());
     let tags = given.map(str::parse).collect::<Result<BTreeSet<Tag>, _>>()?;
     Ok(tags.into_iter().collect())
 }
@@ -106,7 +109,10 @@ fn file(path: &Path, what: &str) -> Result<String> {
         .with_context(|| format!("the {what} of the OAuth client is read from {}", path.display()))?;
     let text = text.trim();
     if text.is_empty() {
-        bail!("{} is empty; it must hold the {what} of the OAuth client", path.display());
+        bail!(
+            "{} is empty; it must hold the {what} of the OAuth client",
+            path.display()
+        );
     }
     Ok(text.to_owned())
 }
@@ -118,7 +124,10 @@ mod tests {
     #[test]
     fn tags_are_sorted_and_told_apart_from_other_words() {
         let sorted = tags(&["tag:b".into(), " tag:a ".into(), "tag:b".into(), String::new()]).expect("tags");
-        assert_eq!(sorted.iter().map(ToString::to_string).collect::<Vec<_>>(), ["tag:a", "tag:b"]);
+        assert_eq!(
+            sorted.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["tag:a", "tag:b"]
+        );
         assert!(tags(&["b".into()]).is_err());
     }
 

@@ -36,7 +36,18 @@ pub struct Lab {
     pub cluster: Cluster,
     /// The network that they share.
     pub bridge: Bridge,
-    dir: PathBuf,
+    place: Place,
+}
+
+/// The folder of a lab; gone with it.
+#[derive(Debug)]
+struct Place(PathBuf);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // Nothing can be reported from here; the next lab of this name removes what is left.
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 impl Lab {
@@ -80,7 +91,7 @@ impl Lab {
             tailnet,
             cluster,
             bridge,
-            dir: dir.to_path_buf(),
+            place: Place(dir.to_path_buf()),
         };
         lab.record()?;
         progress("the operator");
@@ -166,7 +177,7 @@ impl Lab {
     /// Where this lab keeps its files.
     #[must_use]
     pub fn dir(&self) -> &Path {
-        &self.dir
+        &self.place.0
     }
 
     /// Deploys a manifest and waits for the rollout of its Deployment.
@@ -231,9 +242,9 @@ impl Lab {
 
     fn record(&self) -> Result<()> {
         let processes = format!("{}{}", self.tailnet.record()?, self.laptop.record()?);
-        fs::write(self.dir.join("processes"), processes)?;
+        fs::write(self.place.0.join("processes"), processes)?;
         fs::write(
-            self.dir.join("namespaces"),
+            self.place.0.join("namespaces"),
             format!("{}\n", self.laptop.namespace().name()),
         )?;
         Ok(())
