@@ -46,6 +46,7 @@ fn main() -> ExitCode {
             ),
             ("a_killed_operator_converges", operator_killed),
             ("a_killed_coordinator_changes_nothing", coordinator_killed),
+            ("ipv6_of_service_and_laptop", ipv6),
             ("clean_up_leaves_nothing", clean_up),
         ],
     )
@@ -438,6 +439,37 @@ fn coordinator_killed(fixture: &mut Fixture) -> Result<()> {
         "devices were lost or made"
     );
     fixture.delete("durable")
+}
+
+/// The laptop reaches the tailnet IPv6 address of a dual-stack Service, and both addresses of one that has IPv6 only,
+/// which the proxy can dial in no other way.
+fn ipv6(fixture: &mut Fixture) -> Result<()> {
+    for (name, families, backends) in [
+        ("dual", "ipFamilyPolicy: PreferDualStack", 2),
+        ("six", "ipFamilyPolicy: SingleStack, ipFamilies: [IPv6]", 1),
+    ] {
+        fixture.apply(&service(name, "nginx", EXPOSE, &format!("{families}, {HTTP}")))?;
+        let addresses = fixture.service(name)?["spec"]["clusterIPs"].clone();
+        let list = addresses.as_array().map_or(&[][..], Vec::as_slice);
+        ensure!(
+            list.len() == backends && list.last().is_some_and(|last| last.to_string().contains(':')),
+            "{name} has the addresses {addresses}"
+        );
+        let device = format!("default-{name}");
+        fixture.lab.reachable(&format!("http://{device}/"))?;
+        fixture.ready(name)?;
+        let peer = fixture.lab.laptop.peer(&device)?;
+        let (v4, v6) = (&peer["TailscaleIPs"][0], &peer["TailscaleIPs"][1]);
+        for host in [
+            v4.as_str().context("no IPv4 address")?.to_owned(),
+            format!("[{}]", v6.as_str().context("no IPv6 address")?),
+        ] {
+            let page = fixture.lab.reachable(&format!("http://{host}/"))?;
+            ensure!(page.contains("Welcome to nginx!"), "{name} at {host}: {page}");
+        }
+        fixture.delete(name)?;
+    }
+    Ok(())
 }
 
 fn clean_up(fixture: &mut Fixture) -> Result<()> {
