@@ -76,6 +76,7 @@ impl Fake {
             id: DeviceId(format!("n{number}CNTRL")),
             name: format!("{hostname}.tail1234.ts.net"),
             hostname: hostname.to_owned(),
+            node_key: format!("nodekey:{number:064x}"),
             addresses: vec![IpAddr::V4(Ipv4Addr::from(0x6440_0000 + number))],
             tags: request.tags,
             authorized: request.preauthorized,

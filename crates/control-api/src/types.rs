@@ -104,6 +104,8 @@ pub struct Device {
     pub name: String,
     /// The name that the device asked for; others may ask for the same.
     pub hostname: String,
+    /// Public key of the node, `nodekey:…`; empty where the server does not tell.
+    pub node_key: String,
     /// Tailnet addresses.
     pub addresses: Vec<IpAddr>,
     /// Tags, as `tag:name`; empty for a device that a user owns.
@@ -125,6 +127,8 @@ struct DeviceWire {
     name: String,
     #[serde(default, deserialize_with = "null_as_default")]
     hostname: String,
+    #[serde(default, deserialize_with = "null_as_default")]
+    node_key: String,
     #[serde(default, deserialize_with = "null_as_default")]
     addresses: Vec<IpAddr>,
     #[serde(default, deserialize_with = "null_as_default")]
@@ -150,6 +154,7 @@ impl<'de> Deserialize<'de> for Device {
             id: DeviceId(id),
             name: wire.name.trim_end_matches('.').to_owned(),
             hostname: wire.hostname,
+            node_key: wire.node_key,
             addresses: wire.addresses,
             tags: wire.tags,
             authorized: wire.authorized,

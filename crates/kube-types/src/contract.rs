@@ -25,6 +25,8 @@ pub mod annotation {
     pub const DEVICE_TAGS: &str = "tailwharf.dev/device-tags";
     /// On a state Secret: when its auth key was minted (RFC 3339).
     pub const KEY_MINTED_AT: &str = "tailwharf.dev/key-minted-at";
+    /// On a state Secret: id of the auth key that went with the removal, until it is revoked for sure.
+    pub const RELEASED_KEY: &str = "tailwharf.dev/released-key";
     /// On a state Secret: when the clean-up of its identity began (RFC 3339).
     pub const RELEASED_AT: &str = "tailwharf.dev/released-at";
     /// On every object tailwharf applies: a digest of what was applied.

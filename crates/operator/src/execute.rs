@@ -9,7 +9,7 @@ use kube::Client;
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
 use kube::core::ApiResource;
 use serde_json::{Value, json};
-use tailwharf_control_api::{self as control, ControlApi, CreateKey, DeviceId, KeyId, Secret};
+use tailwharf_control_api::{self as control, ControlApi, CreateKey, DeviceFilter, DeviceId, KeyId, Secret};
 use tailwharf_kube_types::contract::OPERATOR_FIELD_MANAGER;
 use tailwharf_kube_types::{AuthKey, Tag};
 use tailwharf_plan::service::{Status, StatusPatch};
@@ -120,15 +120,29 @@ impl Executor {
             }
             Step::DeleteDevice { device } => {
                 let id = DeviceId(device.clone());
-                let outcome = match self.control.delete_device(&id).await {
-                    Err(control::Error::NotFound { .. }) => Ok(()),
-                    other => other,
-                };
+                let outcome = gone_is_success(self.control.delete_device(&id).await);
                 self.control_outcome("delete_device", outcome, &[], run)
+            }
+            Step::DeleteDeviceOfKey { node_key } => {
+                let outcome = self.delete_device_of_key(node_key).await;
+                self.control_outcome("delete_device", outcome, &[], run)
+            }
+            Step::RevokeAuthKey { key } => {
+                let outcome = gone_is_success(self.control.delete_key(&KeyId(key.clone())).await);
+                self.control_outcome("delete_key", outcome, &[], run)
             }
             Step::Apply(manifest) => self.apply(manifest, run).await,
             Step::Delete { object, uid } => self.delete(object, uid.clone()).await,
         }
+    }
+
+    /// Removes the device that a host registered and did not write down.
+    async fn delete_device_of_key(&self, node_key: &str) -> Result<(), control::Error> {
+        let devices = self.control.list_devices(&DeviceFilter::default()).await?;
+        for device in devices.iter().filter(|device| device.node_key == node_key) {
+            gone_is_success(self.control.delete_device(&device.id).await)?;
+        }
+        Ok(())
     }
 
     async fn mint(
@@ -276,6 +290,14 @@ impl Executor {
         if let Err(error) = outcome {
             tracing::info!(key = %id, error = %error, "an auth key that nothing uses was not revoked; it expires on its own");
         }
+    }
+}
+
+/// What does not exist needs no removal.
+fn gone_is_success(outcome: Result<(), control::Error>) -> Result<(), control::Error> {
+    match outcome {
+        Err(control::Error::NotFound { .. }) => Ok(()),
+        other => other,
     }
 }
 

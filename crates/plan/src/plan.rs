@@ -74,6 +74,16 @@ pub enum Step {
         /// Stable id.
         device: String,
     },
+    /// Remove the device with this node key at the control server. That there is none is success.
+    DeleteDeviceOfKey {
+        /// `nodekey:…`.
+        node_key: String,
+    },
+    /// Revoke an auth key, so that nobody registers with it from now on. That it does not exist any more is success.
+    RevokeAuthKey {
+        /// Its id.
+        key: String,
+    },
     /// Server-side apply, forced, by the field manager of the operator.
     Apply(Manifest),
     /// Delete an object. That it does not exist any more is success.

@@ -37,6 +37,8 @@ enum Act {
     Pool,
     HostReads,
     HostRegisters,
+    /// It registers and dies before it writes that down.
+    HostDies,
     ControlServer {
         down: bool,
     },
@@ -56,6 +58,7 @@ fn act() -> impl Strategy<Value = Act> {
         3 => Just(Act::Pool),
         3 => Just(Act::HostReads),
         3 => Just(Act::HostRegisters),
+        2 => Just(Act::HostDies),
         1 => any::<bool>().prop_map(|down| Act::ControlServer { down }),
         2 => Just(Act::Wait),
     ]
@@ -154,10 +157,12 @@ impl Play {
                 let now = self.now();
                 self.each_identity(|world, name| world.host_registers(name, now));
             }
+            Act::HostDies => self.each_identity(|world, name| {
+                world.host_registers_and_dies(name);
+            }),
             Act::ControlServer { down } => self.world.control_down = *down,
             Act::Wait => {
                 self.now += 11;
-                self.world.time_limit_passes();
             }
         }
     }
@@ -209,10 +214,9 @@ impl Play {
             .of_kind::<k8s_openapi::api::core::v1::Secret>(Kind::Secret);
         for (device, _) in self.own_devices() {
             let known = secrets.iter().any(|secret| {
-                tailwharf_plan::identity::SecretView::from_secret(secret)
-                    .device_id
-                    .as_ref()
-                    == Some(device)
+                let view = tailwharf_plan::identity::SecretView::from_secret(secret);
+                let by_key = view.node_key.and_then(|key| self.world.registered.get(&key));
+                view.device_id.as_ref() == Some(device) || by_key == Some(device)
             });
             assert!(known, "device {device} is in no Secret");
             let service = self

@@ -20,6 +20,9 @@ struct Extra {
     derp_map: Option<DerpMap>,
     #[serde(skip_serializing_if = "Option::is_none")]
     old_node_key: Option<NodePublic>,
+    /// By this an operator finds a device that was registered and not written down.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node_key: Option<NodePublic>,
 }
 
 /// Why a Secret does not hold a node's state.
@@ -150,6 +153,7 @@ pub(crate) fn write_state(
         home_region: state.home_region,
         derp_map: state.derp_map.clone(),
         old_node_key: state.old_node_key,
+        node_key: Some(state.node_key.public()),
     };
     secret.node_state = serde_json::to_vec(&extra).ok();
 }

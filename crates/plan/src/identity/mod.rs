@@ -59,6 +59,12 @@ pub struct SecretView {
     pub device_id: Option<String>,
     /// Whether an auth key waits for its host.
     pub has_auth_key: bool,
+    /// Id of that key at the control server, if its text shows one; after the removal began, as it was written down.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auth_key_id: Option<String>,
+    /// Public key of the node, `nodekey:…`. The host writes it before it registers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_key: Option<String>,
 }
 
 impl SecretView {
@@ -72,6 +78,14 @@ impl SecretView {
                 .and_then(|data| data.get(key))
                 .filter(|value| !value.0.is_empty())
         };
+        let released_key = || {
+            secret
+                .metadata
+                .annotations
+                .as_ref()?
+                .get(annotation::RELEASED_KEY)
+                .cloned()
+        };
         Self {
             name: secret.metadata.name.clone().unwrap_or_default(),
             uid: secret.metadata.uid.clone().unwrap_or_default(),
@@ -79,6 +93,10 @@ impl SecretView {
             annotations: secret.metadata.annotations.clone().unwrap_or_default(),
             device_id: value(key::DEVICE_ID).map(|id| String::from_utf8_lossy(&id.0).into_owned()),
             has_auth_key: value(key::AUTH_KEY).is_some(),
+            auth_key_id: value(key::AUTH_KEY)
+                .and_then(|text| auth_key_id(&text.0))
+                .or_else(released_key),
+            node_key: value(key::NODE_STATE).and_then(|state| node_key(&state.0)),
         }
     }
 
@@ -106,6 +124,22 @@ impl SecretView {
             &observed,
         )
     }
+}
+
+/// The id in `tskey-auth-<id>-<secret>`.
+fn auth_key_id(text: &[u8]) -> Option<String> {
+    let rest = std::str::from_utf8(text).ok()?.strip_prefix("tskey-auth-")?;
+    let (id, _) = rest.split_once('-')?;
+    Some(id.to_owned()).filter(|id| !id.is_empty())
+}
+
+fn node_key(state: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Part {
+        node_key: Option<String>,
+    }
+    serde_json::from_slice::<Part>(state).ok()?.node_key
 }
 
 /// The device that a parent is to have.

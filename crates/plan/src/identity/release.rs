@@ -13,7 +13,8 @@ use crate::report::Reason;
 /// Plans the removal. Returns whether nothing is left once the plan is done.
 ///
 /// A host that has read the auth key may register a device at any moment. So a Secret without a device is kept for [`REGISTRATION_LIMIT`] after its
-/// Identity is gone: the host either writes the device down in that time, or never registered it.
+/// Identity is gone, and the key is revoked at once: what a host registers, it registered before. If it did not write the device down by the end, the
+/// device is found by the node key, which hosts write before they register.
 ///
 /// With `force`, devices stay at the control server and the report names them.
 pub(crate) fn release(
@@ -38,14 +39,24 @@ pub(crate) fn release(
                 if has_identity(secret, observed) {
                     plan.steps.push(mark_released(secret, namespace, now));
                 }
+                // After the key is out of the Secret: a revoked key would keep a parent that comes back from its device.
+                plan.steps
+                    .extend(secret.auth_key_id.clone().map(|key| Step::RevokeAuthKey { key }));
                 plan.wake(until);
                 plan.report.add(Reason::RegistrationInFlight { until });
                 settled = false;
             }
-            _ => deletions.push(Step::Delete {
-                object: ObjectRef::new(Kind::Secret, namespace, &secret.name),
-                uid: Some(secret.uid.clone()).filter(|uid| !uid.is_empty()),
-            }),
+            _ => {
+                let unwritten = secret
+                    .node_key
+                    .clone()
+                    .filter(|_| secret.device_id.is_none() && !force);
+                deletions.extend(unwritten.map(|node_key| Step::DeleteDeviceOfKey { node_key }));
+                deletions.push(Step::Delete {
+                    object: ObjectRef::new(Kind::Secret, namespace, &secret.name),
+                    uid: Some(secret.uid.clone()).filter(|uid| !uid.is_empty()),
+                });
+            }
         }
     }
     for identity in &observed.identities {
@@ -106,6 +117,12 @@ fn mark_released(secret: &SecretView, namespace: &str, now: Timestamp) -> Step {
         secret
             .tags()
             .map(|tags| (annotation::DEVICE_TAGS, tags.to_owned())),
+    );
+    annotations.extend(
+        secret
+            .auth_key_id
+            .clone()
+            .map(|key| (annotation::RELEASED_KEY, key)),
     );
     Step::Apply(secret_manifest(
         namespace,

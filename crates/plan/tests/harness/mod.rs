@@ -50,8 +50,10 @@ pub(crate) struct World {
     pub(crate) devices: BTreeMap<String, String>,
     /// Tags of each auth key that was not used.
     pub(crate) keys: BTreeMap<String, String>,
-    /// The key that a host has read, for each identity.
-    sessions: BTreeMap<String, String>,
+    /// The device of each node key that registered.
+    pub(crate) registered: BTreeMap<String, String>,
+    /// The auth key that a host has read, for each identity, and the node key that it has written.
+    sessions: BTreeMap<String, (String, String)>,
     pub(crate) control_down: bool,
     /// Tags that the control server gives no key for.
     pub(crate) refused_tag: Option<String>,
@@ -156,7 +158,11 @@ impl World {
         };
         let reaches_control = matches!(
             step,
-            Step::MintAuthKey { .. } | Step::SetDeviceTags { .. } | Step::DeleteDevice { .. }
+            Step::MintAuthKey { .. }
+                | Step::SetDeviceTags { .. }
+                | Step::DeleteDevice { .. }
+                | Step::DeleteDeviceOfKey { .. }
+                | Step::RevokeAuthKey { .. }
         );
         if reaches_control && self.control_down {
             return failure(FailureKind::ControlServerUnreachable, "connection refused");
@@ -188,7 +194,7 @@ impl World {
                     return failure(FailureKind::AuthKeyRefused { tags: tags.clone() }, &message);
                 }
                 self.serial += 1;
-                let key = format!("tskey-{}", self.serial);
+                let key = format!("tskey-auth-{}-secret", self.serial);
                 self.keys
                     .insert(key.clone(), tailwharf_kube_types::Tag::join(tags));
                 assert_eq!(*slot, Slot::AuthKey);
@@ -200,6 +206,14 @@ impl World {
             }
             Step::DeleteDevice { device } => {
                 self.devices.remove(device);
+            }
+            Step::DeleteDeviceOfKey { node_key } => {
+                if let Some(device) = self.registered.remove(node_key) {
+                    self.devices.remove(&device);
+                }
+            }
+            Step::RevokeAuthKey { key } => {
+                self.keys.remove(&format!("tskey-auth-{key}-secret"));
             }
             Step::Apply(manifest) => {
                 let body = manifest.fill(filled).unwrap();
@@ -249,26 +263,52 @@ impl World {
         let key = secret
             .and_then(|secret| secret.data)
             .and_then(|mut data| data.remove("auth_key"));
-        if let (true, Some(key)) = (exists, key) {
-            self.sessions
-                .insert(name.to_owned(), String::from_utf8(key.0).unwrap());
+        let (true, Some(auth_key)) = (exists, key) else {
+            return;
+        };
+        // The keys of the node are written before it registers.
+        let secret = ObjectRef::new(Kind::Secret, NAMESPACE, &format!("{name}-0"));
+        let mut state = self.objects[&secret].clone();
+        if state["data"]["tailwharf.json"].is_null() {
+            self.serial += 1;
+            let text = json!({"nodeKey": format!("nodekey:{}", self.serial)}).to_string();
+            state["data"]["tailwharf.json"] = json!(k8s_openapi::ByteString(text.into_bytes()));
+            self.put(secret, state.clone());
         }
+        let view = SecretView::from_secret(&serde_json::from_value(state).unwrap());
+        let session = (String::from_utf8(auth_key.0).unwrap(), view.node_key.unwrap());
+        self.sessions.insert(name.to_owned(), session);
+    }
+
+    /// A host registers with the key it has read: its node key is known already, or the auth key is good. It dies before it writes the device down.
+    pub(crate) fn host_registers_and_dies(&mut self, name: &str) -> Option<String> {
+        let (auth_key, node_key) = self.sessions.remove(name)?;
+        if let Some(device) = self
+            .registered
+            .get(&node_key)
+            .filter(|id| self.devices.contains_key(*id))
+        {
+            return Some(device.clone());
+        }
+        let tags = self.keys.remove(&auth_key)?;
+        self.serial += 1;
+        let device = format!("n{}", self.serial);
+        self.devices.insert(device.clone(), tags);
+        self.registered.insert(node_key, device.clone());
+        Some(device)
     }
 
     /// A host ends what it began: it registers with the key it has read, writes the device down, and tells that it is ready.
     pub(crate) fn host_registers(&mut self, name: &str, now: Timestamp) {
         let secret = ObjectRef::new(Kind::Secret, NAMESPACE, &format!("{name}-0"));
-        if let Some(tags) = self.sessions.remove(name).and_then(|key| self.keys.remove(&key)) {
-            self.serial += 1;
-            let device = format!("n{}", self.serial);
-            self.devices.insert(device.clone(), tags);
-            if let Some(mut state) = self.objects.get(&secret).cloned() {
-                if let Some(data) = state["data"].as_object_mut() {
-                    data.remove("auth_key");
-                }
-                state["data"]["device_id"] = json!(k8s_openapi::ByteString(device.into_bytes()));
-                self.put(secret.clone(), state);
+        if let Some(device) = self.host_registers_and_dies(name)
+            && let Some(mut state) = self.objects.get(&secret).cloned()
+        {
+            if let Some(data) = state["data"].as_object_mut() {
+                data.remove("auth_key");
             }
+            state["data"]["device_id"] = json!(k8s_openapi::ByteString(device.into_bytes()));
+            self.put(secret.clone(), state);
         }
         let identity = ObjectRef::new(Kind::Identity, NAMESPACE, name);
         let state = self
@@ -288,16 +328,6 @@ impl World {
             "conditions": [{"type": "Ready", "status": "True", "reason": "Done", "message": "Ready.", "lastTransitionTime": now.to_string()}],
         });
         self.put(identity, body);
-    }
-
-    /// Hosts that began with an identity that is gone have ended by now.
-    pub(crate) fn time_limit_passes(&mut self) {
-        let identities: BTreeSet<String> = self
-            .of_kind::<Identity>(Kind::Identity)
-            .into_iter()
-            .filter_map(|identity| identity.metadata.name)
-            .collect();
-        self.sessions.retain(|name, _| identities.contains(name));
     }
 }
 
