@@ -309,7 +309,12 @@ mod tests {
         assert_eq!(value("_machinekey"), format!("privkey:{machine}"));
         assert_eq!(value("device_fqdn"), "default-nginx.tail1234.ts.net.");
         assert_eq!(value("device_ips"), r#"["100.64.0.7","fd7a:115c:a1e0::7"]"#);
-        assert_eq!(value("tailwharf.json"), r#"{"homeRegion":900}"#);
+        let extra: serde_json::Value = serde_json::from_str(&value("tailwharf.json")).unwrap();
+        assert_eq!(
+            extra,
+            serde_json::json!({"homeRegion": 900, "nodeKey": state().node_key.public()}),
+            "the public key alone"
+        );
         let prefs = json(&profile);
         assert_eq!(prefs["ControlURL"], SERVER);
         assert_eq!(prefs["Config"]["PrivateNodeKey"], format!("privkey:{node}"));
