@@ -1,5 +1,7 @@
 //! One tailnet node: everything put together.
 
+mod discovery;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,7 +14,8 @@ use tailwharf_wire::tailcfg::{NodeId, RegionId};
 use tailwharf_wire::tsmp::Message;
 
 use crate::budget::MemoryBudget;
-use crate::disco::{Disco, Heard};
+use crate::disco::Disco;
+use crate::endpoints::Endpoints;
 use crate::event::{
     Accepted, BindError, ConnError, ConnId, ConnectError, Event, Io, ListenerId, PingError, PingId, PingKind,
     Reason, UdpError, UdpId,
@@ -43,6 +46,8 @@ pub struct CoreConfig {
     pub budget: Arc<MemoryBudget>,
     /// Whether packets for subnets that peers route go there.
     pub accept_routes: bool,
+    /// Whether direct paths are looked for; without them all packets go through relays.
+    pub direct: bool,
 }
 
 /// What a core has counted.
@@ -70,6 +75,7 @@ pub struct Counters {
 pub struct Core {
     tunnel: Tunnel,
     disco: Disco,
+    endpoints: Endpoints,
     conntrack: Conntrack,
     tcp: TcpStack,
     udp: UdpStack,
@@ -89,8 +95,14 @@ impl Core {
         let mut rng = ChaCha20Rng::from_seed(seed);
         let node_key = config.node_key.public();
         Self {
-            tunnel: Tunnel::new(&config.node_key, config.accept_routes, rng.next_u32()),
+            tunnel: Tunnel::new(
+                &config.node_key,
+                config.accept_routes,
+                config.direct,
+                rng.next_u32(),
+            ),
             disco: Disco::new(config.disco_key, node_key),
+            endpoints: Endpoints::default(),
             conntrack: Conntrack::default(),
             tcp: TcpStack::new(config.budget, rng.next_u64(), now),
             udp: UdpStack::default(),
@@ -129,32 +141,20 @@ impl Core {
 
     /// A relay says that a node is not, or no longer, connected to it.
     pub fn handle_peer_gone(&mut self, peer: NodePublic) {
-        self.tunnel.paths.forget(&peer);
+        self.tunnel.paths.relay_lost(&peer);
     }
 
     fn handle_packet(&mut self, path: Path, packet: &mut [u8], now: Instant) {
         if packet.len() > MAX_MESSAGE {
             self.tunnel.counters.invalid += 1;
+        } else if let Some(from) = Self::is_stun(path, packet) {
+            self.handle_stun(from, packet, now);
         } else if disco::sender(packet).is_some() {
             self.handle_disco(path, packet, now);
         } else if let Some((peer, length)) = self.tunnel.receive(packet, path, &mut self.plain, now) {
             let plain = std::mem::take(&mut self.plain);
             self.handle_inner(&peer, &plain[..length], path, now);
             self.plain = plain;
-        }
-    }
-
-    fn handle_disco(&mut self, path: Path, packet: &mut [u8], now: Instant) {
-        let Tunnel { netmap, outbox, .. } = &mut self.tunnel;
-        match self.disco.handle(packet, path, netmap, outbox, &mut self.rng) {
-            Some(Heard::Ping(peer) | Heard::CallMeMaybe(peer)) => {
-                self.tunnel.paths.heard(&peer.key, path, now);
-                self.tunnel.revive(&peer.key, now);
-            }
-            Some(Heard::Pong { tx_id, seen_as }) => {
-                self.handle_pong(Token::Disco(tx_id), path, Some(seen_as), now);
-            }
-            None => self.tunnel.counters.invalid += 1,
         }
     }
 
@@ -250,6 +250,8 @@ impl Core {
     /// Does what is due at `now`.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.tunnel.handle_timeout(now);
+        self.tunnel.paths.handle_timeout(now);
+        self.handle_endpoint_timeout(now);
         self.tcp.handle_timeout(now);
         self.tunnel.events.extend(self.pings.handle_timeout(now));
         if self.tunnel.session_count() == 0 {
@@ -260,6 +262,9 @@ impl Core {
     /// The next datagram to send. Call it until it returns `None` after each `handle_*` and each verb; what TCP connections have to say is produced here.
     pub fn poll_transmit(&mut self, now: Instant) -> Option<Transmit<'_>> {
         while self.tunnel.outbox.is_empty() {
+            if self.discover(now) {
+                continue;
+            }
             if !self.tcp.serve(&mut self.tunnel, now) {
                 self.plain = Vec::new();
                 self.scratch = Vec::new();
@@ -282,6 +287,8 @@ impl Core {
             (self.tunnel.next_tick(), Reason::WireGuard),
             (self.tunnel.next_held(), Reason::HeldHandshake),
             (self.pings.next_deadline(), Reason::Ping),
+            (self.tunnel.paths.next_deadline(), Reason::Paths),
+            (self.endpoints.next_deadline(), Reason::Stun),
         ];
         deadlines
             .into_iter()
@@ -334,7 +341,13 @@ impl Core {
     pub fn ping(&mut self, peer: NodeId, kind: PingKind, now: Instant) -> Result<PingId, PingError> {
         self.pings.check_room()?;
         let peer = self.netmap().peer(peer).cloned().ok_or(PingError::NoPath)?;
-        let path = self.tunnel.paths.choose(&peer, now).ok_or(PingError::NoPath)?;
+        let path = self
+            .tunnel
+            .paths
+            .ways(&peer, now)
+            .surest()
+            .ok_or(PingError::NoPath)?;
+        self.tunnel.paths.used(&peer, now);
         let token = match kind {
             PingKind::Disco => {
                 Token::Disco(

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rand_core::CryptoRngCore;
 use tailwharf_wire::disco::{Message, TxId, sender};
@@ -13,7 +14,10 @@ use crate::outbox::Outbox;
 use crate::paths::Path;
 
 /// Peers whose shared box is kept; making one costs a Diffie-Hellman exchange.
-const MAX_BOXES: usize = 4;
+const MAX_BOXES: usize = 16;
+
+/// How many packets that come by UDP are looked at in one second: each costs as much as a handshake. A thousand active peers need 700.
+const MAX_PER_SECOND: u32 = 1500;
 
 /// By this address, with the region as the port, official nodes name a relay where an address of a peer is expected.
 const RELAY_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 3, 3, 40);
@@ -25,6 +29,8 @@ pub(crate) struct Disco {
     node_key: NodePublic,
     /// Boxes shared with the peers that were last heard of, newest last.
     boxes: Vec<(DiscoPublic, SharedBox)>,
+    /// The second in which packets by UDP are counted, and how many there were.
+    rate: Option<(Instant, u32)>,
 }
 
 /// What a disco packet means to the rest of the core.
@@ -34,13 +40,15 @@ pub(crate) enum Heard {
     Ping(Arc<Peer>),
     /// This peer answered a ping.
     Pong {
+        /// Whose answer it is.
+        from: DiscoPublic,
         /// Which ping.
         tx_id: TxId,
         /// Where the peer saw it come from.
         seen_as: SocketAddr,
     },
-    /// This peer would like to be pinged directly.
-    CallMeMaybe(Arc<Peer>),
+    /// This peer would like to be pinged at these addresses.
+    CallMeMaybe(Arc<Peer>, Vec<SocketAddr>),
 }
 
 impl Disco {
@@ -55,6 +63,7 @@ impl Disco {
             key,
             node_key,
             boxes: Vec::new(),
+            rate: None,
         }
     }
 
@@ -66,17 +75,25 @@ impl Disco {
         netmap: &Netmap,
         outbox: &mut Outbox,
         rng: &mut impl CryptoRngCore,
+        now: Instant,
     ) -> Option<Heard> {
         let from = sender(packet)?;
-        let peer = Arc::clone(match path {
+        let mut peer = match path {
             Path::Derp { peer, .. } => netmap.peer_by_key(&peer).filter(|peer| peer.disco == from)?,
-            Path::Udp(_) => netmap.peers().find(|peer| peer.disco == from)?,
-        });
+            Path::Udp(_) => netmap.peers_by_disco(&from).next()?,
+        };
+        if matches!(path, Path::Udp(_)) && !self.may_open(now) {
+            return None;
+        }
         let message = Message::open(packet, self.shared(from)).ok()?;
         match message {
             Message::Ping { tx_id, node_key, .. } => {
                 if !node_key.is_zero() && node_key != peer.key {
-                    return None;
+                    // Nothing keeps a node from telling the control server a disco key that is not its own.
+                    peer = netmap.peers_by_disco(&from).find(|peer| peer.key == node_key)?;
+                    if matches!(path, Path::Derp { .. }) {
+                        return None;
+                    }
                 }
                 let src = match path {
                     Path::Udp(address) => address,
@@ -85,11 +102,15 @@ impl Disco {
                     }
                 };
                 self.send(&Message::Pong { tx_id, src }, from, path, outbox, rng);
-                Some(Heard::Ping(peer))
+                Some(Heard::Ping(Arc::clone(peer)))
             }
-            Message::Pong { tx_id, src } => Some(Heard::Pong { tx_id, seen_as: src }),
-            Message::CallMeMaybe { .. } => match path {
-                Path::Derp { .. } => Some(Heard::CallMeMaybe(peer)),
+            Message::Pong { tx_id, src } => Some(Heard::Pong {
+                from,
+                tx_id,
+                seen_as: src,
+            }),
+            Message::CallMeMaybe { endpoints } => match path {
+                Path::Derp { .. } => Some(Heard::CallMeMaybe(Arc::clone(peer), endpoints)),
                 Path::Udp(_) => None,
             },
             Message::Unknown(_) => None,
@@ -115,6 +136,29 @@ impl Disco {
         };
         self.send(&message, peer.disco, path, outbox, rng);
         Ok(tx_id)
+    }
+
+    /// Tells `peer`, through a relay, where to ping us.
+    pub(crate) fn call(
+        &mut self,
+        peer: &Peer,
+        endpoints: Vec<SocketAddr>,
+        path: Path,
+        outbox: &mut Outbox,
+        rng: &mut impl CryptoRngCore,
+    ) {
+        if !peer.disco.is_zero() {
+            self.send(&Message::CallMeMaybe { endpoints }, peer.disco, path, outbox, rng);
+        }
+    }
+
+    fn may_open(&mut self, now: Instant) -> bool {
+        let (since, count) = self
+            .rate
+            .filter(|(since, _)| now.duration_since(*since) < Duration::from_secs(1))
+            .unwrap_or((now, 0));
+        self.rate = Some((since, count + 1));
+        count < MAX_PER_SECOND
     }
 
     fn send(

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tailwharf_wire::key::NodePublic;
+
 use crate::netmap::Peer;
 use crate::paths::Path;
 use crate::slab::Key;
@@ -75,6 +77,13 @@ pub enum Event {
         /// The way that the handshake took.
         path: Path,
     },
+    /// Packets to a peer take another way than before.
+    PathChanged {
+        /// The peer.
+        peer: NodePublic,
+    },
+    /// This node may be reached at other addresses than before, or more is known of its network.
+    EndpointsChanged,
 }
 
 /// Why a connection ended.
@@ -230,4 +239,8 @@ pub enum Reason {
     HeldHandshake,
     /// A ping without answer.
     Ping,
+    /// Care for, or search of, direct paths.
+    Paths,
+    /// A question to STUN servers.
+    Stun,
 }

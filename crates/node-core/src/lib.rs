@@ -9,7 +9,7 @@
 //! | --- | --- |
 //! | [`netmap`] | the tailnet as a snapshot, map responses applied to it, records shared between identities |
 //! | [`filter`] | the packet filter and capabilities |
-//! | `paths` | which way packets take to a peer |
+//! | `paths`, `endpoints` | which way packets take to a peer, and where peers may find this node |
 //! | `tunnel`, `session` | sessions with the peers that talk |
 //! | `disco`, `tsmp` | pings of both kinds |
 //! | `tcp`, `udp` | the userspace stack |
@@ -23,7 +23,7 @@
 mod budget;
 mod core;
 mod disco;
-
+mod endpoints;
 mod event;
 pub mod filter;
 pub mod netmap;
@@ -41,11 +41,12 @@ mod whois;
 
 pub use self::budget::MemoryBudget;
 pub use self::core::{Core, CoreConfig, Counters};
+pub use self::endpoints::NetFacts;
 pub use self::event::{
     Accepted, BindError, CloseReason, ConnError, ConnId, ConnectError, Event, Io, ListenerId, PingError,
     PingId, PingKind, Reason, UdpError, UdpId,
 };
 pub use self::outbox::Transmit;
-pub use self::paths::Path;
+pub use self::paths::{Path, PathState, PeerPath, RelayReason};
 pub use self::udp::Datagram;
 pub use self::whois::WhoIs;

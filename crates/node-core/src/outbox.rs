@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use crate::paths::Path;
+use crate::paths::{Path, Ways};
 
 /// Bytes of one buffer. Twelve full packets: an idle node that sends one message holds no more than this, and a busy one allocates rarely.
 const CHUNK: usize = 16 * 1024;
@@ -67,6 +67,28 @@ impl Outbox {
                 chunk: number,
                 range: start..start + length,
             });
+        }
+    }
+
+    /// As [`Self::push_with`], for a datagram that may take several ways. Without any it is not made.
+    pub(crate) fn push_ways(
+        &mut self,
+        ways: Ways,
+        room: usize,
+        fill: impl FnOnce(&mut [u8]) -> Option<usize>,
+    ) {
+        let mut ways = ways.iter();
+        let Some(first) = ways.next() else { return };
+        let before = self.items.len();
+        self.push_with(first, room, fill);
+        if self.items.len() > before
+            && let Some((chunk, range)) = self.items.back().map(|item| (item.chunk, item.range.clone()))
+        {
+            self.items.extend(ways.map(|path| Item {
+                path,
+                chunk,
+                range: range.clone(),
+            }));
         }
     }
 

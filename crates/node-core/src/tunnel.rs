@@ -72,10 +72,10 @@ struct Held {
 }
 
 impl Tunnel {
-    pub(crate) fn new(node_key: &NodePrivate, accept_routes: bool, first_index: u32) -> Self {
+    pub(crate) fn new(node_key: &NodePrivate, accept_routes: bool, direct: bool, first_index: u32) -> Self {
         Self {
             netmap: Netmap::default(),
-            paths: Paths::default(),
+            paths: Paths::new(direct),
             outbox: Outbox::default(),
             events: VecDeque::new(),
             counters: Counters::default(),
@@ -116,10 +116,12 @@ impl Tunnel {
 
     /// Sends an IP packet to this peer.
     pub(crate) fn send_to(&mut self, peer: &Arc<Peer>, packet: &[u8], now: Instant) {
-        let Some(path) = self.paths.choose(peer, now) else {
+        self.paths.used(peer, now);
+        let ways = self.paths.ways(peer, now);
+        if ways.surest().is_none() {
             self.counters.no_route += 1;
             return;
-        };
+        }
         self.prepare(peer, now);
         let Some(entry) = self.sessions.get_mut(&peer.key) else {
             return;
@@ -127,7 +129,7 @@ impl Tunnel {
         entry.used = now;
         let room = (packet.len() + OVERHEAD).max(INITIATION_LEN);
         let session = &mut entry.session;
-        self.outbox.push_with(path, room, |out| session.seal(packet, out));
+        self.outbox.push_ways(ways, room, |out| session.seal(packet, out));
         self.counters.packets_out += 1;
     }
 
@@ -184,7 +186,7 @@ impl Tunnel {
         if let Opened::Send(length) = entry.session.open(datagram, path, plain) {
             entry.initiated_by_peer = Some(now);
             entry.used = now;
-            self.paths.heard(key, path, now);
+            self.paths.heard(&peer, path, now);
             self.outbox.push(path, &plain[..length]);
         }
     }
@@ -238,10 +240,11 @@ impl Tunnel {
             Opened::Packet(length) => {
                 entry.used = now;
                 self.counters.packets_in += 1;
+                self.paths.used(&entry.peer, now);
                 Some((Arc::clone(&entry.peer), length))
             }
         };
-        self.paths.heard(key, path, now);
+        self.paths.heard(&entry.peer, path, now);
         let is_waiting = !entry.announced || entry.session.has_queued();
         if is_waiting && entry.session.is_established() {
             if !entry.announced {
@@ -268,9 +271,10 @@ impl Tunnel {
         let Some(peer) = self.netmap.peer_by_key(key).filter(|peer| !peer.expired).cloned() else {
             return;
         };
-        let Some(path) = self.paths.choose(&peer, now) else {
+        let ways = self.paths.ways(&peer, now);
+        if ways.surest().is_none() {
             return;
-        };
+        }
         self.prepare(&peer, now);
         let Some(entry) = self.sessions.get_mut(key) else {
             return;
@@ -285,7 +289,7 @@ impl Tunnel {
         entry.revived = Some(now);
         let session = &mut entry.session;
         self.outbox
-            .push_with(path, INITIATION_LEN, |out| session.initiate(out));
+            .push_ways(ways, INITIATION_LEN, |out| session.initiate(out));
     }
 
     /// Makes a peer's session if there is none, and brings its idea of the time up to date.
@@ -345,7 +349,7 @@ impl Tunnel {
         match entry.session.tick(&mut message, now) {
             Tick::Nothing => {}
             Tick::Send(length) => {
-                if let Some(path) = self.paths.choose(&entry.peer, now) {
+                for path in self.paths.ways(&entry.peer, now).iter() {
                     self.outbox.push(path, &message[..length]);
                 }
             }
@@ -370,6 +374,7 @@ impl Tunnel {
                 .initiated_by_peer
                 .is_some_and(|at| now.duration_since(at) < FRESH);
             let restarted = !entry.peer.disco.is_zero() && peer.disco != entry.peer.disco;
+            self.paths.told(peer, restarted, now);
             if restarted && !fresh {
                 ended.push(*key);
             } else {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
-use tailwharf_node_core::WhoIs;
+use tailwharf_node_core::{RelayReason, WhoIs};
 use tailwharf_wire::key::{DiscoPublic, MachinePrivate, NodePrivate, NodePublic};
 use tailwharf_wire::tailcfg::{DerpMap, RegionId, StableId, UserProfile};
 use tokio::sync::watch;
@@ -95,6 +95,34 @@ pub enum Phase {
     Stopped,
 }
 
+/// How packets go to a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerPath {
+    /// The peer's device id.
+    pub device_id: StableId,
+    /// The peer's full name without a final dot.
+    pub fqdn: String,
+    /// The way of its packets.
+    pub kind: PathKind,
+}
+
+/// A way of packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PathKind {
+    /// By UDP, without anybody between.
+    Direct {
+        /// The peer's address outside of the tailnet.
+        address: SocketAddr,
+    },
+    /// Through a relay.
+    Relay {
+        /// The region of the relay; zero if none is known.
+        region: RegionId,
+        /// Why not directly.
+        why: RelayReason,
+    },
+}
+
 /// What a node tells about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeStatus {
@@ -110,6 +138,8 @@ pub struct NodeStatus {
     pub home_region: Option<RegionId>,
     /// Whether the connection to the relay of the home region stands.
     pub relay_connected: bool,
+    /// How packets go to the peers that talked last, at most 64 of them.
+    pub paths: Vec<PeerPath>,
     /// The tags that the control server gave the node.
     pub tags: Vec<String>,
     /// Warnings of the control server, for people.
@@ -127,6 +157,7 @@ impl NodeStatus {
             addresses: Vec::new(),
             home_region: None,
             relay_connected: false,
+            paths: Vec::new(),
             tags: Vec::new(),
             health: Vec::new(),
         }
@@ -218,6 +249,9 @@ pub struct NodeState {
     /// The last relay map, so that the relay connection need not wait for the control server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub derp_map: Option<DerpMap>,
+    /// The UDP port of direct paths, kept so that NATs and firewalls see the same one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub udp_port: Option<u16>,
 }
 
 /// Keeps the state of one node.

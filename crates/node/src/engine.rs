@@ -1,8 +1,8 @@
 //! How packets move: one core per node, run to completion under one lock by whoever has something for it.
 //!
 //! A relay connection that read a batch of packets, an application that writes, and the timer each lock the core, let it
-//! work, and take out what it has to say before they unlock: packets go into the queues of relay connections, deadlines to
-//! the timer, and the wakers of those who wait for sockets are woken. No packet crosses a channel or a task of its own.
+//! work, and take out what it has to say before they unlock: packets go to the UDP socket and into the queues of relay
+//! connections, deadlines to the timer, and the wakers of those who wait for sockets are woken. No packet crosses a channel or a task of its own.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::task::Waker;
 
 use tailwharf_node_core::netmap::Netmap;
-use tailwharf_node_core::{CloseReason, ConnId, Core, CoreConfig, Event, ListenerId, Path, UdpId};
+use tailwharf_node_core::{CloseReason, ConnId, Core, CoreConfig, Event, ListenerId, Path, PathState, UdpId};
 use tailwharf_wire::key::{DiscoPrivate, NodePrivate};
 use tailwharf_wire::tailcfg::RegionId;
 use tokio::sync::{Notify, watch};
@@ -18,16 +18,25 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::api::NodeStatus;
+use crate::api::{NodeStatus, PathKind, PeerPath};
 use crate::derp::Relays;
+use crate::direct::{Reach, Socket};
 use crate::host::Host;
 use crate::sync::lock;
+
+/// How many datagrams are taken at once.
+const BATCH: usize = 64;
+/// How many peers the status tells of.
+const MAX_PATHS_TOLD: usize = 64;
 
 /// The running part of one node.
 pub(crate) struct Engine {
     host: Host,
     running: Mutex<Running>,
     relays: Relays,
+    socket: Option<Arc<Socket>>,
+    reach: watch::Sender<Reach>,
+    stun_plan: Notify,
     timer: Notify,
     status: watch::Sender<NodeStatus>,
     stop: CancellationToken,
@@ -90,7 +99,11 @@ impl Waiters {
                 woken.extend(self.readers.remove(&conn));
                 woken.extend(self.writers.remove(&conn));
             }
-            Event::PingReply { .. } | Event::PingTimeout(_) | Event::PeerActive { .. } => {}
+            Event::PingReply { .. }
+            | Event::PingTimeout(_)
+            | Event::PeerActive { .. }
+            | Event::PathChanged { .. }
+            | Event::EndpointsChanged => {}
         }
     }
 
@@ -107,6 +120,7 @@ impl Engine {
         host: Host,
         node_key: NodePrivate,
         disco_key: DiscoPrivate,
+        socket: Option<Arc<Socket>>,
         status: NodeStatus,
         seed: [u8; 32],
     ) -> Arc<Self> {
@@ -116,6 +130,7 @@ impl Engine {
             disco_key,
             budget,
             accept_routes: false,
+            direct: socket.is_some(),
         };
         let core = Core::new(config, seed, Instant::now().into_std());
         let engine = Arc::new_cyclic(|engine| Self {
@@ -127,6 +142,9 @@ impl Engine {
                 armed: None,
             }),
             relays: Relays::new(engine.clone(), node_key),
+            socket,
+            reach: watch::Sender::default(),
+            stun_plan: Notify::new(),
             timer: Notify::new(),
             status: watch::Sender::new(status),
             stop: CancellationToken::new(),
@@ -216,12 +234,27 @@ impl Engine {
         while let Some(transmit) = core.poll_transmit(now) {
             match transmit.path {
                 Path::Derp { region, peer } => self.relays.send(region, &peer, transmit.payload),
-                // The node tells no endpoints, so no peer has a direct path to offer.
-                Path::Udp(to) => tracing::trace!(%to, "no socket for a direct path"),
+                Path::Udp(to) => {
+                    if let Some(socket) = &self.socket {
+                        socket.send(to, transmit.payload);
+                    }
+                }
             }
         }
+        let (mut paths_changed, mut reach_changed) = (false, false);
         while let Some(event) = core.poll_event() {
+            paths_changed |= matches!(event, Event::PathChanged { .. } | Event::PeerActive { .. });
+            reach_changed |= matches!(event, Event::EndpointsChanged);
             waiters.on(&event, woken);
+        }
+        if paths_changed {
+            self.tell_paths(core, now);
+        }
+        if reach_changed {
+            self.reach.send_replace(Reach {
+                endpoints: core.endpoints(),
+                facts: core.net_facts(),
+            });
         }
         let next = core.poll_timeout().map(|(at, _)| at);
         // A later deadline needs no word: the timer looks again when it wakes.
@@ -231,6 +264,42 @@ impl Engine {
             *armed = Some(next);
             self.timer.notify_one();
         }
+    }
+
+    fn tell_paths(&self, core: &Core, now: std::time::Instant) {
+        let paths = core
+            .peer_paths(MAX_PATHS_TOLD, now)
+            .into_iter()
+            .map(|path| PeerPath {
+                device_id: path.peer.stable_id.clone(),
+                fqdn: path.peer.name.to_string(),
+                kind: match path.path {
+                    PathState::Direct { address, .. } => PathKind::Direct { address },
+                    PathState::Relay { region, why } => PathKind::Relay { region, why },
+                },
+            });
+        let paths: Vec<_> = paths.collect();
+        self.update_status(|status| status.paths = paths);
+    }
+
+    /// Takes what the socket has received, some of it.
+    pub(crate) fn receive(&self, socket: &Socket) {
+        self.with_core(|core, now| {
+            socket.receive(BATCH, |from, datagram| core.handle_udp(from, datagram, now));
+        });
+    }
+
+    pub(crate) fn watch_reach(&self) -> watch::Receiver<Reach> {
+        self.reach.subscribe()
+    }
+
+    /// The relay map or the home region is another one, and so are the STUN servers to ask.
+    pub(crate) fn change_stun_plan(&self) {
+        self.stun_plan.notify_one();
+    }
+
+    pub(crate) async fn stun_plan_changed(&self) {
+        self.stun_plan.notified().await;
     }
 
     /// Ends everything: sockets fail from now on, tasks end.

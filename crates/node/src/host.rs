@@ -1,16 +1,18 @@
 //! What all nodes of a process share.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
 use tailwharf_node_core::MemoryBudget;
 use tailwharf_node_core::netmap::Interner;
 use tailwharf_wire::key::MachinePublic;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use crate::api::{NodeConfig, StartError, StateStore};
 use crate::control::ControlServer;
 use crate::derp::Latencies;
+use crate::direct::Interfaces;
 use crate::node::Node;
 use crate::sync::lock;
 use crate::tls::TlsConfigs;
@@ -24,6 +26,8 @@ pub struct HostConfig {
     pub max_handshakes: usize,
     /// How many bytes the TCP connections of all nodes may hold in their buffers.
     pub max_tcp_buffer_bytes: usize,
+    /// Whether nodes look for direct paths to their peers; without them all packets go through relays.
+    pub direct: bool,
 }
 
 impl Default for HostConfig {
@@ -32,6 +36,7 @@ impl Default for HostConfig {
             extra_ca_pem: None,
             max_handshakes: 64,
             max_tcp_buffer_bytes: 32 << 20,
+            direct: true,
         }
     }
 }
@@ -62,6 +67,8 @@ struct Inner {
     handshakes: Semaphore,
     server_keys: Mutex<HashMap<ControlServer, MachinePublic>>,
     latencies: Latencies,
+    direct: bool,
+    interfaces: Interfaces,
 }
 
 impl Host {
@@ -77,6 +84,8 @@ impl Host {
             handshakes: Semaphore::new(config.max_handshakes),
             server_keys: Mutex::default(),
             latencies: Latencies::default(),
+            direct: config.direct,
+            interfaces: Interfaces::default(),
         })))
     }
 
@@ -102,6 +111,16 @@ impl Host {
 
     pub(crate) fn latencies(&self) -> &Latencies {
         &self.0.latencies
+    }
+
+    /// Whether nodes look for direct paths.
+    pub(crate) fn direct(&self) -> bool {
+        self.0.direct
+    }
+
+    /// The addresses of the machine.
+    pub(crate) fn interfaces(&self) -> watch::Receiver<Arc<[IpAddr]>> {
+        self.0.interfaces.watch()
     }
 
     /// The places for connections in the making.

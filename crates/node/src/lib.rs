@@ -2,7 +2,7 @@
 //!
 //! [`Host`] holds what all nodes of a process share. [`Host::start`] starts a [`Node`]; everything above uses it through
 //! the trait [`TailnetNode`]. What a node *decides* (sessions, paths, filter, TCP) is in `tailwharf-node-core`; this crate
-//! obeys it, and speaks with the control server (`control`) and the relays (`derp`).
+//! obeys it, and speaks with the control server (`control`), the relays (`derp`) and peers (`direct`).
 //!
 //! Start reading at `api.rs`, then `engine.rs` (how packets move) and `control/session.rs` (how a node joins).
 
@@ -10,6 +10,7 @@ mod api;
 mod backoff;
 mod control;
 mod derp;
+mod direct;
 mod engine;
 mod host;
 mod http1;
@@ -26,13 +27,13 @@ mod tls;
 mod udp;
 
 pub use api::{
-    AuthKey, DialError, LogoutError, NodeConfig, NodeState, NodeStatus, Phase, Prefs, SocketError,
-    StartError, StateStore, StoreError, TailnetNode,
+    AuthKey, DialError, LogoutError, NodeConfig, NodeState, NodeStatus, PathKind, PeerPath, Phase, Prefs,
+    SocketError, StartError, StateStore, StoreError, TailnetNode,
 };
 pub use backoff::Backoff;
 pub use host::{Host, HostConfig, HostError};
 pub use node::Node;
 pub use store::{FileStore, MemoryStore};
-pub use tailwharf_node_core::{Datagram, WhoIs, netmap::Peer};
+pub use tailwharf_node_core::{Datagram, RelayReason, WhoIs, netmap::Peer};
 pub use tcp::{TcpListener, TcpStream};
 pub use udp::{SendError, UdpSocket};

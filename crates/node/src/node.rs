@@ -17,6 +17,7 @@ use crate::api::{
     TailnetNode,
 };
 use crate::control::{self, ControlServer, Introduction, Session, SessionError};
+use crate::direct::{self, Socket};
 use crate::engine::Engine;
 use crate::host::Host;
 use crate::state::StateKeeper;
@@ -60,7 +61,21 @@ impl Node {
             addresses: state.addresses,
             ..NodeStatus::starting()
         };
-        let engine = Engine::start(host.clone(), state.node_key, disco, status, seed(&mut rng));
+        let socket = open_socket(&host, &keeper, state.udp_port, &mut rng);
+        let engine = Engine::start(
+            host.clone(),
+            state.node_key,
+            disco,
+            socket.clone(),
+            status,
+            seed(&mut rng),
+        );
+        if let Some(socket) = socket {
+            let with_loopback = server.is_loopback();
+            let addresses = host.interfaces().borrow().clone();
+            direct::tell_addresses(&engine, &socket, &addresses, with_loopback);
+            engine.spawn(direct::run(engine.clone(), socket, with_loopback));
+        }
         if let Some(map) = &state.derp_map {
             engine
                 .relays()
@@ -101,6 +116,33 @@ impl Node {
             status.phase = Phase::Stopped;
             status.relay_connected = false;
         });
+    }
+}
+
+/// The node's UDP socket, on the port that it had before if possible.
+fn open_socket(
+    host: &Host,
+    keeper: &Arc<StateKeeper>,
+    before: Option<u16>,
+    rng: &mut StdRng,
+) -> Option<Arc<Socket>> {
+    if !host.direct() {
+        return None;
+    }
+    match Socket::bind(before, rng) {
+        Ok(socket) => {
+            let port = Some(socket.port());
+            keeper.update(|state| {
+                let changed = state.udp_port != port;
+                state.udp_port = port;
+                changed
+            });
+            Some(Arc::new(socket))
+        }
+        Err(error) => {
+            tracing::warn!(%error, "no UDP socket for direct paths; packets go through relays");
+            None
+        }
     }
 }
 

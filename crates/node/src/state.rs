@@ -25,6 +25,7 @@ impl NodeState {
             profile: None,
             home_region: None,
             derp_map: None,
+            udp_port: None,
         }
     }
 }

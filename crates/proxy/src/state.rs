@@ -23,6 +23,8 @@ struct Extra {
     /// By this an operator finds a device that was registered and not written down.
     #[serde(skip_serializing_if = "Option::is_none")]
     node_key: Option<NodePublic>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    udp_port: Option<u16>,
 }
 
 /// Why a Secret does not hold a node's state.
@@ -87,6 +89,7 @@ pub(crate) fn node_state(secret: &StateSecret, control_url: &str) -> Result<Opti
         profile: Some(user_profile(&profile.user)),
         home_region: extra.home_region,
         derp_map: extra.derp_map,
+        udp_port: extra.udp_port,
     }))
 }
 
@@ -154,6 +157,7 @@ pub(crate) fn write_state(
         derp_map: state.derp_map.clone(),
         old_node_key: state.old_node_key,
         node_key: Some(state.node_key.public()),
+        udp_port: state.udp_port,
     };
     secret.node_state = serde_json::to_vec(&extra).ok();
 }
@@ -238,6 +242,7 @@ mod tests {
             profile: None,
             home_region: Some(RegionId(900)),
             derp_map: None,
+            udp_port: Some(20_000),
         }
     }
 
@@ -312,7 +317,7 @@ mod tests {
         let extra: serde_json::Value = serde_json::from_str(&value("tailwharf.json")).unwrap();
         assert_eq!(
             extra,
-            serde_json::json!({"homeRegion": 900, "nodeKey": state().node_key.public()}),
+            serde_json::json!({"homeRegion": 900, "udpPort": 20000, "nodeKey": state().node_key.public()}),
             "the public key alone"
         );
         let prefs = json(&profile);

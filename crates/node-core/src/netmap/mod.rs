@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
 use ipnet::IpNet;
-use tailwharf_wire::key::NodePublic;
+use tailwharf_wire::key::{DiscoPublic, NodePublic};
 use tailwharf_wire::tailcfg::{DerpMap, DnsConfig, MapResponse, Node, NodeId, UserId, UserProfile};
 
 pub use self::intern::Interner;
@@ -128,6 +128,11 @@ impl Netmap {
     #[must_use]
     pub fn peer_by_key(&self, key: &NodePublic) -> Option<&Arc<Peer>> {
         self.peer_set().by_key(key)
+    }
+
+    /// The peers that claim this disco key. Only one of them can have it.
+    pub fn peers_by_disco(&self, key: &DiscoPublic) -> impl Iterator<Item = &Arc<Peer>> {
+        self.peer_set().by_disco(*key)
     }
 
     /// The peer that owns this address.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use tailwharf_wire::key::NodePublic;
+use tailwharf_wire::key::{DiscoPublic, NodePublic};
 use tailwharf_wire::tailcfg::{MapResponse, NodeId};
 
 use super::{Interner, Peer};
@@ -22,6 +22,8 @@ pub(super) struct PeerSet {
 struct Index {
     /// By node key.
     keys: Box<[u32]>,
+    /// By disco key; peers without one are left out.
+    discos: Box<[u32]>,
     /// By address; the position in the list times [`ADDRESSES`], plus which address.
     addresses: Box<[u32]>,
     /// Subnet routes, longest prefix first.
@@ -100,6 +102,15 @@ impl PeerSet {
         self.peers.get(keys[at] as usize)
     }
 
+    pub(super) fn by_disco(&self, key: DiscoPublic) -> impl Iterator<Item = &Arc<Peer>> {
+        let discos = &self.index.discos;
+        let first = discos.partition_point(|at| self.peers[*at as usize].disco < key);
+        discos[first..]
+            .iter()
+            .filter_map(|at| self.peers.get(*at as usize))
+            .take_while(move |peer| peer.disco == key)
+    }
+
     pub(super) fn by_address(&self, address: IpAddr) -> Option<&Arc<Peer>> {
         let addresses = &self.index.addresses;
         let at = addresses
@@ -118,6 +129,10 @@ impl Index {
     fn build(peers: &[Arc<Peer>]) -> Self {
         let mut keys: Vec<u32> = (0..peers.len() as u32).collect();
         keys.sort_unstable_by_key(|at| peers[*at as usize].key);
+        let mut discos: Vec<u32> = (0..peers.len() as u32)
+            .filter(|at| !peers[*at as usize].disco.is_zero())
+            .collect();
+        discos.sort_unstable_by_key(|at| peers[*at as usize].disco);
         let mut addresses = Vec::with_capacity(peers.len() * 2);
         let mut routes = Vec::new();
         for (at, peer) in peers.iter().enumerate() {
@@ -134,6 +149,7 @@ impl Index {
         routes.sort_by_key(|(net, _)| std::cmp::Reverse(net.prefix_len()));
         Self {
             keys: keys.into(),
+            discos: discos.into(),
             addresses: addresses.into(),
             routes: routes.into(),
         }
@@ -151,5 +167,8 @@ fn same<T>(left: &[T], right: &[T], equal: impl Fn(&T, &T) -> bool) -> bool {
 
 /// Whether two records of one position leave the index as it is.
 fn same_index(left: &Arc<Peer>, right: &Arc<Peer>) -> bool {
-    left.key == right.key && left.addresses == right.addresses && left.allowed_ips == right.allowed_ips
+    left.key == right.key
+        && left.disco == right.disco
+        && left.addresses == right.addresses
+        && left.allowed_ips == right.allowed_ips
 }

@@ -7,6 +7,8 @@
     reason = "clippy knows the body of a test from the helpers of one only where it stands in a `cfg(test)` module"
 )]
 
+mod nat;
 mod net;
 mod node;
+mod paths;
 mod tcp;

@@ -1,7 +1,7 @@
 //! A tailnet in memory and in virtual time: cores, and a relay between them that loses, delays and reorders by a seed.
 
 use std::collections::{BTreeMap, BinaryHeap};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,12 +10,18 @@ use rand_core::{RngCore, SeedableRng};
 use tailwharf_node_core::netmap::{Interner, Netmap};
 use tailwharf_node_core::{Core, CoreConfig, Event, MemoryBudget, Path, PingKind};
 use tailwharf_wire::key::{DiscoPrivate, DiscoPublic, NodePrivate, NodePublic};
+use tailwharf_wire::stun;
 use tailwharf_wire::tailcfg::{
-    FilterRule, MapResponse, NetPortRange, Node, NodeId, PortRange, RegionId, StableId, UserId, UserProfile,
+    FilterRule, MapResponse, NetPortRange, Node, NodeId, PeerChange, PortRange, RegionId, StableId, UserId,
+    UserProfile,
 };
+
+use crate::nat::{Nat, Router};
 
 /// The region of the relay.
 pub(crate) const REGION: RegionId = RegionId(900);
+/// The STUN servers.
+const STUN: [&str; 2] = ["198.51.100.1:3478", "198.51.100.2:3478"];
 
 /// How the relay treats packets.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +54,10 @@ pub(crate) struct Host {
     pub(crate) disco: DiscoPublic,
     pub(crate) netmap: Netmap,
     pub(crate) events: Vec<Event>,
+    /// What is between its UDP socket and the world; without it the node has none.
+    pub(crate) router: Option<Router>,
+    /// Whether it does nothing and hears nothing.
+    pub(crate) asleep: bool,
 }
 
 impl Host {
@@ -68,9 +78,15 @@ impl Host {
 struct Flying {
     at: Instant,
     order: u64,
-    from: NodePublic,
-    to: NodePublic,
+    way: Way,
     bytes: Vec<u8>,
+}
+
+/// From whom to whom, by relay or by UDP.
+#[derive(Clone, Copy)]
+enum Way {
+    Relay { from: NodePublic, to: NodePublic },
+    Udp { from: SocketAddr, to: SocketAddr },
 }
 
 impl PartialEq for Flying {
@@ -100,6 +116,15 @@ pub(crate) struct Net {
     pub(crate) seed: u64,
     /// Packets that the relay has carried.
     pub(crate) carried: u64,
+    /// The same for UDP; `None` while it does not get through at all.
+    pub(crate) udp_weather: Option<Weather>,
+    /// Whether the relay works.
+    pub(crate) relay_up: bool,
+    /// Data messages that UDP has carried.
+    pub(crate) carried_directly: u64,
+    /// Pings and other messages but data that UDP has carried, whether they got through or not.
+    pub(crate) chatter: u64,
+    direct: bool,
     rng: ChaCha20Rng,
     flying: BinaryHeap<Flying>,
     order: u64,
@@ -170,7 +195,12 @@ impl Net {
 
     /// Nodes 1 to `count`, who know only themselves.
     pub(crate) fn strangers(count: i64, weather: Weather, seed: u64) -> Self {
+        Self::make(count, weather, seed, false)
+    }
+
+    fn make(count: i64, weather: Weather, seed: u64, direct: bool) -> Self {
         let mut net = Self {
+            direct,
             now: Instant::now(),
             weather,
             hosts: Vec::new(),
@@ -178,6 +208,10 @@ impl Net {
             budget: MemoryBudget::new(64 << 20),
             seed,
             carried: 0,
+            udp_weather: None,
+            relay_up: true,
+            carried_directly: 0,
+            chatter: 0,
             rng: ChaCha20Rng::seed_from_u64(seed),
             flying: BinaryHeap::new(),
             order: 0,
@@ -209,6 +243,7 @@ impl Net {
             disco_key: DiscoPrivate::generate(&mut self.rng),
             budget: Arc::clone(&self.budget),
             accept_routes: false,
+            direct: self.direct,
         };
         let disco = config.disco_key.public();
         let core = Core::new(config, seed, self.now);
@@ -218,6 +253,8 @@ impl Net {
             key,
             netmap: Netmap::default(),
             events: Vec::new(),
+            router: None,
+            asleep: false,
         }
     }
 
@@ -267,6 +304,7 @@ impl Net {
         let old = &self.hosts[(id - 1) as usize];
         let (key, netmap) = (old.key.clone(), old.netmap.clone());
         let mut host = self.start(key);
+        host.router = self.hosts[(id - 1) as usize].router.take();
         host.netmap = netmap.clone();
         host.core.handle_netmap(netmap, self.now);
         self.hosts[(id - 1) as usize] = host;
@@ -278,34 +316,142 @@ impl Net {
 
     /// Takes what the nodes have to send and tell.
     pub(crate) fn drain(&mut self) {
-        for host in &mut self.hosts {
-            let from = host.key.public();
-            while let Some(transmit) = host.core.poll_transmit(self.now) {
-                let Path::Derp { region, peer } = transmit.path else {
-                    panic!("a direct path")
+        let mut moved = Vec::new();
+        for at in 0..self.hosts.len() {
+            let from = self.hosts[at].key.public();
+            loop {
+                let host = &mut self.hosts[at];
+                let Some(transmit) = host.core.poll_transmit(self.now) else {
+                    break;
                 };
-                assert_eq!(region, REGION);
-                self.carried += 1;
-                if self.rng.next_u32() % 1000 < self.weather.loss {
-                    continue;
+                let bytes = transmit.payload.to_vec();
+                match transmit.path {
+                    Path::Derp { region, peer } => {
+                        assert_eq!(region, REGION);
+                        self.carried += 1;
+                        let way = Way::Relay { from, to: peer };
+                        let weather = self.relay_up.then_some(self.weather);
+                        self.fly(way, bytes, weather);
+                    }
+                    Path::Udp(to) => {
+                        let router = host.router.as_mut().unwrap();
+                        let way = Way::Udp {
+                            from: router.out(to, self.now),
+                            to,
+                        };
+                        if bytes[0] == 4 {
+                            self.carried_directly += 1;
+                        } else {
+                            self.chatter += 1;
+                        }
+                        self.fly(way, bytes, self.udp_weather);
+                    }
                 }
-                let jitter = match self.weather.jitter.as_micros() as u64 {
-                    0 => 0,
-                    most => self.rng.next_u64() % most,
-                };
-                self.order += 1;
-                self.flying.push(Flying {
-                    at: self.now + self.weather.delay + Duration::from_micros(jitter),
-                    order: self.order,
-                    from,
-                    to: peer,
-                    bytes: transmit.payload.to_vec(),
-                });
             }
+            let host = &mut self.hosts[at];
             while let Some(event) = host.core.poll_event() {
+                if matches!(event, Event::EndpointsChanged) {
+                    moved.push(at as i64 + 1);
+                }
                 host.events.push(event);
             }
         }
+        for id in moved {
+            self.announce(id);
+        }
+    }
+
+    fn fly(&mut self, way: Way, bytes: Vec<u8>, weather: Option<Weather>) {
+        let Some(weather) = weather.filter(|weather| self.rng.next_u32() % 1000 >= weather.loss) else {
+            return;
+        };
+        let jitter = match weather.jitter.as_micros() as u64 {
+            0 => 0,
+            most => self.rng.next_u64() % most,
+        };
+        self.order += 1;
+        self.flying.push(Flying {
+            at: self.now + weather.delay + Duration::from_micros(jitter),
+            order: self.order,
+            way,
+            bytes,
+        });
+    }
+
+    fn land(&mut self, way: Way, mut bytes: Vec<u8>) {
+        match way {
+            Way::Relay { from, to } => {
+                let to = self.hosts.iter_mut().find(|host| host.key.public() == to);
+                if let Some(host) = to.filter(|host| !host.asleep) {
+                    host.core.handle_derp(REGION, from, &mut bytes, self.now);
+                }
+            }
+            Way::Udp { from, to } if STUN.contains(&to.to_string().as_str()) => {
+                let mut answer = Vec::new();
+                stun::encode_response(stun::parse_request(&bytes).unwrap(), from, &mut answer);
+                self.fly(Way::Udp { from: to, to: from }, answer, self.udp_weather);
+            }
+            Way::Udp { from, to } => {
+                for host in self.hosts.iter_mut().filter(|host| !host.asleep) {
+                    let reached = host.router.as_mut().is_some_and(|router| {
+                        router.outside() == to.ip() && router.lets_in(from, to, self.now)
+                    });
+                    if reached {
+                        host.core.handle_udp(from, &mut bytes, self.now);
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tells all others where a node is, as the control server would.
+    fn announce(&mut self, id: i64) {
+        let endpoints: Vec<_> = self
+            .host(id)
+            .core
+            .endpoints()
+            .into_iter()
+            .map(|(at, _)| at)
+            .collect();
+        let change = PeerChange {
+            node_id: NodeId(id),
+            endpoints,
+            ..Default::default()
+        };
+        for other in (1..=self.hosts.len() as i64).filter(|other| *other != id) {
+            self.tell(
+                other,
+                &MapResponse {
+                    peers_changed_patch: vec![change.clone()],
+                    ..Default::default()
+                },
+            );
+        }
+    }
+
+    /// Nodes that look for direct paths, each behind such a router.
+    pub(crate) fn outdoors(nats: &[Nat], weather: Weather, seed: u64) -> Self {
+        let mut net = Self::make(nats.len() as i64, Weather::FAIR, seed, true);
+        for id in 1..=nats.len() as i64 {
+            net.introduce(id);
+        }
+        net.udp_weather = Some(weather);
+        net.weather = weather;
+        let now = net.now;
+        for (at, nat) in nats.iter().enumerate() {
+            let outside: IpAddr = format!("203.0.113.{}", at + 1).parse().unwrap();
+            let inside = match nat {
+                Nat::None => SocketAddr::new(outside, 41_641 + at as u16),
+                _ => format!("10.0.{at}.2:{}", 41_641 + at).parse().unwrap(),
+            };
+            let host = &mut net.hosts[at];
+            host.router = Some(Router::new(*nat, inside, outside));
+            host.core.set_local_endpoints(vec![inside], now);
+            host.core
+                .set_stun_servers(&STUN.map(|server| server.parse().unwrap()), now);
+        }
+        net
     }
 
     /// Goes on to the next thing that happens, at most to `until`. Returns `false` at `until`.
@@ -315,6 +461,7 @@ impl Net {
         let timer = self
             .hosts
             .iter()
+            .filter(|host| !host.asleep)
             .filter_map(|host| host.core.poll_timeout())
             .map(|(at, _)| at)
             .min();
@@ -325,13 +472,10 @@ impl Net {
         };
         self.now = self.now.max(next);
         while self.flying.peek().is_some_and(|flying| flying.at <= self.now) {
-            let mut flying = self.flying.pop().unwrap();
-            if let Some(host) = self.hosts.iter_mut().find(|host| host.key.public() == flying.to) {
-                host.core
-                    .handle_derp(REGION, flying.from, &mut flying.bytes, self.now);
-            }
+            let flying = self.flying.pop().unwrap();
+            self.land(flying.way, flying.bytes);
         }
-        for host in &mut self.hosts {
+        for host in self.hosts.iter_mut().filter(|host| !host.asleep) {
             if host.core.poll_timeout().is_some_and(|(at, _)| at <= self.now) {
                 host.core.handle_timeout(self.now);
             }

@@ -147,6 +147,15 @@ impl ControlServer {
         }
     }
 
+    /// Whether the server is on this machine.
+    pub(crate) fn is_loopback(&self) -> bool {
+        match &self.host {
+            UrlHost::Domain(name) => name == "localhost",
+            UrlHost::Ipv4(addr) => addr.is_loopback(),
+            UrlHost::Ipv6(addr) => addr.is_loopback(),
+        }
+    }
+
     /// Sends one request outside of Noise, with the certificate verified.
     pub(crate) async fn call(
         &self,

@@ -83,6 +83,8 @@ impl Follower<'_> {
 
     async fn open(&self) -> Result<Incoming, SessionError> {
         let home = self.keeper.read(|state| state.home_region);
+        let reach = self.engine.watch_reach().borrow().clone();
+        let (endpoints, endpoint_types) = reach.endpoints.into_iter().unzip();
         let request = MapRequest {
             version: CapabilityVersion::CURRENT,
             compress: "zstd".to_owned(),
@@ -90,7 +92,9 @@ impl Follower<'_> {
             node_key: self.node_key,
             disco_key: self.introduction.disco_key,
             stream: true,
-            hostinfo: Some(self.introduction.hostinfo(&self.prefs, home)),
+            hostinfo: Some(self.introduction.hostinfo(&self.prefs, home, reach.facts)),
+            endpoints,
+            endpoint_types,
             ..MapRequest::default()
         };
         match timeout(

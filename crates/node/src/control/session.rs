@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
+use tailwharf_node_core::NetFacts;
 use tailwharf_wire::key::{DiscoPublic, NodePrivate};
 use tailwharf_wire::tailcfg::{Hostinfo, NetInfo, RegionId, RegisterResponse};
 use tokio::sync::watch;
@@ -67,7 +68,7 @@ impl Introduction {
         }
     }
 
-    pub(super) fn hostinfo(&self, prefs: &Prefs, home: Option<RegionId>) -> Hostinfo {
+    pub(super) fn hostinfo(&self, prefs: &Prefs, home: Option<RegionId>, facts: NetFacts) -> Hostinfo {
         Hostinfo {
             ipn_version: CLIENT_VERSION.to_owned(),
             backend_log_id: self.log_id.clone(),
@@ -80,6 +81,8 @@ impl Introduction {
             request_tags: prefs.tags.clone(),
             net_info: Some(NetInfo {
                 preferred_derp: home.unwrap_or_default(),
+                mapping_varies_by_dest_ip: facts.mapping_varies,
+                working_udp: facts.udp,
                 ..NetInfo::default()
             }),
             userspace: Some(true),
@@ -204,9 +207,11 @@ impl Session {
             Registration::new(node_key, old, self.auth_key.clone(), self.ephemeral)
         });
         loop {
-            let hostinfo = self
-                .introduction
-                .hostinfo(&self.prefs.borrow(), self.keeper.read(|state| state.home_region));
+            let hostinfo = self.introduction.hostinfo(
+                &self.prefs.borrow(),
+                self.keeper.read(|state| state.home_region),
+                self.engine.watch_reach().borrow().facts,
+            );
             let request = registration.request(hostinfo);
             let limit = registration.waits_for_login().then_some(LOGIN_TIMEOUT);
             let sent = Instant::now();

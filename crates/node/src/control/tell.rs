@@ -15,6 +15,7 @@ use super::client::{CallError, ControlClient};
 use super::session::Introduction;
 use crate::api::Prefs;
 use crate::backoff::Backoff;
+use crate::direct::Reach;
 use crate::engine::Engine;
 use crate::state::StateKeeper;
 
@@ -32,12 +33,17 @@ impl Teller<'_> {
     pub(super) async fn run(&mut self, rng: &mut StdRng) -> Result<Infallible, SessionError> {
         let mut status = self.engine.watch_status();
         let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(60));
-        let mut told: Option<(Prefs, Option<RegionId>)> = None;
+        let mut reach = self.engine.watch_reach();
+        let mut told: Option<(Prefs, Option<RegionId>, Reach)> = None;
         loop {
             let home = self.home(&mut status);
-            let now = (self.prefs.borrow_and_update().clone(), home);
+            let now = (
+                self.prefs.borrow_and_update().clone(),
+                home,
+                reach.borrow_and_update().clone(),
+            );
             if told.as_ref() != Some(&now) {
-                match self.tell(&now.0, now.1).await {
+                match self.tell(&now.0, now.1, &now.2).await {
                     Ok(()) => {
                         backoff.reset();
                         told = Some(now);
@@ -64,6 +70,7 @@ impl Teller<'_> {
             let gone = tokio::select! {
                 changed = self.prefs.changed() => changed.is_err(),
                 changed = status.changed() => changed.is_err(),
+                changed = reach.changed() => changed.is_err(),
             };
             if gone {
                 // The node is being dropped, and this session with it.
@@ -86,13 +93,16 @@ impl Teller<'_> {
         self.keeper.read(|state| state.home_region)
     }
 
-    async fn tell(&self, prefs: &Prefs, home: Option<RegionId>) -> Result<(), CallError> {
+    async fn tell(&self, prefs: &Prefs, home: Option<RegionId>, reach: &Reach) -> Result<(), CallError> {
+        let (endpoints, endpoint_types) = reach.endpoints.iter().copied().unzip();
         let request = MapRequest {
             version: CapabilityVersion::CURRENT,
             node_key: self.node_key,
             disco_key: self.introduction.disco_key,
             omit_peers: true,
-            hostinfo: Some(self.introduction.hostinfo(prefs, home)),
+            hostinfo: Some(self.introduction.hostinfo(prefs, home, reach.facts)),
+            endpoints,
+            endpoint_types,
             ..MapRequest::default()
         };
         self.client

@@ -81,6 +81,9 @@ impl Relays {
         state.map = Some(map);
         self.set_home(&mut state, home);
         drop(state);
+        if let Some(engine) = self.engine.upgrade() {
+            engine.change_stun_plan();
+        }
         if measure {
             self.measure_home();
         }
@@ -139,6 +142,7 @@ impl Relays {
             return;
         };
         engine.set_home(home, false);
+        engine.change_stun_plan();
         if let Some(link) = home.and_then(|region| self.link(state, region))
             && link.become_home()
         {
@@ -167,6 +171,12 @@ impl Relays {
                 }
             }
         });
+    }
+
+    /// The relays whose STUN servers may be asked, and which of them are the nearest.
+    pub(crate) fn stun_plan(&self) -> Option<(Arc<DerpMap>, Option<RegionId>)> {
+        let state = lock(&self.state);
+        Some((state.map.clone()?, state.home))
     }
 
     /// What `link` needs to connect. `None`: it is no longer wanted.

@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{NodeConfig, NodeStatus, Phase, StateStore, TailnetNode};
+use crate::api::{NodeConfig, NodeStatus, PathKind, PeerPath, Phase, StateStore, TailnetNode};
 use crate::host::{Host, HostConfig};
 use crate::node::Node;
 use crate::store::{FileStore, MemoryStore};
@@ -149,6 +149,7 @@ async fn watch_status(
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let mut told = None;
+    let mut paths: Vec<PeerPath> = Vec::new();
     loop {
         let now = status.borrow_and_update().clone();
         if told.as_ref() != Some(&now.phase) {
@@ -156,12 +157,24 @@ async fn watch_status(
             if let Phase::Refused { reason } = &now.phase {
                 anyhow::bail!("the control server refused this node: {reason}");
             }
-            told = Some(now.phase);
+            told = Some(now.phase.clone());
         }
+        for path in now.paths.iter().filter(|path| !paths.contains(path)) {
+            tell_path(path);
+        }
+        paths = now.paths;
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             changed = status.changed() => if changed.is_err() { return Ok(()) },
         }
+    }
+}
+
+fn tell_path(path: &PeerPath) {
+    let peer = &path.fqdn;
+    match path.kind {
+        PathKind::Direct { address } => tracing::info!(peer, %address, "direct path"),
+        PathKind::Relay { region, why } => tracing::info!(peer, %region, %why, "path through the relay"),
     }
 }
 

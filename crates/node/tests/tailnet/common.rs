@@ -32,16 +32,13 @@ pub(crate) struct Tailnet {
 
 impl Tailnet {
     pub(crate) async fn start() -> Self {
+        Self::start_with(&HostConfig::default()).await
+    }
+
+    pub(crate) async fn start_with(host: &HostConfig) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let control = free_tcp_port();
-        Self::start_in(
-            dir,
-            control,
-            &format!("http://{control}"),
-            "",
-            &HostConfig::default(),
-        )
-        .await
+        Self::start_in(dir, control, &format!("http://{control}"), "", host).await
     }
 
     /// A tailnet whose coordinator is behind TLS, with a certificate that only its own host trusts.

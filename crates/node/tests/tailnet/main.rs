@@ -8,5 +8,6 @@
 
 mod command;
 mod common;
+mod direct;
 mod hostile;
 mod nodes;

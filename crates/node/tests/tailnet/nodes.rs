@@ -28,7 +28,7 @@ pub(crate) fn serve_echo(node: &Node) -> tokio::task::JoinHandle<()> {
     })
 }
 
-async fn echo(
+pub(crate) async fn echo(
     node: &Node,
     to: SocketAddr,
     payload: &[u8],

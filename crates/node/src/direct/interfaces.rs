@@ -1,0 +1,86 @@
+//! The addresses of the machine, followed as they change, once for all nodes of a process.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
+use tokio::sync::watch;
+
+/// How often the addresses are looked at. Paths that break by a change are left sooner, by their own timers.
+const PAUSE: Duration = Duration::from_secs(5);
+/// Interfaces of official clients lead into tailnets, where no direct path may lead.
+const TAILNET_INTERFACE: &str = "tailscale";
+
+/// The addresses of the machine: those by which others may reach it, and loopback addresses.
+#[derive(Debug)]
+pub(crate) struct Interfaces {
+    now: Arc<watch::Sender<Arc<[IpAddr]>>>,
+    followed: AtomicBool,
+}
+
+impl Default for Interfaces {
+    fn default() -> Self {
+        Self {
+            now: Arc::new(watch::Sender::new(addresses())),
+            followed: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Interfaces {
+    /// The addresses now and as they change. They are followed from the first call on, as long as somebody has this.
+    pub(crate) fn watch(&self) -> watch::Receiver<Arc<[IpAddr]>> {
+        if !self.followed.swap(true, Ordering::Relaxed) {
+            tokio::spawn(follow(Arc::downgrade(&self.now)));
+        }
+        self.now.subscribe()
+    }
+}
+
+async fn follow(all: std::sync::Weak<watch::Sender<Arc<[IpAddr]>>>) {
+    while let Some(now) = all.upgrade() {
+        let found = addresses();
+        now.send_if_modified(|known| {
+            let changed = *known != found;
+            *known = found;
+            changed
+        });
+        drop(now);
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+fn addresses() -> Arc<[IpAddr]> {
+    let all = match getifaddrs() {
+        Ok(all) => all,
+        Err(error) => {
+            tracing::warn!(%error, "the addresses of this machine cannot be listed");
+            return Arc::default();
+        }
+    };
+    let mut found: Vec<IpAddr> = all
+        .filter(|interface| {
+            interface.flags.contains(InterfaceFlags::IFF_UP)
+                && !interface.interface_name.starts_with(TAILNET_INTERFACE)
+        })
+        .filter_map(|interface| {
+            let address = interface.address?;
+            let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|v6| SocketAddr::from(*v6).ip()))
+        })
+        .filter(|ip| !is_link_local(*ip))
+        .collect();
+    found.sort_unstable();
+    found.dedup();
+    found.into()
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
