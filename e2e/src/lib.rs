@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -60,10 +61,19 @@ pub fn run<F: Send + 'static>(
         let stage = Arc::clone(&stage);
         let trial = Trial::test(name, move || {
             let mut stage = stage.lock().unwrap_or_else(PoisonError::into_inner);
-            stage
+            let fixture = stage
                 .fixture()
-                .and_then(case)
-                .map_err(|error| Failed::from(format!("{error:#}")))
+                .map_err(|error| Failed::from(format!("{error:#}")))?;
+            let began = Instant::now();
+            let outcome = case(fixture).map_err(|error| Failed::from(format!("{error:#}")));
+            #[expect(
+                clippy::print_stderr,
+                reason = "the runner does not tell how long a test took"
+            )]
+            {
+                eprintln!("{name}: {:.1} s", began.elapsed().as_secs_f64());
+            }
+            outcome
         });
         match &reason {
             Some(reason) => trial

@@ -26,7 +26,8 @@ pub struct HostConfig {
     pub max_handshakes: usize,
     /// How many bytes the TCP connections of all nodes may hold in their buffers.
     pub max_tcp_buffer_bytes: usize,
-    /// Whether nodes look for direct paths to their peers; without them all packets go through relays.
+    /// Whether nodes look for direct paths to their peers; without them all packets go through relays. Off by default: while
+    /// both ends look for a path, the first connection of an official client can wait some seconds.
     pub direct: bool,
 }
 
@@ -36,7 +37,7 @@ impl Default for HostConfig {
             extra_ca_pem: None,
             max_handshakes: 64,
             max_tcp_buffer_bytes: 32 << 20,
-            direct: true,
+            direct: false,
         }
     }
 }

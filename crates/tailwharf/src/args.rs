@@ -170,6 +170,9 @@ pub(crate) struct NodeArgs {
     /// Lead a port of the device, TCP and UDP, to a local service: PORT=HOST:PORT
     #[arg(long = "serve", value_name = "PORT=HOST:PORT")]
     pub(crate) serves: Vec<Serve>,
+    /// Look for direct paths to peers; without them all packets go through relays
+    #[arg(long)]
+    pub(crate) direct: bool,
     /// Log the device out at the end
     #[arg(long)]
     pub(crate) logout_on_exit: bool,

@@ -90,6 +90,7 @@ pub(crate) fn node(args: NodeArgs) -> Result<tailwharf_node::run::Settings> {
         http_proxy_listen: args.http_proxy,
         forwards: args.forwards,
         serves: args.serves,
+        direct: args.direct,
         logout_on_exit: args.logout_on_exit,
     })
 }

@@ -45,6 +45,8 @@ pub struct Settings {
     pub forwards: Vec<Forward>,
     /// Ports of the node that lead to local services.
     pub serves: Vec<Serve>,
+    /// Look for direct paths to peers, see [`HostConfig::direct`].
+    pub direct: bool,
     /// Log the node out at the end, so that the tailnet forgets it.
     pub logout_on_exit: bool,
 }
@@ -104,6 +106,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     };
     let host = Host::new(&HostConfig {
         extra_ca_pem: extra_ca,
+        direct: settings.direct,
         ..HostConfig::default()
     })?;
     let node = Arc::new(host.start(settings.node, store).await?);

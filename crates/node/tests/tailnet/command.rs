@@ -23,6 +23,7 @@ fn settings(tailnet: &Tailnet, hostname: &str, key: tailwharf_node::AuthKey) -> 
         http_proxy_listen: None,
         forwards: Vec::new(),
         serves: Vec::new(),
+        direct: false,
         logout_on_exit: false,
     }
 }
@@ -186,6 +187,7 @@ async fn served_ports_lead_out_of_the_tailnet_and_a_logout_ends_the_key() {
         serves: serves
             .map(|(port, kind, to)| format!("{port}/{kind}={to}").parse().unwrap())
             .to_vec(),
+        direct: false,
         logout_on_exit: true,
         ..settings(&tailnet, "gateway", tailnet.auth_key("tag:server").await)
     };

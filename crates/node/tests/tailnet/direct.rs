@@ -26,7 +26,11 @@ fn is_direct(status: &NodeStatus) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_nodes_go_direct() {
-    let tailnet = Tailnet::start().await;
+    let tailnet = Tailnet::start_with(&HostConfig {
+        direct: true,
+        ..HostConfig::default()
+    })
+    .await;
     let (server, client) = (
         tailnet.join("server", "tag:server").await,
         tailnet.join("client", "tag:client").await,
@@ -51,7 +55,11 @@ async fn two_nodes_go_direct() {
 /// A stopped relay takes nothing from those who talk directly.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_direct_path_needs_no_relay() {
-    let mut tailnet = Tailnet::start().await;
+    let mut tailnet = Tailnet::start_with(&HostConfig {
+        direct: true,
+        ..HostConfig::default()
+    })
+    .await;
     let (server, client) = (
         tailnet.join("server", "tag:server").await,
         tailnet.join("client", "tag:client").await,
@@ -68,7 +76,11 @@ async fn a_direct_path_needs_no_relay() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_keeps_its_port() {
-    let tailnet = Tailnet::start().await;
+    let tailnet = Tailnet::start_with(&HostConfig {
+        direct: true,
+        ..HostConfig::default()
+    })
+    .await;
     let store = Arc::new(MemoryStore::default());
     let config = tailnet.node_config("server", Some(tailnet.auth_key("tag:server").await));
     let node = tailnet.start_node(config.clone(), store.clone()).await;
