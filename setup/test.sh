@@ -2,7 +2,7 @@
 # Runs every test and prints the totals last. End-to-end tests come after the others, which they would slow down.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-kind=warm; [ -d target ] || kind=cold
+kind=warm; [ -e target/x86_64-unknown-linux-musl/release/tailwharf ] || kind=cold   # cold: nothing was built yet
 mkdir -p build
 log=build/test.log; : >"$log"
 make --no-print-directory setup images || exit 1
