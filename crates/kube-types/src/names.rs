@@ -65,7 +65,8 @@ mod tests {
             let name = identity_name(&parent, &uid);
             prop_assert!(name.len() <= MAX_IDENTITY_NAME);
             prop_assert!(name.parse::<crate::Hostname>().is_ok(), "{name}");
-            prop_assert!(!name.contains("--ts") && !name.ends_with('-'));
+            let (rest, suffix) = name.rsplit_once('-').unwrap_or_default();
+            prop_assert!(suffix.len() == SUFFIX && !rest.ends_with('-'), "{name}");
         }
     }
 }
