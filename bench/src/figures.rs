@@ -8,16 +8,24 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use tailwharf_testkit::workspace;
 
-/// A limit that a figure must keep.
+/// A limit that a figure must keep: by its value, or by its ratio to what the peer reached in the same run.
 #[derive(Clone, Copy, Debug)]
+#[allow(dead_code, reason = "areas use what they need")]
 pub(crate) enum Bar {
     AtMost(f64),
+    AtLeast(f64),
+    RatioAtMost(f64),
+    RatioAtLeast(f64),
 }
 
 impl Bar {
-    fn holds(self, value: f64) -> bool {
+    /// A ratio that is missing keeps no bar.
+    fn holds(self, value: f64, ratio: Option<f64>) -> bool {
         match self {
             Self::AtMost(limit) => value <= limit,
+            Self::AtLeast(limit) => value >= limit,
+            Self::RatioAtMost(limit) => ratio.is_some_and(|ratio| ratio <= limit),
+            Self::RatioAtLeast(limit) => ratio.is_some_and(|ratio| ratio >= limit),
         }
     }
 }
@@ -25,7 +33,8 @@ impl Bar {
 impl std::fmt::Display for Bar {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::AtMost(limit) => write!(f, "<={limit}"),
+            Self::AtMost(limit) | Self::RatioAtMost(limit) => write!(f, "<={limit}"),
+            Self::AtLeast(limit) | Self::RatioAtLeast(limit) => write!(f, ">={limit}"),
         }
     }
 }
@@ -71,13 +80,14 @@ impl Figures {
     /// Adds a figure; `peer` is what the peer reached in this run.
     pub(crate) fn add(&mut self, name: &str, value: f64, unit: &str, peer: Option<f64>, bar: Option<Bar>) {
         let round = |value: f64| (value * 1000.0).round() / 1000.0;
+        let ratio = peer.filter(|peer| *peer != 0.0).map(|peer| value / peer);
         let figure = Figure {
             value: round(value),
             unit: unit.to_owned(),
             peer: peer.map(round),
-            ratio: peer.filter(|peer| *peer != 0.0).map(|peer| round(value / peer)),
+            ratio: ratio.map(round),
             bar: bar.map(|bar| bar.to_string()),
-            holds: bar.map(|bar| bar.holds(value)),
+            holds: bar.map(|bar| bar.holds(value, ratio)),
         };
         println!("  {name}: {} {unit}", figure.value);
         self.figures.insert(name.to_owned(), figure);
