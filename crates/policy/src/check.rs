@@ -99,6 +99,7 @@ impl Policy {
             prefixes: tailnet.prefixes.clone(),
             users: tailnet.users.clone(),
             nodes: Vec::new(),
+            services: Vec::new(),
         };
         let from = place(
             &mut stage,
@@ -149,6 +150,7 @@ fn place(
         owner,
         addresses: vec![address],
         routes: Vec::new(),
+        services: Default::default(),
         attributes,
     });
     address

@@ -15,6 +15,7 @@
 mod check;
 mod compile;
 mod error;
+mod graph;
 mod hujson;
 mod ipset;
 mod model;
@@ -26,11 +27,12 @@ mod tailnet;
 
 pub use compile::{Compiled, compile};
 pub use error::{PolicyError, Problem};
+pub use graph::{Affected, Change, Graph, Visibility};
 pub use hujson::to_json;
 pub use model::{Policy, Principal};
 pub use posture::{AttributeValue, Attributes, host_attributes};
 pub use tag::{InvalidTag, Tag};
-pub use tailnet::{Node, Owner, Role, Tailnet, User};
+pub use tailnet::{Node, Owner, Role, Service, Tailnet, User};
 
 /// The longest policy text that is read, in bytes.
 pub const MAX_TEXT: usize = 2 << 20;

@@ -92,9 +92,11 @@ fn tailnet() -> impl Strategy<Value = Tailnet> {
                     format!("fd7a:115c:a1e0::{id:x}").parse().unwrap(),
                 ],
                 routes: routes.into_iter().map(|i| ROUTES[i].parse().unwrap()).collect(),
+                services: Default::default(),
                 attributes: Default::default(),
             })
             .collect(),
+        services: Vec::new(),
     })
 }
 
@@ -190,6 +192,7 @@ proptest! {
             owner: Owner::Tags(["tag:unrelated".parse().unwrap()].into()),
             addresses: vec!["100.64.9.9".parse().unwrap(), "fd7a:115c:a1e0::99".parse().unwrap()],
             routes: Vec::new(),
+            services: Default::default(),
             attributes: Default::default(),
         });
         let before = compile(&policy, &tailnet);

@@ -212,18 +212,12 @@ impl FromStr for Life {
 
 /// The word for a role.
 pub(super) fn role_name(role: Role) -> String {
-    match role {
-        Role::Member => "member",
-        Role::Admin => "admin",
-        Role::Owner => "owner",
-    }
-    .to_owned()
+    role.name().to_owned()
 }
 
 fn parse_role(text: &str) -> Result<Role, String> {
-    let roles = [Role::Member, Role::Admin, Role::Owner];
-    let role = roles.into_iter().find(|role| role_name(*role) == text);
-    role.ok_or_else(|| "a role is member, admin or owner".to_owned())
+    let role = Role::ALL.into_iter().find(|role| role.name() == text);
+    role.ok_or_else(|| format!("a role is one of {}", Role::ALL.map(Role::name).join(", ")))
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! How users and nodes look to the policy.
 
+use std::collections::BTreeSet;
+
 use tailwharf_policy::{self as policy, Attributes};
 
 use crate::model::{Node, NodeOwner, User};
@@ -21,6 +23,7 @@ pub(super) fn node(node: &Node) -> policy::Node {
         },
         addresses: vec![node.ipv4.into(), node.ipv6.into()],
         routes: node.enabled_routes().collect(),
+        services: BTreeSet::new(),
         attributes: attributes(node),
     }
 }

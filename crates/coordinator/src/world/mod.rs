@@ -421,6 +421,7 @@ impl World {
             prefixes: self.facts.prefixes.both().to_vec(),
             users: self.users.values().map(|user| classify::user(user)).collect(),
             nodes: self.nodes.values().map(|node| classify::node(node)).collect(),
+            services: Vec::new(),
         }
     }
 

@@ -11,6 +11,7 @@ mod misc;
 mod node;
 mod register;
 mod relay;
+mod ssh;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::dns::{DnsConfig, DnsRecord, Resolver};
 pub use self::filter::{CapGrant, FilterRule, NetPortRange, PortRange};
-pub use self::hostinfo::{Hostinfo, Location, NetInfo, Service};
+pub use self::hostinfo::{C2nVipServicesResponse, Hostinfo, Location, NetInfo, Service, VipService};
 pub use self::map::{
     ControlDialPlan, ControlIpCandidate, Debug, DisplayMessage, DisplayMessageAction, EndpointType,
     MapRequest, MapResponse, PeerChange, TkaInfo,
@@ -32,6 +33,7 @@ pub use self::misc::{
 pub use self::node::{Login, Node, User, UserProfile};
 pub use self::register::{RegisterAuth, RegisterRequest, RegisterResponse};
 pub use self::relay::{DerpHomeParams, DerpMap, DerpNode, DerpRegion};
+pub use self::ssh::{SshAction, SshPolicy, SshPrincipal, SshRecorderFailureAction, SshRule};
 
 /// Declares a message whose zero fields are left out of the output (Go's `omitempty` and `omitzero`).
 macro_rules! message {
