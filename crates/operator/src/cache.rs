@@ -100,6 +100,11 @@ where
         })
     }
 
+    /// For whom an object was made: `None` if it is not known here, `Some(None)` if for nobody that tailwharf knows.
+    pub(crate) fn owner(&self, key: &ObjectKey) -> Option<Option<Parent>> {
+        self.get(key).map(|view| (self.parent)(&view))
+    }
+
     /// Everything, in no order.
     pub(crate) fn all(&self) -> Vec<Arc<V>> {
         self.read(|objects| objects.by_key.values().map(|entry| entry.view.clone()).collect())

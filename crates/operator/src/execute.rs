@@ -11,7 +11,7 @@ use kube::core::ApiResource;
 use serde_json::{Value, json};
 use tailwharf_control_api::{self as control, ControlApi, CreateKey, DeviceFilter, DeviceId, KeyId, Secret};
 use tailwharf_kube_types::contract::OPERATOR_FIELD_MANAGER;
-use tailwharf_kube_types::{AuthKey, Tag};
+use tailwharf_kube_types::{AuthKey, Parent, Tag};
 use tailwharf_plan::service::{Status, StatusPatch};
 use tailwharf_plan::{Applied, Failure, FailureKind, Filled, Kind, Manifest, ObjectRef, Plan, Slot, Step};
 use tokio::time::timeout;
@@ -166,11 +166,24 @@ impl Executor {
             kind: FailureKind::ClusterRefused,
             message: error.to_string(),
         })?;
+        self.claim(&manifest.object, &body)?;
         self.patch(&manifest.object, &Patch::Apply(body)).await?;
         if !manifest.slots.is_empty() {
             run.unused_key = None;
         }
         Ok(())
+    }
+
+    /// Refuses to write over an object of somebody else.
+    fn claim(&self, object: &ObjectRef, body: &Value) -> Result<(), Failure> {
+        let owner = self.world.owner(object);
+        if owner.is_none_or(|owner| owner == labelled(&body["metadata"]["labels"])) {
+            return Ok(());
+        }
+        Err(Failure {
+            kind: FailureKind::NameTaken,
+            message: format!("{object} exists and was not made for this; it stays as it is"),
+        })
     }
 
     async fn patch(&self, object: &ObjectRef, patch: &Patch<Value>) -> Result<(), Failure> {
@@ -319,6 +332,13 @@ pub(crate) fn api_resource(kind: Kind) -> ApiResource {
         kind: kind.as_str().to_owned(),
         plural: kind.plural().to_owned(),
     }
+}
+
+/// For whom an object with these labels is.
+fn labelled(labels: &Value) -> Option<Parent> {
+    let labels = labels.as_object()?;
+    let text = |(key, value): (&String, &Value)| Some((key.clone(), value.as_str()?.to_owned()));
+    Parent::from_labels(&labels.iter().filter_map(text).collect())
 }
 
 fn strings(tags: &[Tag]) -> Vec<String> {

@@ -11,10 +11,9 @@ use kube::api::{Api, DynamicObject, Resource};
 use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
 use serde::de::DeserializeOwned;
-use tailwharf_kube_types::contract::label;
 use tailwharf_kube_types::{ConditionStatus, ConditionType, Identity, Parent, ParentKind, names};
 use tailwharf_plan::identity::{Observed, SecretView};
-use tailwharf_plan::{Kind, Settings, operator_device, pool};
+use tailwharf_plan::{Kind, ObjectRef, Settings, operator_device, pool};
 use tokio::task::JoinSet;
 
 use crate::cache::{Cache, Change, ObjectKey};
@@ -165,7 +164,8 @@ impl World {
     }
 
     pub(crate) fn gauges(&self, leader: bool) -> Gauges {
-        let identities = self.identities.all();
+        let mut identities = self.identities.all();
+        identities.retain(|identity| parent_of(identity.as_ref()).is_some());
         let ready = |identity: &Identity| {
             let step = identity
                 .status
@@ -178,6 +178,21 @@ impl World {
             leader,
             identities: identities.len(),
             identities_ready: identities.iter().filter(|identity| ready(identity)).count(),
+        }
+    }
+
+    /// For whom an object was made, as far as the caches know: `None` if they do not know the object.
+    pub(crate) fn owner(&self, object: &ObjectRef) -> Option<Option<Parent>> {
+        let key = ObjectKey::new(object.namespace.as_str(), object.name.as_str());
+        match object.kind {
+            Kind::Service => self.services.owner(&key),
+            Kind::Identity => self.identities.owner(&key),
+            Kind::Secret => self.secrets.owner(&key),
+            Kind::ServiceAccount => self.service_accounts.owner(&key),
+            Kind::Role => self.roles.owner(&key),
+            Kind::RoleBinding => self.role_bindings.owner(&key),
+            Kind::PodDisruptionBudget => self.disruption_budgets.owner(&key),
+            Kind::StatefulSet => self.stateful_sets.owner(&key),
         }
     }
 
@@ -194,7 +209,7 @@ impl World {
             |world| &world.services,
             Self::service_changed,
         );
-        self.watch_ours(
+        self.watch_namespace(
             tasks,
             metrics,
             client,
@@ -202,7 +217,7 @@ impl World {
             |world| &world.identities,
             Self::child_changed,
         );
-        self.watch_ours(
+        self.watch_namespace(
             tasks,
             metrics,
             client,
@@ -210,7 +225,7 @@ impl World {
             |world| &world.secrets,
             Self::secret_changed,
         );
-        self.watch_ours(
+        self.watch_namespace(
             tasks,
             metrics,
             client,
@@ -218,7 +233,7 @@ impl World {
             |world| &world.service_accounts,
             Self::child_changed,
         );
-        self.watch_ours(
+        self.watch_namespace(
             tasks,
             metrics,
             client,
@@ -226,7 +241,7 @@ impl World {
             |world| &world.roles,
             Self::role_changed,
         );
-        self.watch_ours(
+        self.watch_namespace(
             tasks,
             metrics,
             client,
@@ -234,7 +249,7 @@ impl World {
             |world| &world.role_bindings,
             Self::child_changed,
         );
-        self.watch_ours(
+        self.watch_namespace(
             tasks,
             metrics,
             client,
@@ -242,7 +257,7 @@ impl World {
             |world| &world.disruption_budgets,
             Self::child_changed,
         );
-        self.watch_ours(
+        self.watch_namespace(
             tasks,
             metrics,
             client,
@@ -252,8 +267,8 @@ impl World {
         );
     }
 
-    /// Watches what carries the operator's label in its namespace.
-    fn watch_ours<W, V>(
+    /// Watches a kind in the operator's namespace: also what somebody else made, so that the names which are taken are known.
+    fn watch_namespace<W, V>(
         self: &Arc<Self>,
         tasks: &mut JoinSet<()>,
         metrics: &Arc<Metrics>,
@@ -272,8 +287,15 @@ impl World {
         V: Send + Sync + 'static,
     {
         let api = Api::namespaced(client.clone(), &self.settings.namespace);
-        let config = watcher::Config::default().labels(&format!("{}=true", label::MANAGED));
-        self.watch(tasks, metrics, kind, api, config, cache, changed);
+        self.watch(
+            tasks,
+            metrics,
+            kind,
+            api,
+            watcher::Config::default(),
+            cache,
+            changed,
+        );
     }
 
     #[expect(

@@ -57,6 +57,8 @@ pub enum FailureKind {
     ControlServerUnreachable,
     /// The Kubernetes API refused the object.
     ClusterRefused,
+    /// An object of this name exists that was not made for the same parent; it is left as it is.
+    NameTaken,
     /// The Kubernetes API does not answer.
     ClusterUnreachable,
 }
@@ -80,6 +82,7 @@ impl FailureKind {
             | Self::ControlServerRefused
             | Self::ControlServerUnreachable
             | Self::ClusterRefused
+            | Self::NameTaken
             | Self::ClusterUnreachable => Retry::BackOff,
         }
     }
@@ -93,6 +96,7 @@ impl FailureKind {
             Self::ControlServerRefused => "control_server_refused",
             Self::ControlServerUnreachable => "control_server_unreachable",
             Self::ClusterRefused => "cluster_refused",
+            Self::NameTaken => "name_taken",
             Self::ClusterUnreachable => "cluster_unreachable",
         }
     }

@@ -4,16 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::events::v1::Event;
 use kube::ResourceExt;
-use kube::api::{Api, ListParams};
+use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use serde_json::json;
 use tailwharf_control_api::Error;
 use tailwharf_control_api::fake::{Asked, Fake};
-use tailwharf_kube_types::StateSecret;
+use tailwharf_kube_types::{StateSecret, names};
 use tailwharf_operator::StartError;
 
-use crate::bed::{Bed, Cluster, exposed, holds, until};
+use crate::bed::{Bed, Cluster, NAMESPACE, exposed, holds, until};
 
 async fn event(cluster: &Cluster, namespace: &str, reason: &str) -> Result<Event> {
     until("the event", async || {
@@ -107,6 +108,44 @@ pub(crate) fn a_refused_tag_is_named(bed: &mut Bed) -> Result<()> {
     })
 }
 
+pub(crate) fn what_somebody_else_made_is_not_written_over(bed: &mut Bed) -> Result<()> {
+    let Bed {
+        runtime,
+        cluster,
+        tailnet,
+    } = bed;
+    runtime.block_on(async {
+        cluster.namespace("taken").await?;
+        let operator = cluster.operate(tailnet.clone())?;
+        let service = cluster.service("taken", "web", &json!({})).await?;
+        let identity = names::identity_name("web", &service.uid().context("no uid")?);
+        let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), NAMESPACE);
+        let theirs = serde_json::from_value(json!({
+            "metadata": {"name": names::secret_name(&identity)}, "stringData": {"password": "theirs"},
+        }))?;
+        let theirs = secrets.create(&PostParams::default(), &theirs).await?;
+        cluster.change("taken", "web", &exposed()).await?;
+        let told = cluster
+            .condition("taken", "web", |condition| condition.reason == "ProxyFailed")
+            .await?;
+        ensure!(told.message.contains(&names::secret_name(&identity)), "{told:?}");
+        let event = event(cluster, "taken", "NameTaken").await?;
+        ensure!(event.note == Some(told.message), "{event:?}");
+        let after = secrets.get(&theirs.name_any()).await?;
+        ensure!(after.resource_version() == theirs.resource_version(), "{after:?}");
+
+        secrets
+            .delete(&theirs.name_any(), &DeleteParams::default())
+            .await?;
+        cluster
+            .condition("taken", "web", |condition| condition.reason == "ProxyPending")
+            .await?;
+        cluster.delete("taken", "web").await?;
+        cluster.empty().await?;
+        operator.stop().await
+    })
+}
+
 pub(crate) fn a_deletion_waits_for_the_control_server(bed: &mut Bed) -> Result<()> {
     let Bed {
         runtime,
@@ -137,7 +176,10 @@ pub(crate) fn a_deletion_waits_for_the_control_server(bed: &mut Bed) -> Result<(
         ensure!(told.message.contains("tailwharf.dev/force-removal"), "{told:?}");
         cluster.empty().await?;
         ensure!(!tailnet.devices().contains(&device));
-        ensure!(cluster.services("waits").get_opt("web").await?.is_none());
+        until("the Service is gone", async || {
+            holds(cluster.services("waits").get_opt("web").await?.is_none())
+        })
+        .await?;
         operator.stop().await
     })
 }

@@ -43,6 +43,10 @@ fn main() -> ExitCode {
             ),
             ("a_refused_tag_is_named", faults::a_refused_tag_is_named),
             (
+                "what_somebody_else_made_is_not_written_over",
+                faults::what_somebody_else_made_is_not_written_over,
+            ),
+            (
                 "a_deletion_waits_for_the_control_server",
                 faults::a_deletion_waits_for_the_control_server,
             ),

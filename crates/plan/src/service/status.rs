@@ -153,6 +153,7 @@ fn failed(failure: &Failure, message: &str) -> Verdict {
             FailureKind::AuthKeyRefused { .. } => "AuthKeyRefused",
             FailureKind::ControlServerRefused => "ControlServerRefused",
             FailureKind::ControlServerUnreachable => "ControlServerUnreachable",
+            FailureKind::NameTaken => "NameTaken",
             FailureKind::Conflict | FailureKind::ClusterRefused | FailureKind::ClusterUnreachable => {
                 "ProxyFailed"
             }
@@ -175,6 +176,7 @@ fn explain(failure: &Failure) -> String {
             format!("The control server does not answer. {said} It is tried again.")
         }
         FailureKind::ClusterRefused => format!("The Kubernetes API refused an object. {said}"),
+        FailureKind::NameTaken => format!("{said} Remove or rename that object."),
         FailureKind::Conflict | FailureKind::ClusterUnreachable => {
             format!("The Kubernetes API did not take a change. {said} It is tried again.")
         }
