@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::{RegionId, StableId, message};
 
@@ -115,6 +116,29 @@ message! {
         /// Name of the program.
         pub description: String,
     }
+}
+
+/// A service that a node hosts, in the answer to a c2n request.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub struct VipService {
+    /// Name, `svc:…`.
+    pub name: String,
+    /// Ports: `*`, `tcp:443` or `tcp:80-90`.
+    pub ports: Vec<String>,
+    /// Whether the node takes connections now.
+    pub active: bool,
+}
+
+/// Answer to the c2n request `GET /vip-services`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub struct C2nVipServicesResponse {
+    /// The services that the node hosts.
+    #[serde(rename = "VIPServices", skip_serializing_if = "Vec::is_empty")]
+    pub vip_services: Vec<VipService>,
+    /// The value of [`Hostinfo::services_hash`] that belongs to them.
+    pub services_hash: String,
 }
 
 message! {
