@@ -14,6 +14,7 @@ use tailwharf_wire::tailcfg::{NodeId, RegionId};
 use tailwharf_wire::tsmp::Message;
 
 use crate::budget::MemoryBudget;
+use crate::buffers::BufferPool;
 use crate::disco::Disco;
 use crate::endpoints::Endpoints;
 use crate::event::{
@@ -44,6 +45,8 @@ pub struct CoreConfig {
     pub disco_key: DiscoPrivate,
     /// Memory for TCP buffers, shared by all cores of the process.
     pub budget: Arc<MemoryBudget>,
+    /// Where packets are put together, shared by all cores of the process.
+    pub buffers: Arc<BufferPool>,
     /// Whether packets for subnets that peers route go there.
     pub accept_routes: bool,
     /// Whether direct paths are looked for; without them all packets go through relays.
@@ -97,6 +100,7 @@ impl Core {
         Self {
             tunnel: Tunnel::new(
                 &config.node_key,
+                config.buffers,
                 config.accept_routes,
                 config.direct,
                 rng.next_u32(),
@@ -137,6 +141,14 @@ impl Core {
     /// Takes a datagram of the tunnel's socket. Its bytes are used as working space.
     pub fn handle_udp(&mut self, from: SocketAddr, packet: &mut [u8], now: Instant) {
         self.handle_packet(Path::Udp(from), packet, now);
+    }
+
+    /// Takes datagrams that one sender sent in this order, laid out as in a [`Transmit`]: end to end, each `segment` bytes long but for the last. Their bytes
+    /// are used as working space.
+    pub fn handle_udp_batch(&mut self, from: SocketAddr, datagrams: &mut [u8], segment: usize, now: Instant) {
+        for datagram in datagrams.chunks_mut(segment.max(1)) {
+            self.handle_packet(Path::Udp(from), datagram, now);
+        }
     }
 
     /// A relay says that a node is not, or no longer, connected to it.
@@ -259,7 +271,7 @@ impl Core {
         }
     }
 
-    /// The next datagram to send. Call it until it returns `None` after each `handle_*` and each verb; what TCP connections have to say is produced here.
+    /// The next datagrams to send. Call it until it returns `None` after each `handle_*` and each verb; what TCP connections have to say is produced here.
     pub fn poll_transmit(&mut self, now: Instant) -> Option<Transmit<'_>> {
         while self.tunnel.outbox.is_empty() {
             if self.discover(now) {

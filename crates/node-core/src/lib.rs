@@ -3,7 +3,7 @@
 //! [`Core`] is driven in four classes of methods: `handle_*` takes what came from outside, verbs are what an application wants, getters look, and `poll_*`
 //! tells what to do: [`Core::poll_transmit`] until it is empty, [`Core::poll_event`] until it is empty, and [`Core::poll_timeout`] for when to call
 //! [`Core::handle_timeout`]. Packets run to completion: `handle_*` for a batch, then one drain of `poll_transmit`, in which all TCP connections that the batch
-//! touched answer together.
+//! touched answer together. What goes to one path leaves as one batch, see [`Transmit`].
 //!
 //! | module | what |
 //! | --- | --- |
@@ -21,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 mod budget;
+mod buffers;
 mod core;
 mod disco;
 mod endpoints;
@@ -40,6 +41,7 @@ mod udp;
 mod whois;
 
 pub use self::budget::MemoryBudget;
+pub use self::buffers::{BUFFER_LEN, BufferPool};
 pub use self::core::{Core, CoreConfig, Counters};
 pub use self::endpoints::NetFacts;
 pub use self::event::{

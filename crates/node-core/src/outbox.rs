@@ -1,42 +1,79 @@
-//! Sealed packets on their way out, in reused buffers.
+//! Sealed packets on their way out: batches per path, in reused buffers.
 
 use std::collections::VecDeque;
-use std::ops::Range;
+use std::sync::Arc;
 
+use crate::buffers::{Arena, BufferPool, Span};
 use crate::paths::{Path, Ways};
 
-/// Bytes of one buffer. Twelve full packets: an idle node that sends one message holds no more than this, and a busy one allocates rarely.
-const CHUNK: usize = 16 * 1024;
+/// Most datagrams of one batch: what Linux takes in one `sendmsg` with `UDP_SEGMENT`.
+const MAX_SEGMENTS: usize = 64;
+/// Most bytes of one batch: what fits one IPv6 packet behind its headers.
+const MAX_BATCH: usize = 65_535 - 40 - 8;
+/// A datagram may join one of so many batches that were begun last: while a path is in doubt each goes two ways.
+const OPEN_BATCHES: usize = 2;
 
-/// One datagram for the shell to send.
+/// Datagrams for the shell to send, all to one place, in this order.
+///
+/// They lie end to end, each `segment` bytes long but for the last, which may be shorter: the form in which a kernel that segments (UDP GSO) takes them in one
+/// call.
 #[derive(Debug)]
 pub struct Transmit<'a> {
-    /// Where to send it.
+    /// Where to send them.
     pub path: Path,
-    /// The bytes to send.
+    /// The bytes of all, never empty.
     pub payload: &'a [u8],
+    /// Bytes of each but the last, never zero.
+    pub segment: usize,
 }
 
-/// A queue of datagrams.
-#[derive(Debug, Default)]
+impl<'a> Transmit<'a> {
+    /// The datagrams one by one.
+    pub fn datagrams(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        self.payload.chunks(self.segment)
+    }
+}
+
+/// A queue of batches.
+#[derive(Debug)]
 pub(crate) struct Outbox {
-    /// The buffers in use, oldest first.
-    chunks: VecDeque<Vec<u8>>,
-    items: VecDeque<Item>,
-    /// Number of the oldest buffer in `chunks`.
-    first: u64,
+    arena: Arena,
+    batches: VecDeque<Batch>,
 }
 
 #[derive(Debug)]
-struct Item {
+struct Batch {
     path: Path,
-    chunk: u64,
-    range: Range<usize>,
+    span: Span,
+    segment: usize,
+}
+
+impl Batch {
+    /// Takes one more datagram if the batch may have it.
+    fn join(&mut self, path: Path, span: &Span) -> bool {
+        let fits = self.path == path
+            && self.span.touches(span)
+            && span.len() <= self.segment
+            && self.span.len().is_multiple_of(self.segment)
+            && self.span.len() / self.segment < MAX_SEGMENTS
+            && self.span.len() + span.len() <= MAX_BATCH;
+        if fits {
+            self.span.range.end = span.range.end;
+        }
+        fits
+    }
 }
 
 impl Outbox {
+    pub(crate) fn new(pool: Arc<BufferPool>) -> Self {
+        Self {
+            arena: Arena::new(pool),
+            batches: VecDeque::new(),
+        }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
-        self.items.is_empty()
+        self.batches.is_empty()
     }
 
     /// Lets `fill` write a datagram of at most `room` bytes; it returns how long it became, or `None` to send nothing.
@@ -46,27 +83,8 @@ impl Outbox {
         room: usize,
         fill: impl FnOnce(&mut [u8]) -> Option<usize>,
     ) {
-        if self
-            .chunks
-            .back()
-            .is_none_or(|chunk| chunk.capacity() - chunk.len() < room)
-        {
-            self.chunks.push_back(Vec::with_capacity(room.max(CHUNK)));
-        }
-        let number = self.first + self.chunks.len() as u64 - 1;
-        let Some(chunk) = self.chunks.back_mut() else {
-            return;
-        };
-        let start = chunk.len();
-        chunk.resize(start + room, 0);
-        let length = fill(&mut chunk[start..]).unwrap_or(0);
-        chunk.truncate(start + length);
-        if length > 0 {
-            self.items.push_back(Item {
-                path,
-                chunk: number,
-                range: start..start + length,
-            });
+        if let Some(span) = self.arena.write(room, fill).filter(|span| span.len() > 0) {
+            self.add(path, span);
         }
     }
 
@@ -77,18 +95,13 @@ impl Outbox {
         room: usize,
         fill: impl FnOnce(&mut [u8]) -> Option<usize>,
     ) {
-        let mut ways = ways.iter();
-        let Some(first) = ways.next() else { return };
-        let before = self.items.len();
-        self.push_with(first, room, fill);
-        if self.items.len() > before
-            && let Some((chunk, range)) = self.items.back().map(|item| (item.chunk, item.range.clone()))
-        {
-            self.items.extend(ways.map(|path| Item {
-                path,
-                chunk,
-                range: range.clone(),
-            }));
+        if ways.surest().is_none() {
+            return;
+        }
+        if let Some(span) = self.arena.write(room, fill).filter(|span| span.len() > 0) {
+            for path in ways.iter() {
+                self.add(path, span.clone());
+            }
         }
     }
 
@@ -99,58 +112,117 @@ impl Outbox {
         });
     }
 
-    /// The next datagram. Buffers whose datagrams are all sent go back first.
+    fn add(&mut self, path: Path, span: Span) {
+        let mut open = self.batches.iter_mut().rev().take(OPEN_BATCHES);
+        // Only the latest batch of a path, so that order on it holds.
+        let joined = open
+            .find(|batch| batch.path == path)
+            .is_some_and(|batch| batch.join(path, &span));
+        if !joined {
+            self.batches.push_back(Batch {
+                path,
+                segment: span.len(),
+                span,
+            });
+        }
+    }
+
+    /// The next batch. Buffers whose datagrams are all sent go back first.
     pub(crate) fn pop(&mut self) -> Option<Transmit<'_>> {
-        let Some(item) = self.items.pop_front() else {
+        let Some(batch) = self.batches.pop_front() else {
             self.release();
             return None;
         };
-        while self.first < item.chunk {
-            self.chunks.pop_front();
-            self.first += 1;
-        }
-        let payload = self.chunks.front()?.get(item.range)?;
+        self.arena.release_before(batch.span.buffer);
+        let payload = self.arena.get(&batch.span)?;
         Some(Transmit {
-            path: item.path,
+            path: batch.path,
             payload,
+            segment: batch.segment,
         })
     }
 
     /// Gives all memory back. Only called when nothing is queued.
     fn release(&mut self) {
-        self.first += self.chunks.len() as u64;
-        self.chunks = VecDeque::new();
-        if self.items.capacity() > 256 {
-            self.items = VecDeque::new();
+        self.arena.release();
+        if self.batches.capacity() > 256 {
+            self.batches = VecDeque::new();
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
+    fn path(port: u16) -> Path {
+        Path::Udp(([127, 0, 0, 1], port).into())
+    }
+
     #[test]
-    fn datagrams_come_out_in_order_and_memory_goes_back() {
-        let mut outbox = Outbox::default();
-        let path = Path::Udp("127.0.0.1:1".parse().unwrap());
-        for round in 0..3u8 {
-            for byte in 0..100u8 {
-                outbox.push(path, &[byte ^ round; 700]);
-            }
-            for byte in 0..100u8 {
-                assert_eq!(outbox.pop().unwrap().payload, &[byte ^ round; 700]);
-            }
-            assert!(outbox.pop().is_none());
-            assert!(outbox.chunks.is_empty());
+    fn datagrams_of_one_size_leave_together_and_a_shorter_one_ends_the_batch() {
+        let mut outbox = Outbox::new(BufferPool::new());
+        for length in [700, 700, 300, 700, 900] {
+            outbox.push(path(1), &vec![7; length]);
         }
+        let mut sizes = Vec::new();
+        while let Some(batch) = outbox.pop() {
+            sizes.push(batch.datagrams().map(<[u8]>::len).collect::<Vec<_>>());
+        }
+        assert_eq!(sizes, [vec![700, 700, 300], vec![700], vec![900]]);
+    }
+
+    #[test]
+    fn datagrams_that_go_two_ways_are_batched_on_each() {
+        let mut outbox = Outbox::new(BufferPool::new());
+        let ways = Ways {
+            direct: Some(path(1)),
+            relay: Some(path(2)),
+        };
+        for _ in 0..3 {
+            outbox.push_ways(ways, 500, |room| {
+                room.fill(1);
+                Some(500)
+            });
+        }
+        for port in [1, 2] {
+            let batch = outbox.pop().unwrap();
+            assert_eq!((batch.path, batch.datagrams().count()), (path(port), 3));
+        }
+        assert!(outbox.pop().is_none());
     }
 
     #[test]
     fn nothing_written_is_nothing_sent() {
-        let mut outbox = Outbox::default();
-        outbox.push_with(Path::Udp("127.0.0.1:1".parse().unwrap()), 100, |_| None);
+        let mut outbox = Outbox::new(BufferPool::new());
+        outbox.push_with(path(1), 100, |_| None);
+        outbox.push_with(path(1), 100, |_| Some(0));
         assert!(outbox.is_empty());
         assert!(outbox.pop().is_none());
+    }
+
+    proptest! {
+        /// Whatever is pushed comes out once, in order on each path, in batches that a kernel takes.
+        #[test]
+        fn each_path_keeps_its_datagrams_in_order(
+            pushes in proptest::collection::vec((0..3u16, 1..1500usize), 0..400)
+        ) {
+            let mut outbox = Outbox::new(BufferPool::new());
+            let mut expected = vec![Vec::new(); 3];
+            for (number, (port, length)) in pushes.into_iter().enumerate() {
+                let payload = vec![number as u8; length];
+                outbox.push(path(port), &payload);
+                expected[usize::from(port)].push(payload);
+            }
+            let mut got = vec![Vec::new(); 3];
+            while let Some(batch) = outbox.pop() {
+                prop_assert!(batch.payload.len() <= MAX_BATCH && batch.datagrams().count() <= MAX_SEGMENTS);
+                let Path::Udp(to) = batch.path else { unreachable!() };
+                got[usize::from(to.port())].extend(batch.datagrams().map(<[u8]>::to_vec));
+            }
+            prop_assert_eq!(got, expected);
+        }
     }
 }

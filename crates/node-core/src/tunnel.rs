@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tailwharf_wire::key::{NodePrivate, NodePublic};
 
+use crate::buffers::BufferPool;
 use crate::core::Counters;
 use crate::event::Event;
 use crate::netmap::{Netmap, Peer};
@@ -72,11 +73,17 @@ struct Held {
 }
 
 impl Tunnel {
-    pub(crate) fn new(node_key: &NodePrivate, accept_routes: bool, direct: bool, first_index: u32) -> Self {
+    pub(crate) fn new(
+        node_key: &NodePrivate,
+        buffers: Arc<BufferPool>,
+        accept_routes: bool,
+        direct: bool,
+        first_index: u32,
+    ) -> Self {
         Self {
             netmap: Netmap::default(),
             paths: Paths::new(direct),
-            outbox: Outbox::default(),
+            outbox: Outbox::new(buffers),
             events: VecDeque::new(),
             counters: Counters::default(),
             accept_routes,

@@ -5,9 +5,9 @@
 //! connections, deadlines to the timer, and the wakers of those who wait for sockets are woken. No packet crosses a channel or a task of its own.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::task::Waker;
+use std::{fmt, io};
 
 use tailwharf_node_core::netmap::Netmap;
 use tailwharf_node_core::{CloseReason, ConnId, Core, CoreConfig, Event, ListenerId, Path, PathState, UdpId};
@@ -24,8 +24,6 @@ use crate::direct::{Reach, Socket};
 use crate::host::Host;
 use crate::sync::lock;
 
-/// How many datagrams are taken at once.
-const BATCH: usize = 64;
 /// How many peers the status tells of.
 const MAX_PATHS_TOLD: usize = 64;
 
@@ -125,10 +123,12 @@ impl Engine {
         seed: [u8; 32],
     ) -> Arc<Self> {
         let budget = host.tcp_buffers().clone();
+        let buffers = host.buffers().clone();
         let config = CoreConfig {
             node_key: node_key.clone(),
             disco_key,
             budget,
+            buffers,
             accept_routes: false,
             direct: socket.is_some(),
         };
@@ -233,10 +233,14 @@ impl Engine {
         } = running;
         while let Some(transmit) = core.poll_transmit(now) {
             match transmit.path {
-                Path::Derp { region, peer } => self.relays.send(region, &peer, transmit.payload),
+                Path::Derp { region, peer } => {
+                    for datagram in transmit.datagrams() {
+                        self.relays.send(region, &peer, datagram);
+                    }
+                }
                 Path::Udp(to) => {
                     if let Some(socket) = &self.socket {
-                        socket.send(to, transmit.payload);
+                        socket.send(to, &transmit, false);
                     }
                 }
             }
@@ -282,10 +286,16 @@ impl Engine {
         self.update_status(|status| status.paths = paths);
     }
 
-    /// Takes what the socket has received, some of it.
+    /// Takes what one call of the socket brings.
     pub(crate) fn receive(&self, socket: &Socket) {
         self.with_core(|core, now| {
-            socket.receive(BATCH, |from, datagram| core.handle_udp(from, datagram, now));
+            let received = socket
+                .receive(|from, datagrams, segment| core.handle_udp_batch(from, datagrams, segment, now));
+            if let Err(error) = received
+                && error.kind() != io::ErrorKind::WouldBlock
+            {
+                tracing::trace!(%error, "datagrams could not be received");
+            }
         });
     }
 

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
-use tailwharf_node_core::MemoryBudget;
 use tailwharf_node_core::netmap::Interner;
+use tailwharf_node_core::{BufferPool, MemoryBudget};
 use tailwharf_wire::key::MachinePublic;
 use tokio::sync::{Semaphore, watch};
 
@@ -14,6 +14,7 @@ use crate::control::ControlServer;
 use crate::derp::Latencies;
 use crate::direct::Interfaces;
 use crate::node::Node;
+use crate::offload::OffloadSwitches;
 use crate::sync::lock;
 use crate::tls::TlsConfigs;
 
@@ -29,6 +30,8 @@ pub struct HostConfig {
     /// Whether nodes look for direct paths to their peers; without them all packets go through relays. Off by default: while
     /// both ends look for a path, the first connection of an official client can wait some seconds.
     pub direct: bool,
+    /// Which work the kernel may take over for whole batches of packets.
+    pub offloads: OffloadSwitches,
 }
 
 impl Default for HostConfig {
@@ -38,6 +41,7 @@ impl Default for HostConfig {
             max_handshakes: 64,
             max_tcp_buffer_bytes: 32 << 20,
             direct: false,
+            offloads: OffloadSwitches::default(),
         }
     }
 }
@@ -65,10 +69,12 @@ struct Inner {
     tls: TlsConfigs,
     interner: Interner,
     tcp_buffers: Arc<MemoryBudget>,
+    buffers: Arc<BufferPool>,
     handshakes: Semaphore,
     server_keys: Mutex<HashMap<ControlServer, MachinePublic>>,
     latencies: Latencies,
     direct: bool,
+    offloads: OffloadSwitches,
     interfaces: Interfaces,
 }
 
@@ -82,10 +88,12 @@ impl Host {
             tls: TlsConfigs::new(config.extra_ca_pem.as_deref())?,
             interner: Interner::default(),
             tcp_buffers: MemoryBudget::new(config.max_tcp_buffer_bytes),
+            buffers: BufferPool::new(),
             handshakes: Semaphore::new(config.max_handshakes),
             server_keys: Mutex::default(),
             latencies: Latencies::default(),
             direct: config.direct,
+            offloads: config.offloads,
             interfaces: Interfaces::default(),
         })))
     }
@@ -110,6 +118,11 @@ impl Host {
         &self.0.tcp_buffers
     }
 
+    /// Where packets of all nodes are put together.
+    pub(crate) fn buffers(&self) -> &Arc<BufferPool> {
+        &self.0.buffers
+    }
+
     pub(crate) fn latencies(&self) -> &Latencies {
         &self.0.latencies
     }
@@ -117,6 +130,11 @@ impl Host {
     /// Whether nodes look for direct paths.
     pub(crate) fn direct(&self) -> bool {
         self.0.direct
+    }
+
+    /// Which offloads nodes may use.
+    pub(crate) fn offloads(&self) -> OffloadSwitches {
+        self.0.offloads
     }
 
     /// The addresses of the machine.

@@ -15,6 +15,7 @@ mod engine;
 mod host;
 mod http1;
 mod node;
+mod offload;
 pub mod run;
 mod state;
 mod store;
@@ -33,6 +34,7 @@ pub use api::{
 pub use backoff::Backoff;
 pub use host::{Host, HostConfig, HostError};
 pub use node::Node;
+pub use offload::{NamedOffload, OffloadState, OffloadSwitches};
 pub use store::{FileStore, MemoryStore};
 pub use tailwharf_node_core::{Datagram, RelayReason, WhoIs, netmap::Peer};
 pub use tcp::{TcpListener, TcpStream};

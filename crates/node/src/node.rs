@@ -17,7 +17,7 @@ use crate::api::{
     TailnetNode,
 };
 use crate::control::{self, ControlServer, Introduction, Session, SessionError};
-use crate::direct::{self, Socket};
+use crate::direct::{self, Reader, Socket};
 use crate::engine::Engine;
 use crate::host::Host;
 use crate::state::StateKeeper;
@@ -129,7 +129,7 @@ fn open_socket(
     if !host.direct() {
         return None;
     }
-    match Socket::bind(before, rng) {
+    match Socket::bind(before, Reader::Task, host.offloads(), rng) {
         Ok(socket) => {
             let port = Some(socket.port());
             keeper.update(|state| {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
 use tailwharf_node_core::netmap::{Interner, Netmap};
-use tailwharf_node_core::{Core, CoreConfig, Event, MemoryBudget, Path, PingKind};
+use tailwharf_node_core::{BufferPool, Core, CoreConfig, Event, MemoryBudget, Path, PingKind};
 use tailwharf_wire::key::{DiscoPrivate, DiscoPublic, NodePrivate, NodePublic};
 use tailwharf_wire::stun;
 use tailwharf_wire::tailcfg::{
@@ -242,6 +242,7 @@ impl Net {
             node_key: key.clone(),
             disco_key: DiscoPrivate::generate(&mut self.rng),
             budget: Arc::clone(&self.budget),
+            buffers: BufferPool::new(),
             accept_routes: false,
             direct: self.direct,
         };
@@ -324,28 +325,10 @@ impl Net {
                 let Some(transmit) = host.core.poll_transmit(self.now) else {
                     break;
                 };
-                let bytes = transmit.payload.to_vec();
-                match transmit.path {
-                    Path::Derp { region, peer } => {
-                        assert_eq!(region, REGION);
-                        self.carried += 1;
-                        let way = Way::Relay { from, to: peer };
-                        let weather = self.relay_up.then_some(self.weather);
-                        self.fly(way, bytes, weather);
-                    }
-                    Path::Udp(to) => {
-                        let router = host.router.as_mut().unwrap();
-                        let way = Way::Udp {
-                            from: router.out(to, self.now),
-                            to,
-                        };
-                        if bytes[0] == 4 {
-                            self.carried_directly += 1;
-                        } else {
-                            self.chatter += 1;
-                        }
-                        self.fly(way, bytes, self.udp_weather);
-                    }
+                let path = transmit.path;
+                let datagrams: Vec<_> = transmit.datagrams().map(<[u8]>::to_vec).collect();
+                for bytes in datagrams {
+                    self.send(at, from, path, bytes);
                 }
             }
             let host = &mut self.hosts[at];
@@ -358,6 +341,31 @@ impl Net {
         }
         for id in moved {
             self.announce(id);
+        }
+    }
+
+    fn send(&mut self, at: usize, from: NodePublic, path: Path, bytes: Vec<u8>) {
+        match path {
+            Path::Derp { region, peer } => {
+                assert_eq!(region, REGION);
+                self.carried += 1;
+                let way = Way::Relay { from, to: peer };
+                let weather = self.relay_up.then_some(self.weather);
+                self.fly(way, bytes, weather);
+            }
+            Path::Udp(to) => {
+                let router = self.hosts[at].router.as_mut().unwrap();
+                let way = Way::Udp {
+                    from: router.out(to, self.now),
+                    to,
+                };
+                if bytes[0] == 4 {
+                    self.carried_directly += 1;
+                } else {
+                    self.chatter += 1;
+                }
+                self.fly(way, bytes, self.udp_weather);
+            }
         }
     }
 

@@ -11,7 +11,7 @@ use tailwharf_node_core::NetFacts;
 use tailwharf_wire::tailcfg::EndpointType;
 
 pub(crate) use self::interfaces::Interfaces;
-pub(crate) use self::socket::Socket;
+pub(crate) use self::socket::{Reader, Socket};
 use crate::engine::Engine;
 
 /// Where peers may find this node by UDP, and what is known of its network.

@@ -1,0 +1,119 @@
+//! Work that the kernel takes over for whole batches of packets: each part has a switch, is tried at the start, is left when it fails, and says so.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// Which offloads a process may use. All by default; what the kernel does not have is left out by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OffloadSwitches {
+    /// UDP: many datagrams in one send.
+    pub udp_gso: bool,
+    /// UDP: many datagrams in one receive.
+    pub udp_gro: bool,
+    /// TUN device: large TCP segments and checksums.
+    pub tun_tso: bool,
+    /// TUN device: large UDP datagrams that stand for several.
+    pub tun_uso: bool,
+}
+
+impl OffloadSwitches {
+    /// Every offload.
+    pub const ALL: Self = Self {
+        udp_gso: true,
+        udp_gro: true,
+        tun_tso: true,
+        tun_uso: true,
+    };
+
+    /// No offload: each packet by itself, in batches of system calls at best.
+    pub const NONE: Self = Self {
+        udp_gso: false,
+        udp_gro: false,
+        tun_tso: false,
+        tun_uso: false,
+    };
+}
+
+impl Default for OffloadSwitches {
+    fn default() -> Self {
+        Self::ALL
+    }
+}
+
+/// How it stands with one offload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OffloadState {
+    /// In use.
+    Active,
+    /// Switched off by the settings.
+    Disabled,
+    /// The kernel does not have it.
+    Unsupported,
+    /// It failed while in use; packets go one by one since.
+    Failed,
+}
+
+impl OffloadState {
+    const ALL: [Self; 4] = [Self::Active, Self::Disabled, Self::Unsupported, Self::Failed];
+
+    /// The state as metrics and messages name it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Disabled => "disabled",
+            Self::Unsupported => "unsupported",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl fmt::Display for OffloadState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// One offload of one node, and its name in metrics: `udp_gso`, `udp_gro`, `tun_tso` or `tun_uso`.
+pub type NamedOffload = (&'static str, OffloadState);
+
+/// The state of one offload, which any thread may find broken.
+#[derive(Debug)]
+pub(crate) struct Offload {
+    name: &'static str,
+    state: AtomicU8,
+}
+
+impl Offload {
+    /// Looks whether the offload may and can be used: `switch` is the setting, `probe` tries it out.
+    pub(crate) fn probe(name: &'static str, switch: bool, probe: impl FnOnce() -> bool) -> Self {
+        let state = match switch {
+            false => OffloadState::Disabled,
+            true if probe() => OffloadState::Active,
+            true => OffloadState::Unsupported,
+        };
+        Self {
+            name,
+            state: AtomicU8::new(state as u8),
+        }
+    }
+
+    pub(crate) fn is_active(&self) -> bool {
+        self.state() == OffloadState::Active
+    }
+
+    /// It failed: it is not used again.
+    pub(crate) fn fail(&self, error: &dyn fmt::Display) {
+        let offload = self.name;
+        tracing::warn!(offload, %error, "an offload of the kernel failed; packets go one by one from now on");
+        self.state.store(OffloadState::Failed as u8, Ordering::Relaxed);
+    }
+
+    fn state(&self) -> OffloadState {
+        OffloadState::ALL[usize::from(self.state.load(Ordering::Relaxed))]
+    }
+
+    pub(crate) fn named(&self) -> NamedOffload {
+        (self.name, self.state())
+    }
+}
