@@ -83,12 +83,8 @@ impl Subject for Site {
     async fn join(&self, key: &Secret, hostname: &str) -> DeviceId {
         let host = Host::new(&HostConfig::default()).unwrap();
         let config = NodeConfig {
-            control_url: self.config.server_url.clone(),
-            hostname: hostname.to_owned(),
             auth_key: AuthKey::new(key.expose()),
-            tags: Vec::new(),
-            ephemeral: false,
-            app: "test".to_owned(),
+            ..NodeConfig::new(self.config.server_url.clone(), hostname)
         };
         let node = host
             .start(config, Arc::new(MemoryStore::default()))

@@ -24,6 +24,7 @@ mod budget;
 mod buffers;
 mod core;
 mod disco;
+pub mod dns;
 mod endpoints;
 mod event;
 pub mod filter;

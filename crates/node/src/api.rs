@@ -1,9 +1,11 @@
 //! What the rest of tailwharf sees of a tailnet node: its configuration, its status, its sockets and its state store.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use futures::future::BoxFuture;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tailwharf_node_core::{RelayReason, WhoIs};
 use tailwharf_wire::key::{DiscoPublic, MachinePrivate, NodePrivate, NodePublic};
@@ -12,6 +14,7 @@ use tokio::sync::watch;
 use url::Url;
 use zeroize::Zeroizing;
 
+use crate::service::{ServiceListener, ServiceName};
 use crate::tcp::{TcpListener, TcpStream};
 use crate::udp::UdpSocket;
 
@@ -30,6 +33,25 @@ pub struct NodeConfig {
     pub ephemeral: bool,
     /// What runs the node, told to the control server as `Hostinfo.App`, for example `k8s-operator`.
     pub app: String,
+    /// Registers a new node key at the start even if the old one is still good: the same device, and its time of expiry
+    /// begins anew.
+    pub force_reauth: bool,
+}
+
+impl NodeConfig {
+    /// A node that registers by a login page, has no tags of its own and stays until it is deleted.
+    #[must_use]
+    pub fn new(control_url: Url, hostname: impl Into<String>) -> Self {
+        Self {
+            control_url,
+            hostname: hostname.into(),
+            auth_key: None,
+            tags: Vec::new(),
+            ephemeral: false,
+            app: String::new(),
+            force_reauth: false,
+        }
+    }
 }
 
 /// An auth key. Its text is a secret: it is neither printed nor logged.
@@ -62,6 +84,8 @@ pub struct Prefs {
     pub hostname: String,
     /// Tags asked for, each with its `tag:` prefix.
     pub tags: Vec<String>,
+    /// Offers to resolve names for peers that may use this node as their exit.
+    pub resolves_for_peers: bool,
 }
 
 /// How far a node has come.
@@ -142,7 +166,13 @@ pub struct NodeStatus {
     pub paths: Vec<PeerPath>,
     /// The tags that the control server gave the node.
     pub tags: Vec<String>,
-    /// Warnings of the control server, for people.
+    /// When the node key ends and somebody has to sign in again. `None`: never, or not known yet.
+    pub key_expiry: Option<Timestamp>,
+    /// The addresses of the services that the control server lets this node host, by name (`svc:…`).
+    pub services: BTreeMap<String, Vec<IpAddr>>,
+    /// The names for which the node may get certificates.
+    pub cert_domains: Vec<String>,
+    /// What is wrong, for people: warnings of the control server, and our own.
     pub health: Vec<String>,
 }
 
@@ -159,6 +189,9 @@ impl NodeStatus {
             relay_connected: false,
             paths: Vec::new(),
             tags: Vec::new(),
+            key_expiry: None,
+            services: BTreeMap::new(),
+            cert_domains: Vec::new(),
             health: Vec::new(),
         }
     }
@@ -181,6 +214,13 @@ pub trait TailnetNode: Send + Sync + 'static {
     /// [`SocketError::PortInUse`] when the port has a listener already, [`SocketError::Closed`] after shutdown.
     fn listen_tcp(&self, port: u16) -> Result<TcpListener, SocketError>;
 
+    /// Accepts TCP connections to `port` of a service, and offers to the control server to host it. Connections come once
+    /// it has been approved there; the status names the service's addresses then.
+    ///
+    /// # Errors
+    /// [`SocketError::PortInUse`] when this node serves the port already, [`SocketError::Closed`] after shutdown.
+    fn listen_service(&self, service: &ServiceName, port: u16) -> Result<ServiceListener, SocketError>;
+
     /// Receives and sends UDP datagrams on `port` of all addresses of the node; port 0 picks a free one.
     ///
     /// # Errors
@@ -202,8 +242,13 @@ pub trait TailnetNode: Send + Sync + 'static {
     /// The addresses behind a MagicDNS name, short or full; IPv4 first. Empty when the map has no such name.
     fn resolve(&self, name: &str) -> Vec<IpAddr>;
 
-    /// Who is behind a source address seen by a listener. `None` for an address that the map does not have.
+    /// Who is behind a source address seen by a listener, and what the policy lets it do at this node. `None` for an address
+    /// that the map does not have.
     fn whois(&self, addr: SocketAddr) -> Option<WhoIs>;
+
+    /// As [`TailnetNode::whois`], with what the caller may do at `local`: the address that it connected to, which may be that
+    /// of a service.
+    fn whois_at(&self, addr: SocketAddr, local: IpAddr) -> Option<WhoIs>;
 
     /// The disco key of this run of the node; peers tell two runs of one node apart by it.
     fn disco_key(&self) -> DiscoPublic;

@@ -324,6 +324,11 @@ impl Engine {
         woken.into_iter().for_each(Waker::wake);
     }
 
+    /// Returns once [`Engine::close`] was called.
+    pub(crate) async fn closed(&self) {
+        self.stop.cancelled().await;
+    }
+
     /// Returns when all tasks have ended, after [`Engine::close`].
     pub(crate) async fn ended(&self) {
         self.tasks.close();

@@ -7,8 +7,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
-use tailwharf_node_core::WhoIs;
-use tailwharf_node_core::netmap::Netmap;
+use tailwharf_node_core::{WhoIs, dns};
 use tailwharf_wire::key::{DiscoPrivate, DiscoPublic};
 use tokio::sync::watch;
 
@@ -16,10 +15,11 @@ use crate::api::{
     DialError, LogoutError, NodeConfig, NodeStatus, Phase, Prefs, SocketError, StartError, StateStore,
     TailnetNode,
 };
-use crate::control::{self, ControlServer, Introduction, Session, SessionError};
+use crate::control::{self, Announced, ControlServer, Introduction, Session, SessionError};
 use crate::direct::{self, Reader, Socket};
 use crate::engine::Engine;
 use crate::host::Host;
+use crate::service::{ServiceListener, ServiceName};
 use crate::state::StateKeeper;
 use crate::tcp::{TcpListener, TcpStream};
 use crate::udp::UdpSocket;
@@ -33,7 +33,7 @@ struct Inner {
     engine: Arc<Engine>,
     keeper: Arc<StateKeeper>,
     server: ControlServer,
-    prefs: watch::Sender<Prefs>,
+    announced: watch::Sender<Announced>,
     disco_key: DiscoPublic,
 }
 
@@ -81,9 +81,13 @@ impl Node {
                 .relays()
                 .set_map(host.interner().derp_map(map), state.home_region);
         }
-        let (prefs, watched) = watch::channel(Prefs {
-            hostname: config.hostname,
-            tags: config.tags,
+        let (announced, watched) = watch::channel(Announced {
+            prefs: Prefs {
+                hostname: config.hostname,
+                tags: config.tags,
+                ..Prefs::default()
+            },
+            ..Announced::default()
         });
         let session = Session {
             engine: engine.clone(),
@@ -92,7 +96,8 @@ impl Node {
             introduction: Introduction::new(config.app, disco_key, &mut rng),
             auth_key: config.auth_key,
             ephemeral: config.ephemeral,
-            prefs: watched,
+            force_reauth: config.force_reauth,
+            announced: watched,
             rng: StdRng::from_seed(seed(&mut rng)),
         };
         engine.spawn(session.run());
@@ -100,7 +105,7 @@ impl Node {
             engine,
             keeper,
             server,
-            prefs,
+            announced,
             disco_key,
         })))
     }
@@ -162,6 +167,10 @@ impl TailnetNode for Node {
         TcpListener::bind(self.engine(), port)
     }
 
+    fn listen_service(&self, service: &ServiceName, port: u16) -> Result<ServiceListener, SocketError> {
+        ServiceListener::bind(self.engine(), &self.0.announced, service, port)
+    }
+
     fn bind_udp(&self, port: u16) -> Result<UdpSocket, SocketError> {
         UdpSocket::bind(self.engine(), port)
     }
@@ -183,11 +192,16 @@ impl TailnetNode for Node {
     }
 
     fn resolve(&self, name: &str) -> Vec<IpAddr> {
-        resolve(&self.engine().with_core(|core, _| core.netmap().clone()), name)
+        dns::lookup(&self.engine().with_core(|core, _| core.netmap().clone()), name)
     }
 
     fn whois(&self, addr: SocketAddr) -> Option<WhoIs> {
         self.engine().with_core(|core, _| core.whois(addr.ip(), None))
+    }
+
+    fn whois_at(&self, addr: SocketAddr, local: IpAddr) -> Option<WhoIs> {
+        self.engine()
+            .with_core(|core, _| core.whois(addr.ip(), Some(local)))
     }
 
     fn disco_key(&self) -> DiscoPublic {
@@ -195,9 +209,9 @@ impl TailnetNode for Node {
     }
 
     fn set_prefs(&self, prefs: Prefs) {
-        self.0.prefs.send_if_modified(|now| {
-            let changed = *now != prefs;
-            *now = prefs;
+        self.0.announced.send_if_modified(|now| {
+            let changed = now.prefs != prefs;
+            now.prefs = prefs;
             changed
         });
     }
@@ -227,38 +241,4 @@ impl TailnetNode for Node {
         }
         .boxed()
     }
-}
-
-/// The addresses behind a MagicDNS name: of a peer, of this node, or of a record that the tailnet adds.
-fn resolve(netmap: &Netmap, name: &str) -> Vec<IpAddr> {
-    let name = name.trim_end_matches('.');
-    if let Some(peer) = netmap.peer_by_name(name) {
-        return peer.addresses.to_vec();
-    }
-    let own = netmap
-        .self_node()
-        .map(|node| node.name.trim_end_matches('.'))
-        .unwrap_or_default();
-    let own_label = own.split('.').next().unwrap_or_default();
-    if !name.is_empty() && (own.eq_ignore_ascii_case(name) || own_label.eq_ignore_ascii_case(name)) {
-        return netmap.addresses().collect();
-    }
-    let Some(dns) = netmap.dns() else {
-        return Vec::new();
-    };
-    let suffix = dns.domains.first().map(String::as_str).unwrap_or_default();
-    let is_meant = |record: &str| {
-        let record = record.trim_end_matches('.');
-        let (label, rest) = record.split_once('.').unwrap_or((record, ""));
-        record.eq_ignore_ascii_case(name)
-            || (rest.eq_ignore_ascii_case(suffix) && label.eq_ignore_ascii_case(name))
-    };
-    let mut addrs: Vec<IpAddr> = dns
-        .extra_records
-        .iter()
-        .filter(|record| is_meant(&record.name))
-        .filter_map(|record| record.value.parse().ok())
-        .collect();
-    addrs.sort_by_key(IpAddr::is_ipv6);
-    addrs
 }

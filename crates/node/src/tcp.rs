@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -30,13 +30,22 @@ pub struct TcpListener {
 
 impl TcpListener {
     pub(crate) fn bind(engine: &Arc<Engine>, port: u16) -> Result<Self, SocketError> {
+        Self::bind_at(engine, None, port)
+    }
+
+    /// Listens at one address that is routed to the node, or at all of its own.
+    pub(crate) fn bind_at(
+        engine: &Arc<Engine>,
+        address: Option<IpAddr>,
+        port: u16,
+    ) -> Result<Self, SocketError> {
         let id = engine.with(|running, _| {
             if running.closed {
                 return Err(SocketError::Closed);
             }
             running
                 .core
-                .listen_tcp(None, port, BACKLOG)
+                .listen_tcp(address, port, BACKLOG)
                 .map_err(SocketError::from)
         })?;
         Ok(Self {

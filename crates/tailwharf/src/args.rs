@@ -152,6 +152,9 @@ pub(crate) struct NodeArgs {
     /// Let the tailnet forget the device some time after it went away
     #[arg(long)]
     pub(crate) ephemeral: bool,
+    /// Sign in anew with a new key, although the old one is still good; the device stays the same
+    #[arg(long)]
+    pub(crate) force_reauth: bool,
     /// File that keeps the keys of the device; without one it is a new device at each start
     #[arg(long, env = "TS_STATE")]
     pub(crate) state: Option<PathBuf>,

@@ -77,12 +77,11 @@ pub(crate) fn node(args: NodeArgs) -> Result<tailwharf_node::run::Settings> {
     };
     Ok(tailwharf_node::run::Settings {
         node: NodeConfig {
-            control_url: args.login_server,
-            hostname,
             auth_key: args.auth_key.as_deref().and_then(AuthKey::new),
             tags: args.tags,
             ephemeral: args.ephemeral,
-            app: String::new(),
+            force_reauth: args.force_reauth,
+            ..NodeConfig::new(args.login_server, hostname)
         },
         state_file: args.state,
         ca_file: args.ca_file,

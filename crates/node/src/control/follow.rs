@@ -13,17 +13,22 @@ use tailwharf_node_core::netmap::Netmap;
 use tailwharf_wire::key::NodePublic;
 use tailwharf_wire::map_frame::{self, Compression};
 use tailwharf_wire::tailcfg::{CapabilityVersion, MapRequest, MapResponse, PingRequest};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::SessionError;
+use super::announce::Announced;
+use super::c2n;
 use super::client::{CallError, ControlClient};
 use super::dial::ControlServer;
+use super::health::{self, Health};
 use super::ping;
 use super::session::Introduction;
-use crate::api::{Phase, Prefs};
+use crate::api::Phase;
 use crate::backoff::Backoff;
 use crate::engine::Engine;
+use crate::service;
 use crate::state::StateKeeper;
 
 /// The server sends a keep-alive at least each minute. A stream that is silent for two is dead.
@@ -39,7 +44,7 @@ pub(super) struct Follower<'a> {
     pub(super) client: &'a ControlClient,
     pub(super) server: &'a ControlServer,
     pub(super) introduction: &'a Introduction,
-    pub(super) prefs: Prefs,
+    pub(super) announced: watch::Receiver<Announced>,
     pub(super) node_key: NodePublic,
     pub(super) backoff: &'a mut Backoff,
 }
@@ -50,6 +55,8 @@ impl Follower<'_> {
         let mut read = BytesMut::new();
         // A stream begins with everything, so what an earlier one told is void.
         let mut netmap = Netmap::default();
+        let mut health = Health::default();
+        let mut expiry = None;
         let mut pings = JoinSet::new();
         let mut last_ping = String::new();
         loop {
@@ -62,13 +69,20 @@ impl Follower<'_> {
                 }
                 if !message.keep_alive {
                     self.backoff.reset();
-                    netmap = self.take(&netmap, &message)?;
+                    health.apply(&message);
+                    let now = message.control_time.unwrap_or_else(Timestamp::now);
+                    netmap = self.take(&netmap, &message, &health, now)?;
+                    let ends = netmap.self_node().and_then(|own| own.key_expiry);
+                    expiry = health::until_expiry(ends, now).map(|left| Instant::now() + left);
                 }
             }
             if read.is_empty() {
                 read = BytesMut::new();
             }
-            match timeout(WATCHDOG, body.frame()).await {
+            let silent = Instant::now() + WATCHDOG;
+            let until = expiry.map_or(silent, |expiry| expiry.min(silent));
+            match timeout_at(until, body.frame()).await {
+                Err(_) if until < silent => return Err(SessionError::KeyExpired),
                 Err(_) => return Err(SessionError::Silent),
                 Ok(None) => return Err(SessionError::Ended),
                 Ok(Some(Err(error))) => return Err(SessionError::Broken(error)),
@@ -92,7 +106,10 @@ impl Follower<'_> {
             node_key: self.node_key,
             disco_key: self.introduction.disco_key,
             stream: true,
-            hostinfo: Some(self.introduction.hostinfo(&self.prefs, home, reach.facts)),
+            hostinfo: Some(
+                self.introduction
+                    .hostinfo(&self.announced.borrow(), home, reach.facts),
+            ),
             endpoints,
             endpoint_types,
             ..MapRequest::default()
@@ -113,7 +130,13 @@ impl Follower<'_> {
     }
 
     /// Applies one message: to the netmap, the engine, the status and the state.
-    fn take(&self, netmap: &Netmap, message: &MapResponse) -> Result<Netmap, SessionError> {
+    fn take(
+        &self,
+        netmap: &Netmap,
+        message: &MapResponse,
+        health: &Health,
+        now: Timestamp,
+    ) -> Result<Netmap, SessionError> {
         let (netmap, problems) = netmap.apply(message, self.engine.host().interner());
         for error in problems {
             tracing::warn!(%error, "a rule of the packet filter cannot be read and allows nothing");
@@ -135,16 +158,15 @@ impl Follower<'_> {
         let Some(own) = netmap.self_node() else {
             return Ok(netmap);
         };
-        let now = message.control_time.unwrap_or_else(Timestamp::now);
         if own.expired || own.key_expiry.is_some_and(|expiry| expiry <= now) {
             return Err(SessionError::KeyExpired);
         }
-        self.tell_status(&netmap, message);
+        self.tell_status(&netmap, health.texts(own.key_expiry, now));
         self.keep(&netmap);
         Ok(netmap)
     }
 
-    fn tell_status(&self, netmap: &Netmap, message: &MapResponse) {
+    fn tell_status(&self, netmap: &Netmap, health: Vec<String>) {
         let Some(own) = netmap.self_node() else { return };
         let phase = if own.machine_authorized {
             Phase::Online
@@ -157,9 +179,13 @@ impl Follower<'_> {
             status.fqdn = Some(own.name.trim_end_matches('.').to_owned());
             status.addresses = netmap.addresses().collect();
             status.tags.clone_from(&own.tags);
-            if let Some(health) = &message.health {
-                status.health.clone_from(health);
-            }
+            status.key_expiry = own.key_expiry;
+            status.services = service::hosted(&own.cap_map);
+            status.cert_domains = netmap
+                .dns()
+                .map(|dns| dns.cert_domains.clone())
+                .unwrap_or_default();
+            status.health = health;
         });
     }
 
@@ -195,8 +221,13 @@ impl Follower<'_> {
         }
         let (client, server, node_key) = (self.client.clone(), self.server.clone(), self.node_key);
         let host = self.engine.host().clone();
+        let about = c2n::About {
+            announced: self.announced.borrow().clone(),
+            status: self.engine.watch_status().borrow().clone(),
+            certified: Vec::new(),
+        };
         pings.spawn(async move {
-            let answered = ping::answer(&request, &server, host.tls(), &client, node_key);
+            let answered = ping::answer(&request, &server, host.tls(), &client, node_key, &about);
             match timeout(Duration::from_secs(30), answered).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::debug!(%error, "a ping of the control server was not answered"),

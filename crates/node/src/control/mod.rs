@@ -1,8 +1,11 @@
 //! The control connection of one node: registration, the map stream, and what the node tells about itself.
 
+mod announce;
+mod c2n;
 mod client;
 mod dial;
 mod follow;
+mod health;
 mod noise_stream;
 mod ping;
 mod register;
@@ -11,6 +14,7 @@ mod tell;
 
 use tailwharf_wire::map_frame::MapFrameError;
 
+pub(crate) use self::announce::Announced;
 use self::client::CallError;
 pub(crate) use self::dial::ControlServer;
 use self::dial::DialError;

@@ -80,6 +80,15 @@ impl Registration {
         }
     }
 
+    /// Makes a new node key, which the next request registers in place of the one that the server knows.
+    pub(crate) fn rotate(&mut self, rng: &mut (impl RngCore + CryptoRng)) {
+        // A key that the server never took is no key that the new one could replace.
+        self.old_node_key = Some(self.old_node_key.unwrap_or_else(|| self.node_key.public()));
+        self.node_key = NodePrivate::generate(rng);
+        self.followup.clear();
+        self.rotated = true;
+    }
+
     /// Takes the answer to the last request.
     pub(crate) fn handle(&mut self, answer: RegisterResponse, rng: &mut (impl RngCore + CryptoRng)) -> Step {
         if !answer.error.is_empty() {
@@ -91,11 +100,7 @@ impl Registration {
                     reason: "the control server calls even a new node key expired".to_owned(),
                 };
             }
-            // A key that the server never took is no key that the new one could replace.
-            self.old_node_key = Some(self.old_node_key.unwrap_or_else(|| self.node_key.public()));
-            self.node_key = NodePrivate::generate(rng);
-            self.followup.clear();
-            self.rotated = true;
+            self.rotate(rng);
             return Step::KeyRotated;
         }
         if !answer.auth_url.is_empty() {

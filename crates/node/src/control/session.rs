@@ -19,13 +19,14 @@ use tailwharf_wire::tailcfg::{Hostinfo, NetInfo, RegionId, RegisterResponse};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::announce::Announced;
 use super::client::{CallError, ControlClient};
 use super::dial::ControlServer;
 use super::follow::Follower;
 use super::register::{Registration, Step, logout_request};
 use super::tell::Teller;
 use super::{DialError, SessionError};
-use crate::api::{AuthKey, Phase, Prefs};
+use crate::api::{AuthKey, Phase};
 use crate::backoff::Backoff;
 use crate::engine::Engine;
 use crate::host::Host;
@@ -68,17 +69,24 @@ impl Introduction {
         }
     }
 
-    pub(super) fn hostinfo(&self, prefs: &Prefs, home: Option<RegionId>, facts: NetFacts) -> Hostinfo {
+    pub(super) fn hostinfo(
+        &self,
+        announced: &Announced,
+        home: Option<RegionId>,
+        facts: NetFacts,
+    ) -> Hostinfo {
         Hostinfo {
             ipn_version: CLIENT_VERSION.to_owned(),
             backend_log_id: self.log_id.clone(),
             os: std::env::consts::OS.to_owned(),
             os_version: self.os_version.clone(),
             app: self.app.clone(),
-            hostname: prefs.hostname.clone(),
+            hostname: announced.prefs.hostname.clone(),
             no_logs_no_support: true,
             machine: std::env::consts::ARCH.to_owned(),
-            request_tags: prefs.tags.clone(),
+            request_tags: announced.prefs.tags.clone(),
+            services: announced.hostinfo_services(),
+            services_hash: announced.services_hash(),
             net_info: Some(NetInfo {
                 preferred_derp: home.unwrap_or_default(),
                 mapping_varies_by_dest_ip: facts.mapping_varies,
@@ -100,7 +108,8 @@ pub(crate) struct Session {
     pub(crate) introduction: Introduction,
     pub(crate) auth_key: Option<AuthKey>,
     pub(crate) ephemeral: bool,
-    pub(crate) prefs: watch::Receiver<Prefs>,
+    pub(crate) force_reauth: bool,
+    pub(crate) announced: watch::Receiver<Announced>,
     pub(crate) rng: StdRng,
 }
 
@@ -110,6 +119,13 @@ impl Session {
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
         let mut registration = None;
         let mut registered = self.keeper.read(|state| state.stable_id.is_some());
+        if registered && self.force_reauth {
+            let mut again = self.registration();
+            again.rotate(&mut self.rng);
+            self.keep_rotated(&again);
+            registration = Some(again);
+            registered = false;
+        }
         loop {
             let error = match self
                 .attempt(&mut registered, &mut registration, &mut backoff)
@@ -173,7 +189,7 @@ impl Session {
             keeper: &self.keeper,
             client: &client,
             introduction: &self.introduction,
-            prefs: self.prefs.clone(),
+            announced: self.announced.clone(),
             node_key,
         };
         let mut follower = Follower {
@@ -182,7 +198,7 @@ impl Session {
             client: &client,
             server: &self.server,
             introduction: &self.introduction,
-            prefs: self.prefs.borrow().clone(),
+            announced: self.announced.clone(),
             node_key,
             backoff,
         };
@@ -200,15 +216,10 @@ impl Session {
         client: &ControlClient,
         registration: &mut Option<Registration>,
     ) -> Result<(), SessionError> {
-        let registration = registration.get_or_insert_with(|| {
-            let (node_key, old) = self
-                .keeper
-                .read(|state| (state.node_key.clone(), state.old_node_key));
-            Registration::new(node_key, old, self.auth_key.clone(), self.ephemeral)
-        });
+        let registration = registration.get_or_insert_with(|| self.registration());
         loop {
             let hostinfo = self.introduction.hostinfo(
-                &self.prefs.borrow(),
+                &self.announced.borrow(),
                 self.keeper.read(|state| state.home_region),
                 self.engine.watch_reach().borrow().facts,
             );
@@ -239,20 +250,32 @@ impl Session {
                     }
                 }
                 Step::KeyRotated => {
-                    let (node_key, old) = registration.keys();
-                    let node_key = node_key.clone();
-                    self.keeper.update(|state| {
-                        state.node_key = node_key.clone();
-                        state.old_node_key = old;
-                        state.stable_id = None;
-                        true
-                    });
+                    self.keep_rotated(registration);
                     self.keeper.save().await?;
-                    self.engine.set_node_key(node_key);
                 }
                 Step::Refused { reason } => return Err(SessionError::Refused { reason }),
             }
         }
+    }
+
+    /// The registration of the node key that the state holds.
+    fn registration(&self) -> Registration {
+        let (node_key, old) = self
+            .keeper
+            .read(|state| (state.node_key.clone(), state.old_node_key));
+        Registration::new(node_key, old, self.auth_key.clone(), self.ephemeral)
+    }
+
+    /// Takes the new node key of a registration into state and engine. The server does not know it yet.
+    fn keep_rotated(&self, registration: &Registration) {
+        let (node_key, old) = registration.keys();
+        self.keeper.update(|state| {
+            state.node_key = node_key.clone();
+            state.old_node_key = old;
+            state.stable_id = None;
+            true
+        });
+        self.engine.set_node_key(node_key.clone());
     }
 
     fn set_phase(&self, phase: Phase) {

@@ -11,9 +11,9 @@ use tailwharf_wire::tailcfg::{CapabilityVersion, MapRequest, RegionId};
 use tokio::sync::watch;
 
 use super::SessionError;
+use super::announce::Announced;
 use super::client::{CallError, ControlClient};
 use super::session::Introduction;
-use crate::api::Prefs;
 use crate::backoff::Backoff;
 use crate::direct::Reach;
 use crate::engine::Engine;
@@ -25,7 +25,7 @@ pub(super) struct Teller<'a> {
     pub(super) keeper: &'a Arc<StateKeeper>,
     pub(super) client: &'a ControlClient,
     pub(super) introduction: &'a Introduction,
-    pub(super) prefs: watch::Receiver<Prefs>,
+    pub(super) announced: watch::Receiver<Announced>,
     pub(super) node_key: NodePublic,
 }
 
@@ -34,11 +34,11 @@ impl Teller<'_> {
         let mut status = self.engine.watch_status();
         let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(60));
         let mut reach = self.engine.watch_reach();
-        let mut told: Option<(Prefs, Option<RegionId>, Reach)> = None;
+        let mut told: Option<(Announced, Option<RegionId>, Reach)> = None;
         loop {
             let home = self.home(&mut status);
             let now = (
-                self.prefs.borrow_and_update().clone(),
+                self.announced.borrow_and_update().clone(),
                 home,
                 reach.borrow_and_update().clone(),
             );
@@ -68,7 +68,7 @@ impl Teller<'_> {
                 }
             }
             let gone = tokio::select! {
-                changed = self.prefs.changed() => changed.is_err(),
+                changed = self.announced.changed() => changed.is_err(),
                 changed = status.changed() => changed.is_err(),
                 changed = reach.changed() => changed.is_err(),
             };
@@ -93,14 +93,19 @@ impl Teller<'_> {
         self.keeper.read(|state| state.home_region)
     }
 
-    async fn tell(&self, prefs: &Prefs, home: Option<RegionId>, reach: &Reach) -> Result<(), CallError> {
+    async fn tell(
+        &self,
+        announced: &Announced,
+        home: Option<RegionId>,
+        reach: &Reach,
+    ) -> Result<(), CallError> {
         let (endpoints, endpoint_types) = reach.endpoints.iter().copied().unzip();
         let request = MapRequest {
             version: CapabilityVersion::CURRENT,
             node_key: self.node_key,
             disco_key: self.introduction.disco_key,
             omit_peers: true,
-            hostinfo: Some(self.introduction.hostinfo(prefs, home, reach.facts)),
+            hostinfo: Some(self.introduction.hostinfo(announced, home, reach.facts)),
             endpoints,
             endpoint_types,
             ..MapRequest::default()

@@ -148,12 +148,8 @@ impl Tailnet {
 
     pub(crate) fn node_config(&self, hostname: &str, auth_key: Option<AuthKey>) -> NodeConfig {
         NodeConfig {
-            control_url: self.config.server_url.clone(),
-            hostname: hostname.to_owned(),
             auth_key,
-            tags: Vec::new(),
-            ephemeral: false,
-            app: "test".to_owned(),
+            ..NodeConfig::new(self.config.server_url.clone(), hostname)
         }
     }
 

@@ -38,12 +38,8 @@ async fn respond(mut stream: TcpStream, answer: &'static [u8], total: usize) {
 
 async fn node_of(control: SocketAddr) -> Node {
     let config = NodeConfig {
-        control_url: format!("http://{control}").parse().unwrap(),
-        hostname: "node".into(),
         auth_key: AuthKey::new("tskey-auth-x"),
-        tags: Vec::new(),
-        ephemeral: false,
-        app: "test".into(),
+        ..NodeConfig::new(format!("http://{control}").parse().unwrap(), "node")
     };
     let host = Host::new(&HostConfig::default()).unwrap();
     host.start(config, Arc::new(MemoryStore::default()))

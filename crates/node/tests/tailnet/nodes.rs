@@ -249,7 +249,7 @@ async fn a_new_name_reaches_the_control_server() {
     let node = tailnet.join("before", "tag:server").await;
     node.set_prefs(Prefs {
         hostname: "after".into(),
-        tags: Vec::new(),
+        ..Prefs::default()
     });
     reached(&node, "renamed", |status| {
         status.fqdn.as_deref() == Some("after.tail1234.ts.net")

@@ -216,12 +216,11 @@ impl Hosting {
     fn node_config(&self, key: Option<&SecretText>) -> Option<NodeConfig> {
         let spec = &self.identity.spec;
         Some(NodeConfig {
-            control_url: spec.login_server.parse().ok()?,
-            hostname: spec.hostname.as_str().to_owned(),
             auth_key: key.and_then(|key| AuthKey::new(key.reveal())),
             tags: spec.tags.iter().map(|tag| tag.as_str().to_owned()).collect(),
             ephemeral: spec.ephemeral,
             app: APP.to_owned(),
+            ..NodeConfig::new(spec.login_server.parse().ok()?, spec.hostname.as_str())
         })
     }
 
@@ -350,6 +349,7 @@ impl Hosting {
             node.set_prefs(Prefs {
                 hostname: new.hostname.as_str().to_owned(),
                 tags: new.tags.iter().map(|tag| tag.as_str().to_owned()).collect(),
+                ..Prefs::default()
             });
         }
         true
