@@ -10,4 +10,7 @@ mod command;
 mod common;
 mod direct;
 mod hostile;
+mod login;
 mod nodes;
+mod quirks;
+mod scripted;
