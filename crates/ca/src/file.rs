@@ -49,7 +49,7 @@ pub(crate) fn write(path: &Path, content: &impl Serialize) -> Result<(), CaError
         .and_then(|()| file.sync_all())
         .map_err(failed)?;
     fs::rename(&new, path).map_err(failed)?;
-    let folder = path.parent().unwrap_or(Path::new("."));
+    let folder = path.parent().unwrap_or(path);
     fs::File::open(folder)
         .and_then(|folder| folder.sync_all())
         .map_err(failed)

@@ -96,7 +96,6 @@ impl CertificateAuthority {
     }
 
     /// Its routes, all below `/acme/`; the directory is `/acme/directory`.
-    #[must_use]
     pub fn router(&self) -> Router {
         service::router(self.0.clone())
     }

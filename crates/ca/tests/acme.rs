@@ -1,5 +1,12 @@
 //! The authority as clients see it, over its routes.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by a panic, also in its helpers"
+)]
+
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
