@@ -121,7 +121,7 @@ impl Core {
     /// Takes a new view of the tailnet.
     pub fn handle_netmap(&mut self, netmap: Netmap, now: Instant) {
         let same_peers = self.tunnel.netmap.same_peers(&netmap);
-        self.tunnel.set_netmap(netmap, &mut self.plain, now);
+        self.tunnel.set_netmap(netmap, now);
         if !same_peers {
             self.tcp.drop_unroutable(&mut self.tunnel);
         }

@@ -127,6 +127,8 @@ pub(crate) struct Session {
     ticked: Instant,
     /// Whether packets wait inside for the handshake.
     queued: bool,
+    /// Whether data can be sent at once.
+    established: bool,
 }
 
 /// What came of a message.
@@ -168,12 +170,18 @@ impl Session {
             tunn: Box::new(tunn),
             ticked: now,
             queued: false,
+            established: false,
         }
     }
 
     /// Whether data can be sent at once.
     pub(crate) fn is_established(&self) -> bool {
-        self.tunn.time_since_last_handshake().is_some()
+        self.established
+    }
+
+    /// Asks boringtun, which looks at a clock for the answer.
+    fn look_if_established(&mut self) {
+        self.established = self.tunn.time_since_last_handshake().is_some();
     }
 
     /// Whether packets wait inside for the handshake.
@@ -197,13 +205,17 @@ impl Session {
 
     /// Takes a message. `out` has room for it and for an initiation.
     pub(crate) fn open(&mut self, datagram: &[u8], path: Path, out: &mut [u8]) -> Opened {
-        match self.tunn.decapsulate(Some(source_address(path)), datagram, out) {
+        let opened = match self.tunn.decapsulate(Some(source_address(path)), datagram, out) {
             TunnResult::Done => Opened::Nothing,
             TunnResult::Err(_) => Opened::Invalid,
             TunnResult::WriteToNetwork(bytes) => Opened::Send(bytes.len()),
             TunnResult::WriteToTunnelV4(packet, _) => Opened::Packet(packet.len()),
             TunnResult::WriteToTunnelV6(packet, _) => Opened::Packet(packet.len()),
+        };
+        if !self.established {
+            self.look_if_established();
         }
+        opened
     }
 
     /// The next packet that waited for the handshake, sealed into `out`. Only with an established session.
@@ -216,16 +228,18 @@ impl Session {
     /// Lets boringtun look at the clock.
     pub(crate) fn tick(&mut self, out: &mut [u8], now: Instant) -> Tick {
         self.ticked = now;
-        match self.tunn.update_timers(out) {
+        let tick = match self.tunn.update_timers(out) {
             TunnResult::WriteToNetwork(bytes) => Tick::Send(bytes.len()),
             TunnResult::Err(_) => Tick::Expired,
             _ => Tick::Nothing,
-        }
+        };
+        self.look_if_established();
+        tick
     }
 
-    /// Starts a handshake unless one is under way.
+    /// Starts a handshake, also if one is under way; the answer to the one before is still taken.
     pub(crate) fn initiate(&mut self, out: &mut [u8]) -> Option<usize> {
-        sent(&self.tunn.format_handshake_initiation(out, false))
+        sent(&self.tunn.format_handshake_initiation(out, true))
     }
 }
 

@@ -1,5 +1,7 @@
 //! The tunnel: packets to peers and from peers, by WireGuard sessions that exist only for peers that talk.
 
+mod handshakes;
+
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::net::IpAddr;
@@ -8,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use tailwharf_wire::key::{NodePrivate, NodePublic};
 
+use self::handshakes::Handshake;
 use crate::buffers::BufferPool;
 use crate::core::Counters;
 use crate::event::Event;
@@ -24,14 +27,6 @@ const QUIET_TICK: Duration = Duration::from_secs(20);
 const QUIET_AFTER: Duration = Duration::from_secs(30);
 /// When a session without data is dropped. Keys end after 180 s, so the peer has nothing left of it either.
 const IDLE_AFTER: Duration = Duration::from_secs(190);
-/// How long an initiation of a peer that the netmap does not have yet is kept. Official clients repeat it after 5 s only.
-const HOLD: Duration = Duration::from_secs(2);
-/// How many initiations are kept; the oldest goes first.
-const MAX_HELD: usize = 16;
-/// Pause between handshakes that we start because a peer seems to have lost its session or we ours: WireGuard's own retry time.
-const REVIVE_PAUSE: Duration = Duration::from_secs(5);
-/// A handshake that a peer started so shortly before its new disco key became known was with its new process: a node tells its key before it talks.
-const FRESH: Duration = Duration::from_secs(5);
 /// Session numbers have 24 bits.
 const INDEX_MASK: u32 = 0x00ff_ffff;
 
@@ -48,6 +43,8 @@ pub(crate) struct Tunnel {
     indices: HashMap<u32, NodePublic>,
     next_index: u32,
     ticks: BinaryHeap<Reverse<(Instant, u32)>>,
+    /// When handshakes want to be looked at.
+    agenda: BinaryHeap<Reverse<(Instant, u32)>>,
     held: VecDeque<Held>,
 }
 
@@ -57,10 +54,7 @@ struct Entry {
     peer: Arc<Peer>,
     /// When data last went either way.
     used: Instant,
-    /// When the peer last started a handshake.
-    initiated_by_peer: Option<Instant>,
-    /// When we last started one without having data.
-    revived: Option<Instant>,
+    handshake: Handshake,
     /// Whether the shell was told that this peer is active.
     announced: bool,
 }
@@ -92,6 +86,7 @@ impl Tunnel {
             indices: HashMap::new(),
             next_index: first_index & INDEX_MASK,
             ticks: BinaryHeap::new(),
+            agenda: BinaryHeap::new(),
             held: VecDeque::new(),
         }
     }
@@ -102,6 +97,7 @@ impl Tunnel {
         self.sessions.clear();
         self.indices.clear();
         self.ticks.clear();
+        self.agenda.clear();
         self.held.clear();
     }
 
@@ -125,19 +121,23 @@ impl Tunnel {
     pub(crate) fn send_to(&mut self, peer: &Arc<Peer>, packet: &[u8], now: Instant) {
         self.paths.used(peer, now);
         let ways = self.paths.ways(peer, now);
-        if ways.surest().is_none() {
+        let Some(surest) = ways.surest() else {
             self.counters.no_route += 1;
             return;
-        }
+        };
         self.prepare(peer, now);
         let Some(entry) = self.sessions.get_mut(&peer.key) else {
             return;
         };
         entry.used = now;
-        let room = (packet.len() + OVERHEAD).max(INITIATION_LEN);
-        let session = &mut entry.session;
-        self.outbox.push_ways(ways, room, |out| session.seal(packet, out));
         self.counters.packets_out += 1;
+        let session = &mut entry.session;
+        if session.is_established() {
+            let room = (packet.len() + OVERHEAD).max(INITIATION_LEN);
+            self.outbox.push_ways(ways, room, |out| session.seal(packet, out));
+        } else {
+            self.send_later(&peer.key, packet, surest, now);
+        }
     }
 
     /// Takes a WireGuard message. If it holds an IP packet that its sender may send, the packet is then at the start of `plain`.
@@ -151,7 +151,7 @@ impl Tunnel {
         make_room(plain, datagram.len());
         match self.identity.identify(datagram, path, now) {
             Message::Initiation(key) => {
-                self.initiation(&key, datagram, path, plain, now);
+                self.initiation(&key, datagram, path, now);
                 None
             }
             Message::Indexed { index, data } => {
@@ -169,57 +169,6 @@ impl Tunnel {
                 self.counters.invalid += 1;
                 None
             }
-        }
-    }
-
-    fn initiation(&mut self, key: &NodePublic, datagram: &[u8], path: Path, plain: &mut [u8], now: Instant) {
-        if let Path::Derp { peer, .. } = path
-            && peer != *key
-        {
-            self.counters.invalid += 1;
-            return;
-        }
-        let Some(peer) = self.netmap.peer_by_key(key).cloned() else {
-            self.hold(key, datagram, path, now);
-            return;
-        };
-        if peer.expired {
-            return;
-        }
-        self.prepare(&peer, now);
-        let Some(entry) = self.sessions.get_mut(key) else {
-            return;
-        };
-        if let Opened::Send(length) = entry.session.open(datagram, path, plain) {
-            entry.initiated_by_peer = Some(now);
-            entry.used = now;
-            self.paths.heard(&peer, path, now);
-            self.outbox.push(path, &plain[..length]);
-        }
-    }
-
-    /// Keeps an initiation until the netmap has its sender.
-    fn hold(&mut self, key: &NodePublic, datagram: &[u8], path: Path, now: Instant) {
-        self.held.retain(|held| held.peer != *key && held.until > now);
-        if self.held.len() == MAX_HELD {
-            self.held.pop_front();
-        }
-        self.held.push_back(Held {
-            peer: *key,
-            datagram: datagram.into(),
-            path,
-            until: now + HOLD,
-        });
-    }
-
-    /// A message for a session that is gone. When a relay vouches that it is from a peer, the peer is better told by a new handshake than left to find out by
-    /// its timers, which take 15 s.
-    fn unknown_session(&mut self, path: Path, data: bool, now: Instant) {
-        self.counters.invalid += 1;
-        if let Path::Derp { peer, .. } = path
-            && data
-        {
-            self.revive(&peer, now);
         }
     }
 
@@ -252,6 +201,8 @@ impl Tunnel {
             }
         };
         self.paths.heard(&entry.peer, path, now);
+        self.heard(key, datagram, now);
+        let entry = self.sessions.get_mut(key)?;
         let is_waiting = !entry.announced || entry.session.has_queued();
         if is_waiting && entry.session.is_established() {
             if !entry.announced {
@@ -273,32 +224,6 @@ impl Tunnel {
         result
     }
 
-    /// Starts a handshake with a peer that is heard of but has no session with us.
-    pub(crate) fn revive(&mut self, key: &NodePublic, now: Instant) {
-        let Some(peer) = self.netmap.peer_by_key(key).filter(|peer| !peer.expired).cloned() else {
-            return;
-        };
-        let ways = self.paths.ways(&peer, now);
-        if ways.surest().is_none() {
-            return;
-        }
-        self.prepare(&peer, now);
-        let Some(entry) = self.sessions.get_mut(key) else {
-            return;
-        };
-        if entry.session.is_established()
-            || entry
-                .revived
-                .is_some_and(|at| now.duration_since(at) < REVIVE_PAUSE)
-        {
-            return;
-        }
-        entry.revived = Some(now);
-        let session = &mut entry.session;
-        self.outbox
-            .push_ways(ways, INITIATION_LEN, |out| session.initiate(out));
-    }
-
     /// Makes a peer's session if there is none, and brings its idea of the time up to date.
     fn prepare(&mut self, peer: &Arc<Peer>, now: Instant) {
         self.refresh(&peer.key, now);
@@ -317,8 +242,7 @@ impl Tunnel {
             index,
             peer: Arc::clone(peer),
             used: now,
-            initiated_by_peer: None,
-            revived: None,
+            handshake: Handshake::default(),
             announced: false,
         };
         self.sessions.insert(peer.key, entry);
@@ -333,6 +257,7 @@ impl Tunnel {
             self.sessions = HashMap::new();
             self.indices = HashMap::new();
             self.ticks = BinaryHeap::new();
+            self.agenda = BinaryHeap::new();
         }
     }
 
@@ -355,17 +280,13 @@ impl Tunnel {
         let mut message = [0; INITIATION_LEN];
         match entry.session.tick(&mut message, now) {
             Tick::Nothing => {}
-            Tick::Send(length) => {
-                for path in self.paths.ways(&entry.peer, now).iter() {
-                    self.outbox.push(path, &message[..length]);
-                }
-            }
+            Tick::Send(length) => self.send_ticked(key, &message[..length], now),
             Tick::Expired => self.drop_session(key),
         }
     }
 
     /// Takes a new netmap. Sessions of peers that are gone or have a new process end; initiations that waited for their peer are answered.
-    pub(crate) fn set_netmap(&mut self, netmap: Netmap, plain: &mut Vec<u8>, now: Instant) {
+    pub(crate) fn set_netmap(&mut self, netmap: Netmap, now: Instant) {
         let same_peers = self.netmap.same_peers(&netmap);
         self.netmap = netmap;
         if same_peers {
@@ -377,9 +298,7 @@ impl Tunnel {
                 ended.push(*key);
                 continue;
             };
-            let fresh = entry
-                .initiated_by_peer
-                .is_some_and(|at| now.duration_since(at) < FRESH);
+            let fresh = entry.handshake.is_fresh(now);
             let restarted = !entry.peer.disco.is_zero() && peer.disco != entry.peer.disco;
             self.paths.told(peer, restarted, now);
             if restarted && !fresh {
@@ -392,17 +311,7 @@ impl Tunnel {
             self.drop_session(&key);
             self.paths.forget(&key);
         }
-        make_room(plain, INITIATION_LEN);
-        for held in std::mem::take(&mut self.held) {
-            if held.until <= now {
-                continue;
-            }
-            if self.netmap.peer_by_key(&held.peer).is_some() {
-                self.initiation(&held.peer, &held.datagram, held.path, plain, now);
-            } else {
-                self.held.push_back(held);
-            }
-        }
+        self.take_held(now);
     }
 
     /// Peers with a session, those that talked last first.
@@ -416,9 +325,11 @@ impl Tunnel {
         self.sessions.len()
     }
 
-    /// When a session wants to look at the clock.
+    /// When a session wants to look at the clock, or a handshake to go on.
     pub(crate) fn next_tick(&self) -> Option<Instant> {
-        self.ticks.peek().map(|Reverse((at, _))| *at)
+        let tick = self.ticks.peek().map(|Reverse((at, _))| *at);
+        let handshake = self.agenda.peek().map(|Reverse((at, _))| *at);
+        tick.into_iter().chain(handshake).min()
     }
 
     /// When a kept initiation ends.
@@ -431,6 +342,7 @@ impl Tunnel {
         if self.held.is_empty() {
             self.held = VecDeque::new();
         }
+        self.attend_all(now);
         while let Some(Reverse((at, index))) = self.ticks.peek().copied() {
             if at > now {
                 break;

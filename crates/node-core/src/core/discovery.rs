@@ -76,14 +76,14 @@ impl Core {
         {
             Some(Heard::Ping(peer)) => {
                 self.tunnel.paths.pinged_by(&peer, path, now);
-                self.tunnel.revive(&peer.key, now);
+                self.tunnel.expect(&peer.key, now);
             }
             Some(Heard::CallMeMaybe(peer, endpoints)) => {
                 self.tunnel.paths.heard(&peer, path, now);
                 let mine = |at: &SocketAddr| netmap_owns(&self.tunnel, at) || self.endpoints.is_own(*at);
                 let theirs: Vec<_> = endpoints.into_iter().filter(|at| !mine(at)).collect();
                 self.tunnel.paths.called(&peer, &theirs, now);
-                self.tunnel.revive(&peer.key, now);
+                self.tunnel.expect(&peer.key, now);
             }
             Some(Heard::Pong { from, tx_id, seen_as }) => {
                 let Tunnel { netmap, paths, .. } = &mut self.tunnel;

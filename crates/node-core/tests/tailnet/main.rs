@@ -7,6 +7,7 @@
     reason = "clippy knows the body of a test from the helpers of one only where it stands in a `cfg(test)` module"
 )]
 
+mod handshake;
 mod nat;
 mod net;
 mod node;
