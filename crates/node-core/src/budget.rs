@@ -1,21 +1,41 @@
-//! How much memory the TCP buffers of a process may take, and how it is shared out.
+//! How much memory the TCP connections of a process may take, and how it is shared out.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Sizes of one direction's buffer by how much of the budget is in use: few connections get fast ones, many get small ones, and the sum has a bound. The
-/// largest fills 1 Gbit/s at 2 ms round trip; the smallest still holds six full segments.
-const TIERS: [(usize, usize); 4] = [(25, 256 * KIB), (50, 64 * KIB), (75, 16 * KIB), (100, 8 * KIB)];
 const KIB: usize = 1024;
 
-/// A process-wide bound on TCP buffers, shared by all its cores.
+/// How much one direction of a connection may hold by how much of the budget is in use: few busy connections get fast windows, many get small ones.
+/// The largest fills 1 Gbit/s at 8 ms round trip; more than that leaves the processor's caches. The smallest still holds six full segments.
+const TIERS: [(usize, usize); 4] = [
+    (50, 1024 * KIB),
+    (75, 256 * KIB),
+    (90, 64 * KIB),
+    (usize::MAX, SMALLEST),
+];
+/// What one direction may hold when the budget is nearly spent.
+const SMALLEST: usize = 8 * KIB;
+/// Percentage of the budget up to which a buffer may grow. The rest is for buffers that hold nothing yet, so that a few full ones cannot keep the others
+/// from moving at all.
+const GROWTH: usize = 95;
+
+/// A process-wide bound on what TCP connections hold, shared by all its cores.
 ///
-/// What is counted is capacity. A page of a buffer takes real memory only once data has been in it, and a ring that runs empty starts again at its first page,
-/// so an idle connection costs far less than its share.
+/// What is counted is memory in use: buffers take it with the data and give it back as they drain, so an idle connection counts for little more than its
+/// state.
 #[derive(Debug)]
 pub struct MemoryBudget {
     limit: usize,
     used: AtomicUsize,
+}
+
+/// What memory is wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// A connection, or the first bytes of a buffer.
+    Start,
+    /// More of a buffer that holds something.
+    Growth,
 }
 
 impl MemoryBudget {
@@ -34,57 +54,57 @@ impl MemoryBudget {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// A share for one connection's two buffers, or `None` when the budget is spent.
-    pub(crate) fn take(self: &Arc<Self>) -> Option<Share> {
-        let mut used = self.used.load(Ordering::Relaxed);
-        loop {
-            let percent = used.saturating_mul(100).checked_div(self.limit)?;
-            let (_, each) = TIERS.into_iter().find(|(below, _)| percent < *below)?;
-            let each = if used + 2 * each <= self.limit {
-                each
-            } else {
-                SMALLEST
-            };
-            let after = used + 2 * each;
-            if after > self.limit {
-                return None;
-            }
-            match self
-                .used
-                .compare_exchange_weak(used, after, Ordering::Relaxed, Ordering::Relaxed)
-            {
-                Ok(_) => {
-                    return Some(Share {
-                        budget: Arc::clone(self),
-                        each,
-                    });
-                }
-                Err(now) => used = now,
-            }
-        }
+    /// How much one direction of a connection may hold now.
+    pub(crate) fn allowance(&self) -> usize {
+        let percent = self
+            .used()
+            .saturating_mul(100)
+            .checked_div(self.limit)
+            .unwrap_or(usize::MAX);
+        TIERS
+            .into_iter()
+            .find(|(below, _)| percent < *below)
+            .map_or(SMALLEST, |(_, each)| each)
+    }
+
+    /// Counts `bytes`, if they are within the limit.
+    pub(crate) fn take(&self, bytes: usize, purpose: Purpose) -> bool {
+        let limit = match purpose {
+            Purpose::Start => self.limit,
+            Purpose::Growth => self.limit / 100 * GROWTH,
+        };
+        self.used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                let after = used.checked_add(bytes)?;
+                (after <= limit).then_some(after)
+            })
+            .is_ok()
+    }
+
+    /// Gives back what was taken.
+    pub(crate) fn give(&self, bytes: usize) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Takes what one connection's state needs, until the share is dropped.
+    pub(crate) fn share(self: &Arc<Self>, bytes: usize) -> Option<Share> {
+        self.take(bytes, Purpose::Start).then(|| Share {
+            budget: Arc::clone(self),
+            bytes,
+        })
     }
 }
 
-/// The smallest buffer of one direction.
-const SMALLEST: usize = TIERS[TIERS.len() - 1].1;
-
-/// One connection's part of a [`MemoryBudget`], given back when dropped.
+/// A part of a [`MemoryBudget`], given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Share {
     budget: Arc<MemoryBudget>,
-    each: usize,
-}
-
-impl Share {
-    /// Bytes of one direction's buffer.
-    pub(crate) fn each(&self) -> usize {
-        self.each
-    }
+    bytes: usize,
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.budget.used.fetch_sub(2 * self.each, Ordering::Relaxed);
+        self.budget.give(self.bytes);
     }
 }
 
@@ -93,24 +113,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_shrink_and_end_at_the_limit() {
-        let budget = MemoryBudget::new(8 * 1024 * KIB);
-        let mut shares = Vec::new();
-        while let Some(share) = budget.take() {
-            shares.push(share);
-        }
-        assert!(shares.windows(2).all(|pair| pair[0].each() >= pair[1].each()));
-        assert_eq!(shares.first().map(Share::each), Some(256 * KIB));
-        assert_eq!(shares.last().map(Share::each), Some(SMALLEST));
-        assert!(budget.used() <= 8 * 1024 * KIB);
-        assert!(shares.len() > 200);
-        drop(shares);
-        assert_eq!(budget.used(), 0);
+    fn allowances_shrink_and_starts_go_before_growth() {
+        let budget = MemoryBudget::new(1000 * KIB);
+        assert_eq!(budget.allowance(), 1024 * KIB);
+        assert!(budget.take(600 * KIB, Purpose::Growth));
+        assert_eq!(budget.allowance(), 256 * KIB);
+        assert!(budget.take(340 * KIB, Purpose::Growth));
+        assert_eq!(budget.allowance(), SMALLEST);
+        assert!(!budget.take(20 * KIB, Purpose::Growth));
+        assert!(budget.take(60 * KIB, Purpose::Start));
+        assert!(!budget.take(1, Purpose::Start));
+        budget.give(1000 * KIB);
+        assert_eq!((budget.used(), budget.allowance()), (0, 1024 * KIB));
     }
 
     #[test]
-    fn a_tiny_budget_refuses() {
-        assert!(MemoryBudget::new(KIB).take().is_none());
-        assert!(MemoryBudget::new(0).take().is_none());
+    fn a_share_comes_back() {
+        let budget = MemoryBudget::new(KIB);
+        let share = budget.share(KIB);
+        assert!(share.is_some() && budget.share(1).is_none());
+        drop(share);
+        assert_eq!(budget.used(), 0);
+        assert!(MemoryBudget::new(0).share(1).is_none());
     }
 }

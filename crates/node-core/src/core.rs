@@ -22,16 +22,24 @@ use crate::event::{
     Reason, UdpError, UdpId,
 };
 use crate::filter::{Conntrack, DropReason, Verdict};
+use crate::fragments::{self, Assembled, Fragments};
+use crate::icmp::{self, Cause, Complaint};
+use crate::limit::Limiter;
 use crate::netmap::{Netmap, Peer};
 use crate::outbox::Transmit;
 use crate::packet::{Fragment, Parsed, proto, write_echo_reply, write_tsmp, write_udp};
 use crate::paths::Path;
 use crate::pings::{Pings, Token};
 use crate::tcp::{FlowKey, TcpStack};
-use crate::tsmp::{self, Rejecter};
+use crate::tsmp;
 use crate::tunnel::Tunnel;
-use crate::udp::{Datagram, UdpStack};
+use crate::udp::{Datagram, Delivery, UdpStack};
 use crate::whois::{WhoIs, whois};
+
+/// How many denials are told per second; a scan gets no more answers than that.
+const MAX_REJECTS: u32 = 20;
+/// How many errors about packets of peers are sent per second.
+const MAX_ICMP_ERRORS: u32 = 20;
 
 /// Largest message that is taken from a relay or socket. WireGuard's own limit; a tailnet's packets are far smaller.
 const MAX_MESSAGE: usize = 65_535;
@@ -66,8 +74,12 @@ pub struct Counters {
     pub denied: u64,
     /// Packets whose source does not belong to the peer that sent them, or that are malformed.
     pub bogus: u64,
-    /// Packets for addresses or ports of ours where nothing listens, and fragments, which are not put together.
+    /// Packets for addresses or ports of ours where nothing listens.
     pub undelivered: u64,
+    /// Fragments that did not fit the others of their packet, or for which there was no room.
+    pub fragments_refused: u64,
+    /// Connections that a change of the packet filter ended.
+    pub revoked: u64,
     /// Packets that no peer takes, or for whose peer no way is known.
     pub no_route: u64,
     /// Connections that were not opened for lack of backlog, half-open places or memory.
@@ -83,7 +95,9 @@ pub struct Core {
     tcp: TcpStack,
     udp: UdpStack,
     pings: Pings,
-    rejecter: Rejecter,
+    fragments: Fragments,
+    rejects: Limiter,
+    icmp_errors: Limiter,
     rng: ChaCha20Rng,
     /// The packet that was opened last.
     plain: Vec<u8>,
@@ -111,7 +125,9 @@ impl Core {
             tcp: TcpStack::new(config.budget, rng.next_u64(), now),
             udp: UdpStack::default(),
             pings: Pings::default(),
-            rejecter: Rejecter::default(),
+            fragments: Fragments::default(),
+            rejects: Limiter::new(MAX_REJECTS),
+            icmp_errors: Limiter::new(MAX_ICMP_ERRORS),
             rng,
             plain: Vec::new(),
             scratch: Vec::new(),
@@ -121,10 +137,28 @@ impl Core {
     /// Takes a new view of the tailnet.
     pub fn handle_netmap(&mut self, netmap: Netmap, now: Instant) {
         let same_peers = self.tunnel.netmap.same_peers(&netmap);
-        self.tunnel.set_netmap(netmap, now);
+        let same_filter = Arc::ptr_eq(self.tunnel.netmap.filter(), netmap.filter());
+        self.tunnel.set_netmap(netmap, &mut self.plain, now);
         if !same_peers {
             self.tcp.drop_unroutable(&mut self.tunnel);
         }
+        if !same_filter {
+            self.recheck();
+        }
+    }
+
+    /// Ends what the packet filter does not allow any more.
+    fn recheck(&mut self) {
+        // An answer passes again once we send the next datagram.
+        self.conntrack = Conntrack::default();
+        let tunnel = &self.tunnel;
+        let filter = tunnel.netmap.filter();
+        let revoked = self.tcp.revoke(|tuple| {
+            tunnel
+                .route(tuple.remote.ip())
+                .is_some_and(|peer| filter.admits(peer, tuple.remote.ip(), tuple.local))
+        });
+        self.tunnel.counters.revoked += revoked;
     }
 
     /// Takes a new identity, after the old node key expired. All sessions end.
@@ -190,13 +224,19 @@ impl Core {
                 return;
             }
         };
+        self.tcp.heard_from(parsed.src, now);
+        if parsed.fragment != Fragment::No && fragments::is_assembled(parsed.proto) && self.is_own(parsed.dst) {
+            self.handle_fragment(peer, packet, &parsed, path, now);
+            return;
+        }
         let filter = Arc::clone(self.tunnel.netmap.filter());
         if let Verdict::Drop(reason) = filter.check(&parsed, peer, &self.conntrack) {
             self.tunnel.counters.denied += 1;
             if reason == DropReason::NoRule
                 && parsed.is_bare_syn()
-                && self.rejecter.reject(&parsed, &mut self.scratch, now)
+                && self.rejects.allow(now)
             {
+                tsmp::write_reject(&mut self.scratch, &parsed);
                 self.tunnel.send_to(peer, &self.scratch, now);
             }
             return;
@@ -205,24 +245,67 @@ impl Core {
     }
 
     fn deliver(&mut self, peer: &Arc<Peer>, packet: &[u8], parsed: &Parsed, path: Path, now: Instant) {
-        let is_own = self.tunnel.netmap.addresses().any(|own| own == parsed.dst);
+        let is_own = self.is_own(parsed.dst);
         let is_whole = parsed.fragment == Fragment::No;
         match parsed.proto {
             proto::TCP if is_whole && (is_own || self.tcp.is_bound(parsed.dst)) => {
                 self.tcp.handle_segment(packet, parsed, &mut self.tunnel, now);
             }
             proto::UDP if is_whole && (is_own || self.udp.is_bound(parsed.dst)) => {
-                if !self.udp.handle_datagram(packet, parsed, &mut self.tunnel.events) {
-                    self.tunnel.counters.undelivered += 1;
+                match self.udp.handle_datagram(packet, parsed, &mut self.tunnel.events) {
+                    Delivery::Done => {}
+                    Delivery::Dropped => self.tunnel.counters.undelivered += 1,
+                    Delivery::NoSocket => {
+                        self.tunnel.counters.undelivered += 1;
+                        self.complain(peer, Cause::PortUnreachable, packet, parsed, now);
+                    }
                 }
             }
             proto::TSMP if is_whole && is_own => self.handle_tsmp(peer, packet, parsed, path, now),
-            proto::ICMP | proto::ICMP6 if is_whole && is_own && parsed.is_icmp_echo() => {
-                write_echo_reply(&mut self.scratch, packet, parsed);
-                self.tunnel.send_to(peer, &self.scratch, now);
+            proto::ICMP | proto::ICMP6 if is_whole && is_own => {
+                if parsed.is_icmp_echo() {
+                    write_echo_reply(&mut self.scratch, packet, parsed);
+                    self.tunnel.send_to(peer, &self.scratch, now);
+                } else if let Some(complaint) = Complaint::read(packet, parsed) {
+                    self.handle_complaint(&complaint);
+                }
             }
             proto::ICMP | proto::ICMP6 => {}
             _ => self.tunnel.counters.undelivered += 1,
+        }
+    }
+
+    fn is_own(&self, address: IpAddr) -> bool {
+        self.tunnel.netmap.addresses().any(|own| own == address)
+    }
+
+    /// Takes a fragment for this node. What it completes is judged as a whole.
+    fn handle_fragment(&mut self, peer: &Arc<Peer>, packet: &[u8], parsed: &Parsed, path: Path, now: Instant) {
+        match self.fragments.insert(packet, parsed, now) {
+            Assembled::Waiting => {}
+            Assembled::Whole(packet) => self.handle_inner(peer, &packet, path, now),
+            Assembled::Refused => self.tunnel.counters.fragments_refused += 1,
+        }
+    }
+
+    /// Tells a peer what was wrong with its packet.
+    fn complain(&mut self, peer: &Arc<Peer>, cause: Cause, packet: &[u8], parsed: &Parsed, now: Instant) {
+        if self.icmp_errors.allow(now) {
+            icmp::write(&mut self.scratch, cause, packet, parsed);
+            self.tunnel.send_to(peer, &self.scratch, now);
+        }
+    }
+
+    /// Takes an error about a packet that we sent.
+    fn handle_complaint(&mut self, complaint: &Complaint) {
+        let about = &complaint.about;
+        if about.proto == proto::TCP {
+            let tuple = FlowKey {
+                local: about.source(),
+                remote: about.destination(),
+            };
+            self.tcp
+                .handle_complaint(&tuple, complaint.word, complaint.cause, &mut self.tunnel);
         }
     }
 
@@ -265,6 +348,7 @@ impl Core {
         self.tunnel.paths.handle_timeout(now);
         self.handle_endpoint_timeout(now);
         self.tcp.handle_timeout(now);
+        self.fragments.handle_timeout(now);
         self.tunnel.events.extend(self.pings.handle_timeout(now));
         if self.tunnel.session_count() == 0 {
             self.disco.release();
@@ -296,6 +380,7 @@ impl Core {
     pub fn poll_timeout(&self) -> Option<(Instant, Reason)> {
         let deadlines = [
             (self.tcp.next_deadline(), Reason::Tcp),
+            (self.fragments.next_deadline(), Reason::Fragments),
             (self.tunnel.next_tick(), Reason::WireGuard),
             (self.tunnel.next_held(), Reason::HeldHandshake),
             (self.pings.next_deadline(), Reason::Ping),

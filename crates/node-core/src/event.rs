@@ -96,8 +96,11 @@ pub enum CloseReason {
     #[error("connection refused")]
     Refused,
     /// The peer's packet filter does not allow it.
-    #[error("connection denied by the tailnet policy of the peer")]
+    #[error("connection refused by the tailnet policy of the peer")]
     Denied,
+    /// Our packet filter does not allow it any more.
+    #[error("the tailnet policy no longer allows the connection")]
+    Revoked,
     /// The other side does not answer.
     #[error("connection timed out")]
     TimedOut,
@@ -233,6 +236,8 @@ pub enum PingKind {
 pub enum Reason {
     /// Retransmission, delayed acknowledgement, keep-alive or end of a TCP connection.
     Tcp,
+    /// Fragments of a packet that was never completed.
+    Fragments,
     /// Re-keying, keep-alive, retry or end of a WireGuard session.
     WireGuard,
     /// A kept handshake initiation ends.

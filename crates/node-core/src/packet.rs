@@ -37,6 +37,7 @@ pub(crate) mod tcp_flags {
     pub(crate) const FIN: u8 = 0x01;
     pub(crate) const SYN: u8 = 0x02;
     pub(crate) const RST: u8 = 0x04;
+    pub(crate) const PSH: u8 = 0x08;
     pub(crate) const ACK: u8 = 0x10;
 }
 
@@ -200,6 +201,24 @@ impl Parsed {
         Ok(self)
     }
 
+    /// Reads the headers of a packet of which an error quotes the beginning; at least eight bytes of the transport header are there.
+    pub(crate) fn parse_quoted(quoted: &[u8]) -> Option<Self> {
+        let mut packet = [0; 128];
+        let length = quoted.len().min(packet.len());
+        packet[..length].copy_from_slice(&quoted[..length]);
+        // What was cut off is read as zeros.
+        if packet[0] >> 4 == 4 {
+            packet[2..4].copy_from_slice(&128u16.to_be_bytes());
+        } else {
+            packet[4..6].copy_from_slice(&(128 - V6_HEADER as u16).to_be_bytes());
+        }
+        let parsed = Self::parse(&packet).ok()?;
+        (length >= parsed.transport + 8).then_some(Self {
+            end: length,
+            ..parsed
+        })
+    }
+
     /// The sender's address and port.
     #[must_use]
     pub fn source(&self) -> SocketAddr {
@@ -237,26 +256,64 @@ impl Parsed {
     }
 }
 
+/// Where a fragment belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FragmentPlace {
+    /// What the fragments of one packet share, beside addresses and protocol.
+    pub(crate) id: u32,
+    /// Bytes before this fragment.
+    pub(crate) offset: usize,
+    /// Whether another one follows.
+    pub(crate) more: bool,
+}
+
+impl FragmentPlace {
+    /// Reads it from a packet that was parsed and is a fragment.
+    pub(crate) fn of(packet: &[u8]) -> Option<Self> {
+        if packet.first()? >> 4 == 4 {
+            let header: &[u8; V4_HEADER] = packet.first_chunk()?;
+            let field = u16::from_be_bytes([header[6], header[7]]);
+            return Some(Self {
+                id: u16::from_be_bytes([header[4], header[5]]).into(),
+                offset: usize::from(field & 0x1fff) * 8,
+                more: field & 0x2000 != 0,
+            });
+        }
+        let extension: &[u8; 8] = packet.get(V6_HEADER..)?.first_chunk()?;
+        let field = u16::from_be_bytes([extension[2], extension[3]]);
+        Some(Self {
+            id: u32::from_be_bytes([extension[4], extension[5], extension[6], extension[7]]),
+            offset: usize::from(field & 0xfff8),
+            more: field & 1 != 0,
+        })
+    }
+}
+
 fn array<const N: usize>(bytes: &[u8]) -> Result<[u8; N], PacketError> {
     bytes.try_into().map_err(|_| PacketError::Short)
 }
 
 /// The Internet checksum (RFC 1071) over parts that are laid one after the other; each but the last has even length.
 fn checksum(parts: &[&[u8]]) -> u16 {
-    let mut sum = 0u64;
-    for part in parts {
-        let mut words = part.chunks_exact(2);
-        for word in &mut words {
-            sum += u64::from(u16::from_be_bytes([word[0], word[1]]));
-        }
-        if let [last] = words.remainder() {
-            sum += u64::from(*last) << 8;
-        }
-    }
+    let mut sum: u64 = parts.iter().map(|part| sum_of_halves(part)).sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
-    !(sum as u16)
+    // The sum does not depend on the order of bytes, but for that of its own two (RFC 1071, 2B).
+    !u16::from_be(sum as u16)
+}
+
+/// The sum of 32-bit words in the machine's order: as good as one of 16-bit words once it is folded, and quicker.
+fn sum_of_halves(bytes: &[u8]) -> u64 {
+    let (words, rest) = bytes.as_chunks::<8>();
+    let mut last = [0; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    words
+        .iter()
+        .chain([&last])
+        .map(|word| u64::from_ne_bytes(*word))
+        .map(|word| (word & 0xffff_ffff) + (word >> 32))
+        .sum()
 }
 
 /// The checksum of a transport segment with the pseudo header of its IP version.
@@ -278,29 +335,45 @@ fn v6_octets(address: IpAddr) -> [u8; 16] {
 
 /// Starts a packet in `out` (cleared first): the IP header for `body_len` bytes of `protocol`. Both addresses are of one family.
 fn ip_header(out: &mut Vec<u8>, src: IpAddr, dst: IpAddr, protocol: u8, body_len: usize) {
-    out.clear();
+    let start = begin(out, src, dst, protocol, body_len);
+    out.truncate(start);
+}
+
+/// Makes `out` a packet of `protocol`: the IP header, then `body_len` arbitrary bytes, which begin at the place that is returned. Both addresses are of one
+/// family.
+pub(crate) fn begin(out: &mut Vec<u8>, src: IpAddr, dst: IpAddr, protocol: u8, body_len: usize) -> usize {
+    let start = header_len(src);
+    // What is there from the packet before is overwritten: nothing need be cleared.
+    out.resize(start + body_len, 0);
     match (src, dst) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
             let total = ((V4_HEADER + body_len) as u16).to_be_bytes();
-            out.extend_from_slice(&[
+            out[..12].copy_from_slice(&[
                 0x45, 0, total[0], total[1], 0, 0, 0x40, 0, HOP_LIMIT, protocol, 0, 0,
             ]);
-            out.extend_from_slice(&src.octets());
-            out.extend_from_slice(&dst.octets());
+            out[12..16].copy_from_slice(&src.octets());
+            out[16..20].copy_from_slice(&dst.octets());
             let sum = checksum(&[&out[..V4_HEADER]]).to_be_bytes();
             out[10..12].copy_from_slice(&sum);
         }
         (src, dst) => {
             let length = (body_len as u16).to_be_bytes();
-            out.extend_from_slice(&[0x60, 0, 0, 0, length[0], length[1], protocol, HOP_LIMIT]);
-            out.extend_from_slice(&v6_octets(src));
-            out.extend_from_slice(&v6_octets(dst));
+            out[..8].copy_from_slice(&[0x60, 0, 0, 0, length[0], length[1], protocol, HOP_LIMIT]);
+            out[8..24].copy_from_slice(&v6_octets(src));
+            out[24..40].copy_from_slice(&v6_octets(dst));
         }
     }
+    start
 }
 
-/// Bytes of the IP header that [`ip_header`] writes.
-fn header_len(address: IpAddr) -> usize {
+/// Puts the checksum into the TCP segment that begins at `start`, whose field for it is zero.
+pub(crate) fn finish_tcp(out: &mut [u8], start: usize, src: IpAddr, dst: IpAddr) {
+    let sum = transport_checksum(src, dst, proto::TCP, &out[start..]).to_be_bytes();
+    out[start + 16..start + 18].copy_from_slice(&sum);
+}
+
+/// Bytes of the IP headers that we write.
+pub(crate) fn header_len(address: IpAddr) -> usize {
     if address.is_ipv4() { V4_HEADER } else { V6_HEADER }
 }
 
@@ -342,10 +415,15 @@ pub(crate) fn write_echo_reply(out: &mut Vec<u8>, request: &[u8], parsed: &Parse
     out.extend_from_slice(body);
     out[start] = if parsed.proto == proto::ICMP { 0 } else { 129 };
     out[start + 2..start + 4].copy_from_slice(&[0, 0]);
-    let sum = if parsed.proto == proto::ICMP {
+    finish_icmp(out, start, parsed.dst, parsed.src, parsed.proto);
+}
+
+/// Puts the checksum into the ICMP message that begins at `start`, whose field for it is zero.
+pub(crate) fn finish_icmp(out: &mut [u8], start: usize, src: IpAddr, dst: IpAddr, protocol: u8) {
+    let sum = if protocol == proto::ICMP {
         checksum(&[&out[start..]])
     } else {
-        transport_checksum(parsed.dst, parsed.src, parsed.proto, &out[start..])
+        transport_checksum(src, dst, protocol, &out[start..])
     };
     out[start + 2..start + 4].copy_from_slice(&sum.to_be_bytes());
 }
@@ -364,6 +442,32 @@ pub(crate) mod tests {
             parsed.proto,
             &packet[parsed.transport..parsed.end],
         ) == 0
+    }
+
+    /// The fragments of a packet, with up to `size` bytes each.
+    pub(crate) fn fragmented(packet: &[u8], size: usize, id: u32) -> Vec<Vec<u8>> {
+        let parsed = Parsed::parse(packet).unwrap();
+        let body = &packet[parsed.transport..parsed.end];
+        let pieces = body.chunks(size).enumerate();
+        pieces
+            .map(|(index, piece)| {
+                let (offset, more) = (index * size, (index + 1) * size < body.len());
+                let mut out = Vec::new();
+                if parsed.src.is_ipv4() {
+                    ip_header(&mut out, parsed.src, parsed.dst, parsed.proto, piece.len());
+                    let field = (offset / 8) as u16 | if more { 0x2000 } else { 0 };
+                    out[4..6].copy_from_slice(&(id as u16).to_be_bytes());
+                    out[6..8].copy_from_slice(&field.to_be_bytes());
+                } else {
+                    ip_header(&mut out, parsed.src, parsed.dst, proto::V6_FRAGMENT, 8 + piece.len());
+                    out.extend_from_slice(&[parsed.proto, 0]);
+                    out.extend_from_slice(&(offset as u16 | u16::from(more)).to_be_bytes());
+                    out.extend_from_slice(&id.to_be_bytes());
+                }
+                out.extend_from_slice(piece);
+                out
+            })
+            .collect()
     }
 
     #[test]

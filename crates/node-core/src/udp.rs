@@ -16,6 +16,17 @@ const MAX_QUEUE_BYTES: usize = 128 * 1024;
 /// Ports for sockets that do not care (RFC 6335).
 const EPHEMERAL: std::ops::RangeInclusive<u16> = 49152..=65535;
 
+/// What became of a datagram that came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Delivery {
+    /// A socket has it.
+    Done,
+    /// There is no socket for it.
+    NoSocket,
+    /// A socket has no room for it, or does not talk with its sender.
+    Dropped,
+}
+
 /// A datagram that came in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Datagram {
@@ -133,29 +144,29 @@ impl UdpStack {
         Ok(Io::Ready(datagram))
     }
 
-    /// Takes a datagram that the filter let pass. Returns whether a socket had room for it.
+    /// Takes a datagram that the filter let pass. Returns what became of it.
     pub(crate) fn handle_datagram(
         &mut self,
         packet: &[u8],
         parsed: &Parsed,
         events: &mut VecDeque<Event>,
-    ) -> bool {
+    ) -> Delivery {
         let (from, to) = (parsed.source(), parsed.destination());
         let exact = self.by_port.get(&(to.port(), Some(to.ip())));
         let Some(key) = exact.or_else(|| self.by_port.get(&(to.port(), None))).copied() else {
-            return false;
+            return Delivery::NoSocket;
         };
         let Some(socket) = self.sockets.get_mut(key) else {
-            return false;
+            return Delivery::NoSocket;
         };
         let Some(payload) = packet.get(parsed.transport + 8..parsed.end) else {
-            return false;
+            return Delivery::Dropped;
         };
         let is_stranger = socket.remote.is_some_and(|remote| remote != from);
         let is_full =
             socket.queue.len() >= MAX_QUEUE || socket.queued_bytes + payload.len() > MAX_QUEUE_BYTES;
         if is_stranger || is_full {
-            return false;
+            return Delivery::Dropped;
         }
         socket.queued_bytes += payload.len();
         socket.queue.push_back(Datagram {
@@ -166,6 +177,6 @@ impl UdpStack {
         if std::mem::take(&mut socket.want_read) {
             events.push_back(Event::UdpReadable(UdpId(key)));
         }
-        true
+        Delivery::Done
     }
 }

@@ -132,7 +132,7 @@ impl TcpStream {
             Ok(Some(Ok(()))) => Ok(stream),
             Ok(Some(Err(reason))) => Err(match reason {
                 CloseReason::Refused | CloseReason::Reset => DialError::Refused(to),
-                CloseReason::Denied => DialError::Denied(to),
+                CloseReason::Denied | CloseReason::Revoked => DialError::Denied(to),
                 CloseReason::TimedOut => DialError::TimedOut(to),
                 CloseReason::PeerGone => DialError::UnknownAddress(to.ip()),
             }),
@@ -202,7 +202,7 @@ fn into_io(error: ConnError) -> io::Error {
     let kind = match error {
         ConnError::NotOpen => io::ErrorKind::NotConnected,
         ConnError::ShutDown => io::ErrorKind::BrokenPipe,
-        ConnError::Ended(CloseReason::Reset) => io::ErrorKind::ConnectionReset,
+        ConnError::Ended(CloseReason::Reset | CloseReason::Revoked) => io::ErrorKind::ConnectionReset,
         ConnError::Ended(CloseReason::Refused | CloseReason::Denied) => io::ErrorKind::ConnectionRefused,
         ConnError::Ended(CloseReason::TimedOut) => io::ErrorKind::TimedOut,
         ConnError::Ended(CloseReason::PeerGone) => io::ErrorKind::NetworkUnreachable,

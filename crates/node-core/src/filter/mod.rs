@@ -7,7 +7,7 @@ mod addr_set;
 mod conntrack;
 mod rules;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -71,20 +71,40 @@ impl Filter {
         if !self.local.contains(packet.dst) {
             return Verdict::Drop(DropReason::NotLocal);
         }
+        let allows = |ports| {
+            let packet = Packet {
+                source: packet.src,
+                destination: packet.dst,
+                protocol: packet.proto,
+                peer,
+            };
+            self.allows(&packet, ports)
+        };
         let accepted = match packet.proto {
             proto::TSMP => true,
-            proto::TCP => !packet.is_bare_syn() || self.allows(packet, peer, Ports::Exact(packet.dst_port)),
+            proto::TCP => !packet.is_bare_syn() || allows(Ports::Exact(packet.dst_port)),
             proto::UDP | proto::SCTP => {
-                conntrack.is_answer(packet) || self.allows(packet, peer, Ports::Exact(packet.dst_port))
+                conntrack.is_answer(packet) || allows(Ports::Exact(packet.dst_port))
             }
-            proto::ICMP | proto::ICMP6 => packet.is_icmp_answer() || self.allows(packet, peer, Ports::Any),
-            _ => self.allows(packet, peer, Ports::All),
+            proto::ICMP | proto::ICMP6 => packet.is_icmp_answer() || allows(Ports::Any),
+            _ => allows(Ports::All),
         };
         if accepted {
             Verdict::Accept
         } else {
             Verdict::Drop(DropReason::NoRule)
         }
+    }
+
+    /// Whether `peer` may open TCP connections from this address to that one.
+    pub(crate) fn admits(&self, peer: &Peer, source: IpAddr, destination: SocketAddr) -> bool {
+        let packet = Packet {
+            source,
+            destination: destination.ip(),
+            protocol: proto::TCP,
+            peer,
+        };
+        self.local.contains(destination.ip()) && self.allows(&packet, Ports::Exact(destination.port()))
     }
 
     /// Capabilities that `peer`, talking from `source`, has at our address `destination`.
@@ -97,14 +117,8 @@ impl Filter {
         caps
     }
 
-    fn allows(&self, packet: &Parsed, peer: &Peer, ports: Ports) -> bool {
-        let packet = Packet {
-            source: packet.src,
-            destination: packet.dst,
-            protocol: packet.proto,
-            peer,
-        };
-        !peer.answers_only && self.parts.iter().any(|part| part.allows(&packet, ports))
+    fn allows(&self, packet: &Packet<'_>, ports: Ports) -> bool {
+        !packet.peer.answers_only && self.parts.iter().any(|part| part.allows(packet, ports))
     }
 }
 

@@ -38,7 +38,7 @@ fn filter(rules: &[FilterRule]) -> Filter {
 }
 
 fn packet(protocol: u8, from: &str, to: &str, flags: u8) -> Parsed {
-    let (from, to): (std::net::SocketAddr, std::net::SocketAddr) =
+    let (from, to): (SocketAddr, SocketAddr) =
         (from.parse().unwrap(), to.parse().unwrap());
     Parsed {
         src: from.ip(),

@@ -1,28 +1,43 @@
-//! Userspace TCP: smoltcp's state machine per connection, our own table, listeners and timers around it.
+//! Userspace TCP: a state machine per connection, and the table, listeners and timers around them.
 //!
-//! smoltcp scans all sockets of a set for each packet, so each connection is alone in its set and found by its 4-tuple. Connections that have something to do
-//! stand in one list, which is served when the shell drains packets: what a batch brought is answered once, and nothing is produced that cannot be sent yet.
+//! Connections that have something to do stand in one list, which is served when the shell drains packets: what a batch brought is answered once, and nothing
+//! is produced that cannot be sent yet. An idle connection is its state alone; buffers take memory with the bytes in them.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | `conn`, `output` | one connection: what it takes, what it sends |
+//! | `flight`, `congestion`, `rtt` | what is under way, how much may be, and for how long |
+//! | `buffer` | bytes that wait to be sent or read |
+//! | `segment`, `seq` | segments on the wire, numbers in them |
+//! | `flow`, `time_wait`, `verbs` | connections in the stack, what is left of them, what applications do |
 
-mod device;
+mod buffer;
+mod congestion;
+mod conn;
+mod flight;
 mod flow;
+mod output;
+mod rtt;
 mod segment;
+mod seq;
 mod time_wait;
 mod verbs;
 
 use std::cmp::Reverse;
+use std::collections::hash_map::DefaultHasher;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use smoltcp::iface::SocketSet;
-use smoltcp::socket::tcp::State;
-
-use self::device::{OnePacket, Wire};
+use self::conn::{Conn, State};
 use self::flow::{Flow, Stage};
-use self::time_wait::TimeWait;
+use self::segment::{Options, Outgoing, Segment};
+use self::seq::Seq;
+use self::time_wait::{Remains, TimeWait};
 use crate::budget::MemoryBudget;
-use crate::event::{CloseReason, ConnId, Event, ListenerId};
+use crate::event::{ConnId, Event, ListenerId};
 use crate::packet::{Parsed, tcp_flags};
 use crate::slab::{Key, Slab};
 use crate::tunnel::Tunnel;
@@ -31,6 +46,8 @@ use crate::tunnel::Tunnel;
 const MAX_HALF_OPEN: usize = 128;
 /// When there are so many, one that has waited for longer than this makes room for a new one. A client that is alive completes within a round trip.
 const HALF_OPEN_PATIENCE: Duration = Duration::from_secs(1);
+/// How far the numbers of a connection begin above those of the one before with the same 4-tuple.
+const FIRST_STEP: u32 = 1 << 16;
 /// Segments that one connection sends before the next has its turn.
 const BURST: usize = 32;
 /// A deadline that has passed although the flow had nothing to send is not looked at again before this.
@@ -47,7 +64,10 @@ pub(crate) struct FlowKey {
 
 /// All TCP of a core.
 pub(crate) struct TcpStack {
-    wire: Wire,
+    epoch: Instant,
+    /// The time when there was something to do last.
+    clock: Instant,
+    secret: u64,
     budget: Arc<MemoryBudget>,
     flows: Slab<Flow>,
     by_tuple: HashMap<FlowKey, Key>,
@@ -55,7 +75,9 @@ pub(crate) struct TcpStack {
     dirty: VecDeque<Key>,
     timers: BinaryHeap<Reverse<(Instant, Key)>>,
     time_wait: TimeWait,
-    /// The packet that smoltcp writes next.
+    /// Connections with a timeout behind them, by the address that was silent.
+    stalled: HashMap<IpAddr, Vec<Key>>,
+    /// The packet that is written next.
     tx: Vec<u8>,
 }
 
@@ -75,9 +97,11 @@ impl Listener {
 }
 
 impl TcpStack {
-    pub(crate) fn new(budget: Arc<MemoryBudget>, random_seed: u64, now: Instant) -> Self {
+    pub(crate) fn new(budget: Arc<MemoryBudget>, secret: u64, now: Instant) -> Self {
         Self {
-            wire: Wire::new(random_seed, now),
+            epoch: now,
+            clock: now,
+            secret,
             budget,
             flows: Slab::default(),
             by_tuple: HashMap::new(),
@@ -85,6 +109,7 @@ impl TcpStack {
             dirty: VecDeque::new(),
             timers: BinaryHeap::new(),
             time_wait: TimeWait::default(),
+            stalled: HashMap::new(),
             tx: Vec::new(),
         }
     }
@@ -92,6 +117,14 @@ impl TcpStack {
     /// How many connections there are.
     pub(crate) fn flow_count(&self) -> usize {
         self.flows.len()
+    }
+
+    /// The number of the first segment of a connection: unlike for strangers, and rising for one 4-tuple (RFC 6528).
+    fn first_seq(&self, key: &FlowKey) -> Seq {
+        let mut hasher = DefaultHasher::new();
+        (self.secret, key).hash(&mut hasher);
+        let ticks = self.clock.duration_since(self.epoch).as_micros() / 4;
+        Seq((hasher.finish() as u32).wrapping_add(ticks as u32))
     }
 
     /// Takes a segment that the filter let pass.
@@ -102,30 +135,65 @@ impl TcpStack {
         tunnel: &mut Tunnel,
         now: Instant,
     ) {
+        self.clock = now;
+        let Some(segment) = Segment::parse(packet, parsed) else {
+            tunnel.counters.bogus += 1;
+            return;
+        };
         let tuple = FlowKey {
             local: parsed.destination(),
             remote: parsed.source(),
         };
         if let Some(key) = self.by_tuple.get(&tuple).copied() {
-            self.ingress(key, packet, parsed, tunnel, now);
+            if let Some(flow) = self.flows.get_mut(key) {
+                flow.conn.ingress(&segment, now);
+            }
+            self.touch(key);
             return;
         }
-        if parsed.is_bare_syn() {
+        let remains = self.time_wait.get(&tuple);
+        // A new connection takes the place of a closed one (RFC 9293, 3.6.1). WireGuard drops repeated packets, so only the very SYN of the old one, late, is
+        // none.
+        if parsed.is_bare_syn()
+            && remains.is_none_or(|remains| remains.syn != segment.seq)
+            && let Some(listener) = self.listener_for(tuple.local)
+        {
             self.time_wait.remove(&tuple);
-            if let Some(listener) = self.listener_for(tuple.local) {
-                self.handle_syn(listener, tuple, packet, parsed, tunnel, now);
-                return;
+            self.handle_syn(listener, tuple, &segment, remains, tunnel, now);
+        } else if let Some(remains) = remains {
+            if segment.has(tcp_flags::FIN | tcp_flags::SYN) {
+                self.answer(&tuple, remains.seq, Some(remains.ack), 0, tunnel, now);
             }
+        } else if !segment.has(tcp_flags::RST) {
+            // A segment that belongs to nothing is answered by a reset (RFC 9293, 3.10.7.1).
+            let (seq, ack) = if segment.has(tcp_flags::ACK) {
+                (segment.ack, None)
+            } else {
+                (Seq(0), Some(segment.end()))
+            };
+            self.answer(&tuple, seq, ack, tcp_flags::RST, tunnel, now);
         }
-        if let Some(ack) = self.time_wait.ack(&tuple) {
-            if parsed.flags & tcp_flags::FIN != 0 {
-                tunnel.send(ack, tuple.remote.ip(), now);
-            }
-            return;
-        }
-        if parsed.flags & tcp_flags::RST == 0 {
-            self.reject(packet, tuple, tunnel, now);
-        }
+    }
+
+    /// Sends a segment that belongs to no connection.
+    fn answer(
+        &mut self,
+        tuple: &FlowKey,
+        seq: Seq,
+        ack: Option<Seq>,
+        flags: u8,
+        tunnel: &mut Tunnel,
+        now: Instant,
+    ) {
+        let outgoing = Outgoing {
+            seq,
+            ack,
+            flags,
+            window: 0,
+            options: Options::default(),
+        };
+        outgoing.write(tuple.local, tuple.remote, 0, &mut self.tx, |_| {});
+        tunnel.send(&self.tx, tuple.remote.ip(), now);
     }
 
     /// The listener for a local address; one bound to the address goes before one for all.
@@ -145,8 +213,8 @@ impl TcpStack {
         &mut self,
         listener_key: Key,
         tuple: FlowKey,
-        packet: &[u8],
-        parsed: &Parsed,
+        syn: &Segment<'_>,
+        remains: Option<Remains>,
         tunnel: &mut Tunnel,
         now: Instant,
     ) {
@@ -168,54 +236,24 @@ impl TcpStack {
             tunnel.counters.syn_dropped += 1;
             self.remove(oldest);
         }
-        let Some(share) = self.budget.take() else {
+        let Some(share) = self.budget.share(size_of::<Flow>()) else {
             tunnel.counters.syn_dropped += 1;
             return;
         };
-        let mut flow = Flow::new(tuple, Stage::HalfOpen(listener_key), share);
-        flow.listen();
-        let key = self.flows.insert(flow);
+        // Numbers go on above those of the connection before (RFC 9293, 3.6.1).
+        let first = match remains {
+            Some(remains) => self.first_seq(&tuple).max(remains.seq + FIRST_STEP),
+            None => self.first_seq(&tuple),
+        };
+        let conn = Conn::accept(tuple, first, syn, &self.budget);
+        let key = self
+            .flows
+            .insert(Flow::new(conn, Stage::HalfOpen(listener_key), share));
         self.by_tuple.insert(tuple, key);
         if let Some(listener) = self.listeners.get_mut(listener_key) {
             listener.half_open.push_back((key, now));
         }
-        self.ingress(key, packet, parsed, tunnel, now);
-    }
-
-    fn ingress(&mut self, key: Key, packet: &[u8], parsed: &Parsed, tunnel: &mut Tunnel, now: Instant) {
-        let Some(flow) = self.flows.get_mut(key) else {
-            return;
-        };
-        let before = flow.state();
-        flow.ingress(&mut self.wire, packet, &mut self.tx, now);
-        if !self.tx.is_empty() {
-            tunnel.send(&self.tx, flow.key.remote.ip(), now);
-        }
-        if parsed.flags & tcp_flags::RST != 0 && matches!(flow.state(), State::Closed | State::Listen) {
-            flow.verdict = Some(if before == State::SynSent {
-                CloseReason::Refused
-            } else {
-                CloseReason::Reset
-            });
-        }
         self.touch(key);
-    }
-
-    /// Answers a segment that belongs to nothing with a reset.
-    fn reject(&mut self, packet: &[u8], tuple: FlowKey, tunnel: &mut Tunnel, now: Instant) {
-        self.tx.clear();
-        self.wire.set_address(tuple.local.ip());
-        let time = self.wire.time(now);
-        let mut device = OnePacket {
-            rx: Some(packet),
-            tx: &mut self.tx,
-        };
-        self.wire
-            .iface
-            .poll_ingress_single(time, &mut device, &mut SocketSet::new(Vec::new()));
-        if !self.tx.is_empty() {
-            tunnel.send(&self.tx, tuple.remote.ip(), now);
-        }
     }
 
     /// Puts a flow into the list of those to be served.
@@ -242,7 +280,7 @@ impl TcpStack {
         };
         flow.is_dirty = false;
         let more = !flow.is_finished && self.egress(key, tunnel, now);
-        self.settle(key, tunnel);
+        self.settle(key, tunnel, now);
         if more {
             self.touch(key);
         } else {
@@ -256,25 +294,19 @@ impl TcpStack {
         let Some(flow) = self.flows.get_mut(key) else {
             return false;
         };
-        let is_last = flow.state() == State::TimeWait;
-        if is_last {
-            // The last acknowledgement goes out now, so that the socket can go.
-            flow.socket_mut().set_ack_delay(None);
-        }
+        flow.conn.handle_timeout(now);
+        let remote = flow.conn.key.remote.ip();
         for _ in 0..BURST {
-            if !flow.egress(&mut self.wire, &mut self.tx, now) {
+            if !flow.conn.emit(&mut self.tx, now) {
                 return false;
             }
-            tunnel.send(&self.tx, flow.key.remote.ip(), now);
-            if is_last {
-                self.time_wait.insert(flow.key, &self.tx, now);
-            }
+            tunnel.send(&self.tx, remote, now);
         }
         true
     }
 
     /// Draws the conclusions from a flow's state: tells the application, lets go of what has ended.
-    fn settle(&mut self, key: Key, tunnel: &mut Tunnel) {
+    fn settle(&mut self, key: Key, tunnel: &mut Tunnel, now: Instant) {
         let Some(flow) = self.flows.get_mut(key) else {
             return;
         };
@@ -282,12 +314,12 @@ impl TcpStack {
         match flow.stage {
             Stage::HalfOpen(listener) => match state {
                 State::SynReceived => return,
-                State::Listen | State::Closed => {
+                State::Closed => {
                     self.remove(key);
                     return;
                 }
                 _ => {
-                    flow.established(Stage::Queued(listener));
+                    flow.stage = Stage::Queued(listener);
                     if let Some(listener) = self.listeners.get_mut(listener) {
                         listener.half_open.retain(|(half_open, _)| *half_open != key);
                         listener.queue.push_back(key);
@@ -296,22 +328,55 @@ impl TcpStack {
                 }
             },
             Stage::Opening if !matches!(state, State::SynSent | State::SynReceived | State::Closed) => {
-                flow.established(Stage::Open);
+                flow.stage = Stage::Open;
                 tunnel.events.push_back(Event::Connected(ConnId(key)));
             }
-            Stage::Orphan if flow.socket().recv_queue() > 0 && state != State::Closed => {
-                flow.socket_mut().abort();
+            Stage::Orphan if flow.has_data() && state != State::Closed => {
+                flow.conn.abort();
                 self.touch(key);
                 return;
             }
             _ => {}
         }
-        if matches!(state, State::TimeWait | State::Closed) {
-            self.finish(key, tunnel);
-        } else if let Some(flow) = self.flows.get_mut(key) {
-            flow.last_state = state;
+        match state {
+            State::TimeWait => {
+                let Some(flow) = self.flows.get_mut(key) else {
+                    return;
+                };
+                if !flow.is_finished {
+                    self.time_wait.insert(flow.conn.key, flow.conn.remains(), now);
+                }
+                self.finish(key, tunnel);
+            }
+            State::Closed => self.finish(key, tunnel),
+            _ => self.watch_stall(key),
         }
         self.notify(key, tunnel);
+    }
+
+    /// Notes a flow that waits for a sign of life from its peer.
+    fn watch_stall(&mut self, key: Key) {
+        if let Some(flow) = self.flows.get_mut(key)
+            && flow.conn.is_stalled()
+            && !flow.is_stalled
+        {
+            flow.is_stalled = true;
+            self.stalled.entry(flow.conn.key.remote.ip()).or_default().push(key);
+        }
+    }
+
+    /// A packet of `peer` arrived: connections that wait for a late timeout try at once whether the path works again.
+    pub(crate) fn heard_from(&mut self, peer: IpAddr, now: Instant) {
+        if self.stalled.is_empty() {
+            return;
+        }
+        for key in self.stalled.remove(&peer).into_iter().flatten() {
+            if let Some(flow) = self.flows.get_mut(key) {
+                flow.is_stalled = false;
+                flow.conn.poke(now);
+                self.touch(key);
+            }
+        }
     }
 
     /// A flow has ended: nothing more is sent or taken for it. It stays while an application holds it, which may have data to read.
@@ -327,19 +392,13 @@ impl TcpStack {
             return;
         }
         flow.is_finished = true;
-        if flow.state() == State::Closed && flow.ended.is_none() {
-            flow.ended = flow.verdict.or(match flow.last_state {
-                State::LastAck => None,
-                _ => Some(CloseReason::TimedOut),
-            });
-        }
-        if let Some(reason) = flow.ended {
+        if let Some(reason) = flow.conn.ended {
             tunnel.events.push_back(Event::Closed {
                 conn: ConnId(key),
                 reason,
             });
         }
-        let tuple = flow.key;
+        let tuple = flow.conn.key;
         self.unmap(key, &tuple);
     }
 
@@ -373,7 +432,7 @@ impl TcpStack {
         let Some(flow) = self.flows.remove(key) else {
             return;
         };
-        self.unmap(key, &flow.key);
+        self.unmap(key, &flow.conn.key);
         if let Stage::HalfOpen(listener) | Stage::Queued(listener) = flow.stage
             && let Some(listener) = self.listeners.get_mut(listener)
         {
@@ -387,7 +446,10 @@ impl TcpStack {
         let Some(flow) = self.flows.get_mut(key) else {
             return;
         };
-        let Some(deadline) = flow.deadline(&mut self.wire, now) else {
+        if flow.is_finished {
+            return;
+        }
+        let Some(deadline) = flow.conn.deadline() else {
             return;
         };
         let deadline = deadline.max(now + MIN_PAUSE);

@@ -1,133 +1,262 @@
-//! A look at segments that smoltcp has written, and one correction.
-//!
-//! After a retransmission timeout smoltcp sends again from the first byte that is not acknowledged, and numbers pure acknowledgements by where it stands then.
-//! Such a number lies before the receiver's window, so the receiver drops the segment with the acknowledgement in it (RFC 9293, 3.10.7.4). When both sides
-//! are in that state each waits for the other for good. As in BSD, a pure acknowledgement bears the highest number that was sent.
+//! TCP segments on the wire.
 
-use crate::packet::tcp_flags::{FIN, RST, SYN};
+use std::net::SocketAddr;
 
-/// Bytes of an IPv4 header without options, which smoltcp never writes.
-const V4_HEADER: usize = 20;
-/// Bytes of an IPv6 header.
-const V6_HEADER: usize = 40;
+use super::seq::Seq;
+use crate::packet::{Parsed, begin, finish_tcp, tcp_flags};
+
 /// Bytes of a TCP header without options.
-const TCP_HEADER: usize = 20;
+const HEADER: usize = 20;
+/// Most options there can be.
+const MAX_OPTIONS: usize = 40;
+/// Blocks of a selective acknowledgement that fit beside nothing else.
+pub(super) const MAX_SACK: usize = 4;
 
-/// The highest sequence number that a connection has sent.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Highest(Option<u32>);
+/// Option kinds (RFC 9293, RFC 7323, RFC 2018).
+mod option {
+    pub(super) const END: u8 = 0;
+    pub(super) const NOP: u8 = 1;
+    pub(super) const MSS: u8 = 2;
+    pub(super) const WINDOW_SCALE: u8 = 3;
+    pub(super) const SACK_PERMITTED: u8 = 4;
+    pub(super) const SACK: u8 = 5;
+}
 
-impl Highest {
-    /// Notes what a packet of smoltcp sends; if it is a pure acknowledgement, sees to it that it bears the highest number.
-    pub(super) fn correct(&mut self, packet: &mut [u8]) {
-        let start = if packet.first().is_some_and(|first| first >> 4 == 4) {
-            V4_HEADER
-        } else {
-            V6_HEADER
-        };
-        let Some((header, rest)) = packet
-            .get_mut(start..)
-            .and_then(|tcp| tcp.split_first_chunk_mut::<TCP_HEADER>())
-        else {
-            return;
-        };
-        let options = (usize::from(header[12] >> 4) * 4).saturating_sub(TCP_HEADER);
-        let payload = rest.len().saturating_sub(options) as u32;
-        let flags = header[13];
-        let sequence = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
-        let length = payload + u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
-        match self.0 {
-            Some(highest) if length == 0 && flags & RST == 0 && is_before(sequence, highest) => {
-                let sum = u16::from_be_bytes([header[16], header[17]]);
-                let sum = update_checksum(sum, sequence, highest);
-                header[4..8].copy_from_slice(&highest.to_be_bytes());
-                header[16..18].copy_from_slice(&sum.to_be_bytes());
-            }
-            Some(highest) if !is_before(highest, sequence.wrapping_add(length)) => {}
-            _ => self.0 = Some(sequence.wrapping_add(length)),
+/// Ranges that arrived ahead of their turn, the latest first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct SackBlocks {
+    blocks: [(Seq, Seq); MAX_SACK],
+    count: usize,
+}
+
+impl SackBlocks {
+    /// Adds a block if there is room for one.
+    pub(super) fn push(&mut self, from: Seq, to: Seq) {
+        if let Some(block) = self.blocks.get_mut(self.count) {
+            *block = (from, to);
+            self.count += 1;
         }
     }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Seq, Seq)> + '_ {
+        self.blocks[..self.count].iter().copied()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
 }
 
-/// Whether one sequence number comes before another (RFC 9293, 3.4).
-fn is_before(one: u32, other: u32) -> bool {
-    (one.wrapping_sub(other) as i32) < 0
+/// What the options of a segment say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Options {
+    pub(super) mss: Option<u16>,
+    pub(super) window_scale: Option<u8>,
+    pub(super) sack_permitted: bool,
+    pub(super) sack: SackBlocks,
 }
 
-/// A checksum after a 32-bit word of what it covers was changed (RFC 1624, equation 3).
-fn update_checksum(sum: u16, before: u32, after: u32) -> u16 {
-    let mut total = u32::from(!sum);
-    for half in [before >> 16, before] {
-        total += u32::from(!(half as u16));
+/// A segment that came in.
+#[derive(Debug)]
+pub(super) struct Segment<'a> {
+    pub(super) seq: Seq,
+    /// What is acknowledged; meaningless without the flag.
+    pub(super) ack: Seq,
+    pub(super) flags: u8,
+    pub(super) window: u16,
+    pub(super) options: Options,
+    pub(super) payload: &'a [u8],
+}
+
+impl<'a> Segment<'a> {
+    /// Reads the segment of a packet; `None` if its header is longer than itself.
+    pub(super) fn parse(packet: &'a [u8], parsed: &Parsed) -> Option<Self> {
+        let tcp = packet.get(parsed.transport..parsed.end)?;
+        let (header, rest) = tcp.split_first_chunk::<HEADER>()?;
+        let options_len = (usize::from(header[12] >> 4) * 4).checked_sub(HEADER)?;
+        let (options, payload) = rest.split_at_checked(options_len)?;
+        Some(Self {
+            seq: Seq(u32::from_be_bytes([header[4], header[5], header[6], header[7]])),
+            ack: Seq(u32::from_be_bytes([header[8], header[9], header[10], header[11]])),
+            flags: header[13],
+            window: u16::from_be_bytes([header[14], header[15]]),
+            options: parse_options(options),
+            payload,
+        })
     }
-    for half in [after >> 16, after] {
-        total += u32::from(half as u16);
+
+    pub(super) fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
     }
-    while total > 0xffff {
-        total = (total & 0xffff) + (total >> 16);
+
+    /// Numbers that the segment takes: its bytes, SYN and FIN.
+    pub(super) fn len(&self) -> u32 {
+        self.payload.len() as u32 + u32::from(self.has(tcp_flags::SYN)) + u32::from(self.has(tcp_flags::FIN))
     }
-    !(total as u16)
+
+    pub(super) fn end(&self) -> Seq {
+        self.seq + self.len()
+    }
+}
+
+/// Reads options as far as they make sense.
+fn parse_options(mut bytes: &[u8]) -> Options {
+    let mut options = Options::default();
+    while let [kind, rest @ ..] = bytes {
+        if *kind == option::END {
+            break;
+        }
+        if *kind == option::NOP {
+            bytes = rest;
+            continue;
+        }
+        let Some((body, after)) = rest
+            .first()
+            .and_then(|length| bytes.split_at_checked(usize::from(*length)))
+        else {
+            break;
+        };
+        match (*kind, body.get(2..)) {
+            (option::MSS, Some(&[high, low])) => options.mss = Some(u16::from_be_bytes([high, low])),
+            (option::WINDOW_SCALE, Some(&[shift])) => options.window_scale = Some(shift.min(14)),
+            (option::SACK_PERMITTED, Some(&[])) => options.sack_permitted = true,
+            (option::SACK, Some(blocks)) => {
+                for block in blocks.chunks_exact(8) {
+                    options.sack.push(
+                        Seq(u32::from_be_bytes([block[0], block[1], block[2], block[3]])),
+                        Seq(u32::from_be_bytes([block[4], block[5], block[6], block[7]])),
+                    );
+                }
+            }
+            (_, Some(_)) => {}
+            // A length below two would be read again and again.
+            (_, None) => break,
+        }
+        bytes = after;
+    }
+    options
+}
+
+/// A segment to be written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Outgoing {
+    pub(super) seq: Seq,
+    pub(super) ack: Option<Seq>,
+    pub(super) flags: u8,
+    pub(super) window: u16,
+    pub(super) options: Options,
+}
+
+impl Outgoing {
+    /// Writes the packet into `out`; `fill` writes `payload` bytes.
+    pub(super) fn write(
+        &self,
+        local: SocketAddr,
+        remote: SocketAddr,
+        payload: usize,
+        out: &mut Vec<u8>,
+        fill: impl FnOnce(&mut [u8]),
+    ) {
+        let mut options = [option::NOP; MAX_OPTIONS];
+        let options_len = self.write_options(&mut options);
+        let length = HEADER + options_len + payload;
+        let start = begin(out, local.ip(), remote.ip(), crate::packet::proto::TCP, length);
+        let Some((header, rest)) = out[start..].split_first_chunk_mut::<HEADER>() else {
+            return;
+        };
+        let flags = self.flags | if self.ack.is_some() { tcp_flags::ACK } else { 0 };
+        header[0..2].copy_from_slice(&local.port().to_be_bytes());
+        header[2..4].copy_from_slice(&remote.port().to_be_bytes());
+        header[4..8].copy_from_slice(&self.seq.0.to_be_bytes());
+        header[8..12].copy_from_slice(&self.ack.unwrap_or_default().0.to_be_bytes());
+        header[12] = ((HEADER + options_len) / 4 << 4) as u8;
+        header[13] = flags;
+        header[14..16].copy_from_slice(&self.window.to_be_bytes());
+        header[16..20].fill(0);
+        let (room, body) = rest.split_at_mut(options_len);
+        room.copy_from_slice(&options[..options_len]);
+        fill(body);
+        finish_tcp(out, start, local.ip(), remote.ip());
+    }
+
+    /// Writes the options, padded to whole words, and returns their length.
+    fn write_options(&self, room: &mut [u8; MAX_OPTIONS]) -> usize {
+        let mut at = 0;
+        let mut put = |bytes: &[u8]| {
+            room[at..at + bytes.len()].copy_from_slice(bytes);
+            // Whole words, the rest of the last one stays padding.
+            at += bytes.len().next_multiple_of(4);
+        };
+        if let Some(mss) = self.options.mss {
+            let [high, low] = mss.to_be_bytes();
+            put(&[option::MSS, 4, high, low]);
+        }
+        if let Some(shift) = self.options.window_scale {
+            put(&[option::WINDOW_SCALE, 3, shift]);
+        }
+        if self.options.sack_permitted {
+            put(&[option::SACK_PERMITTED, 2]);
+        }
+        if !self.options.sack.is_empty() {
+            let count = self.options.sack.iter().count();
+            put(&[option::NOP, option::NOP, option::SACK, (2 + 8 * count) as u8]);
+            for (from, to) in self.options.sack.iter() {
+                put(&from.0.to_be_bytes());
+                put(&to.0.to_be_bytes());
+            }
+        }
+        at
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::{Parsed, tests::verifies};
+    use crate::packet::tests::verifies;
     use proptest::prelude::*;
-    use smoltcp::phy::ChecksumCapabilities;
-    use smoltcp::wire::{IpAddress, IpProtocol, IpRepr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber};
 
-    fn segment(sequence: u32, control: TcpControl, payload: &[u8]) -> Vec<u8> {
-        let repr = TcpRepr {
-            src_port: 80,
-            dst_port: 4000,
-            control,
-            seq_number: TcpSeqNumber(sequence as i32),
-            ack_number: Some(TcpSeqNumber(77)),
-            window_len: 1000,
-            window_scale: None,
-            max_seg_size: None,
-            sack_permitted: false,
-            sack_ranges: [None; 3],
-            timestamp: None,
-            payload,
-        };
-        let (src, dst) = (IpAddress::v4(100, 64, 0, 1), IpAddress::v4(100, 64, 0, 2));
-        let ip = IpRepr::new(src, dst, IpProtocol::Tcp, repr.buffer_len(), 64);
-        let mut bytes = vec![0; ip.buffer_len()];
-        ip.emit(&mut bytes[..], &ChecksumCapabilities::default());
-        let mut tcp = TcpPacket::new_unchecked(&mut bytes[V4_HEADER..]);
-        repr.emit(&mut tcp, &src, &dst, &ChecksumCapabilities::default());
-        bytes
-    }
-
-    fn sequence_of(packet: &[u8]) -> u32 {
-        u32::from_be_bytes(packet[V4_HEADER + 4..V4_HEADER + 8].try_into().unwrap())
+    fn written(outgoing: &Outgoing, payload: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        let (local, remote) = ("100.64.0.1:80".parse().unwrap(), "100.64.0.2:4000".parse().unwrap());
+        outgoing.write(local, remote, payload.len(), &mut out, |room| {
+            room.copy_from_slice(payload);
+        });
+        out
     }
 
     proptest! {
         #[test]
-        fn a_pure_acknowledgement_bears_the_highest_number(start: u32, lengths in proptest::collection::vec(1usize..100, 1..5)) {
-            let mut highest = Highest::default();
-            let mut next = start;
-            for length in lengths {
-                let mut data = segment(next, TcpControl::None, &vec![7; length]);
-                let before = data.clone();
-                highest.correct(&mut data);
-                prop_assert_eq!(&data, &before, "what carries data is left as it is");
-                next = next.wrapping_add(length as u32);
+        fn what_is_written_is_read_back(
+            seq: u32,
+            ack in proptest::option::of(any::<u32>()),
+            window: u16,
+            mss in proptest::option::of(any::<u16>()),
+            window_scale in proptest::option::of(0u8..15),
+            sack_permitted: bool,
+            sacks in proptest::collection::vec(any::<(u32, u32)>(), 0..3),
+            payload in proptest::collection::vec(any::<u8>(), 0..100),
+        ) {
+            let mut sack = SackBlocks::default();
+            for (from, to) in sacks {
+                sack.push(Seq(from), Seq(to));
             }
-            let mut again = segment(start, TcpControl::None, b"x");
-            highest.correct(&mut again);
-            prop_assert_eq!(sequence_of(&again), start);
-            let mut ack = segment(start, TcpControl::None, b"");
-            highest.correct(&mut ack);
-            prop_assert_eq!(sequence_of(&ack), next);
-            prop_assert!(verifies(&ack));
-            prop_assert!(Parsed::parse(&ack).is_ok());
-            let mut reset = segment(start, TcpControl::Rst, b"");
-            highest.correct(&mut reset);
-            prop_assert_eq!(sequence_of(&reset), start);
+            let options = Options { mss, window_scale, sack_permitted, sack };
+            let outgoing = Outgoing { seq: Seq(seq), ack: ack.map(Seq), flags: tcp_flags::FIN, window, options };
+            let packet = written(&outgoing, &payload);
+            prop_assert!(verifies(&packet));
+            let parsed = Parsed::parse(&packet).unwrap();
+            let segment = Segment::parse(&packet, &parsed).unwrap();
+            prop_assert_eq!(segment.seq, Seq(seq));
+            prop_assert_eq!(segment.has(tcp_flags::ACK).then_some(segment.ack), ack.map(Seq));
+            prop_assert_eq!(segment.window, window);
+            prop_assert_eq!(segment.options, options);
+            prop_assert_eq!(segment.payload, &payload[..]);
+            prop_assert_eq!(segment.len() as usize, payload.len() + 1);
+        }
+
+        #[test]
+        fn no_options_panic_or_loop(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
+            parse_options(&bytes);
         }
     }
 }

@@ -4,13 +4,15 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 
 use rand_core::RngCore;
-use smoltcp::socket::tcp::State;
 
+use super::conn::{Ack, Conn, State};
 use super::flow::{Flow, Stage};
+use super::seq::Seq;
 use super::{FlowKey, Listener, MAX_BACKLOG, TcpStack};
 use crate::event::{
     Accepted, BindError, CloseReason, ConnError, ConnId, ConnectError, Event, Io, ListenerId,
 };
+use crate::icmp::Cause;
 use crate::slab::Key;
 use crate::tunnel::Tunnel;
 
@@ -51,8 +53,8 @@ impl TcpStack {
         flow.stage = Stage::Open;
         Some(Accepted {
             conn: ConnId(key),
-            local: flow.key.local,
-            remote: flow.key.remote,
+            local: flow.conn.key.local,
+            remote: flow.conn.key.remote,
         })
     }
 
@@ -80,13 +82,12 @@ impl TcpStack {
         let key = self
             .free_tuple(local, remote, rng)
             .ok_or(ConnectError::NoPort { remote })?;
-        let share = self.budget.take().ok_or(ConnectError::NoMemory)?;
-        let mut flow = Flow::new(key, Stage::Opening, share);
-        if !flow.connect(&mut self.wire) {
-            return Err(ConnectError::NoRoute { remote });
-        }
-        flow.last_state = State::SynSent;
-        let conn = self.flows.insert(flow);
+        let share = self
+            .budget
+            .share(size_of::<Flow>())
+            .ok_or(ConnectError::NoMemory)?;
+        let conn = Conn::open(key, self.first_seq(&key), &self.budget);
+        let conn = self.flows.insert(Flow::new(conn, Stage::Opening, share));
         self.by_tuple.insert(key, conn);
         self.touch(conn);
         Ok(ConnId(conn))
@@ -122,10 +123,9 @@ impl TcpStack {
 
     pub(crate) fn read(&mut self, conn: ConnId, buffer: &mut [u8]) -> Result<Io<usize>, ConnError> {
         let flow = self.held(conn)?;
-        if flow.socket().can_recv() {
-            let length = flow.socket_mut().recv_slice(buffer).unwrap_or(0);
-            if !flow.is_finished {
-                // The window may have opened enough to be told.
+        if flow.has_data() {
+            let length = flow.conn.read(buffer);
+            if flow.conn.recv.ack == Ack::Now {
                 self.touch(conn.0);
             }
             return Ok(Io::Ready(length));
@@ -133,7 +133,7 @@ impl TcpStack {
         if flow.is_at_end() {
             return Ok(Io::Ready(0));
         }
-        if let Some(reason) = flow.ended {
+        if let Some(reason) = flow.conn.ended {
             return Err(reason.into());
         }
         flow.want_read = true;
@@ -142,18 +142,14 @@ impl TcpStack {
 
     pub(crate) fn write(&mut self, conn: ConnId, data: &[u8]) -> Result<Io<usize>, ConnError> {
         let flow = self.held(conn)?;
-        if let Some(reason) = flow.ended {
+        if let Some(reason) = flow.conn.ended {
             return Err(reason.into());
         }
         let is_opening = matches!(flow.state(), State::SynSent | State::SynReceived);
-        if !is_opening && !flow.socket().may_send() {
+        if !is_opening && !flow.conn.may_send() {
             return Err(ConnError::ShutDown);
         }
-        let length = if is_opening {
-            0
-        } else {
-            flow.socket_mut().send_slice(data).unwrap_or(0)
-        };
+        let length = if is_opening { 0 } else { flow.conn.write(data) };
         if length == 0 && !data.is_empty() {
             flow.want_write = true;
             return Ok(Io::Pending);
@@ -166,7 +162,7 @@ impl TcpStack {
     pub(crate) fn shutdown_write(&mut self, conn: ConnId) -> Result<(), ConnError> {
         let flow = self.held(conn)?;
         if !flow.is_finished {
-            flow.socket_mut().close();
+            flow.conn.close();
             self.touch(conn.0);
         }
         Ok(())
@@ -195,7 +191,7 @@ impl TcpStack {
             return;
         }
         flow.stage = Stage::Orphan;
-        flow.socket_mut().abort();
+        flow.conn.abort();
         self.touch(conn.0);
     }
 
@@ -226,6 +222,53 @@ impl TcpStack {
         }
     }
 
+    /// A router or the peer complains about a segment of ours. What does not quote one that is under way is forged (RFC 5927).
+    pub(crate) fn handle_complaint(
+        &mut self,
+        tuple: &FlowKey,
+        seq: u32,
+        cause: Cause,
+        tunnel: &mut Tunnel,
+    ) {
+        let Some(key) = self.by_tuple.get(tuple).copied() else {
+            return;
+        };
+        let Some(flow) = self.flows.get_mut(key).filter(|flow| flow.conn.has_sent(Seq(seq))) else {
+            return;
+        };
+        match cause {
+            Cause::TooBig { mtu } => {
+                flow.conn.lower_mtu(mtu);
+                self.touch(key);
+            }
+            Cause::PortUnreachable if flow.state() == State::SynSent => {
+                self.end(key, CloseReason::Refused, tunnel);
+            }
+            // A connection that stands outlives such news (RFC 5461).
+            Cause::PortUnreachable => {}
+        }
+    }
+
+    /// Resets connections that peers opened and `allowed` does not admit any more. Returns how many.
+    pub(crate) fn revoke(&mut self, allowed: impl Fn(&FlowKey) -> bool) -> u64 {
+        let revoked: Vec<Key> = self
+            .by_tuple
+            .iter()
+            .filter(|(tuple, key)| {
+                self.flows.get(**key).is_some_and(|flow| flow.is_inbound) && !allowed(tuple)
+            })
+            .map(|(_, key)| *key)
+            .collect();
+        for key in &revoked {
+            if let Some(flow) = self.flows.get_mut(*key) {
+                flow.conn.abort();
+                flow.conn.ended = Some(CloseReason::Revoked);
+                self.touch(*key);
+            }
+        }
+        revoked.len() as u64
+    }
+
     /// Ends a flow without a word to the other side.
     fn end(&mut self, key: Key, reason: CloseReason, tunnel: &mut Tunnel) {
         let Some(flow) = self.flows.get_mut(key) else {
@@ -235,10 +278,9 @@ impl TcpStack {
             self.remove(key);
             return;
         }
-        flow.socket_mut().abort();
+        flow.conn.end(reason);
         flow.is_finished = true;
-        flow.ended = Some(reason);
-        let tuple = flow.key;
+        let tuple = flow.conn.key;
         tunnel.events.push_back(Event::Closed {
             conn: ConnId(key),
             reason,
@@ -258,6 +300,6 @@ impl TcpStack {
     pub(crate) fn addresses(&self, conn: ConnId) -> Option<(SocketAddr, SocketAddr)> {
         self.flows
             .get(conn.0)
-            .map(|flow| (flow.key.local, flow.key.remote))
+            .map(|flow| (flow.conn.key.local, flow.conn.key.remote))
     }
 }
