@@ -138,7 +138,7 @@ impl Core {
     pub fn handle_netmap(&mut self, netmap: Netmap, now: Instant) {
         let same_peers = self.tunnel.netmap.same_peers(&netmap);
         let same_filter = Arc::ptr_eq(self.tunnel.netmap.filter(), netmap.filter());
-        self.tunnel.set_netmap(netmap, &mut self.plain, now);
+        self.tunnel.set_netmap(netmap, now);
         if !same_peers {
             self.tcp.drop_unroutable(&mut self.tunnel);
         }
