@@ -100,6 +100,20 @@ pub enum Problem {
     /// A posture that `postures` does not have.
     #[error("posture {0:?} is not defined in \"postures\"")]
     UndefinedPosture(String),
+    /// An IP set that `ipsets` does not have.
+    #[error("IP set {0:?} is not defined in \"ipsets\"")]
+    UndefinedIpSet(String),
+    /// Names that are defined by each other.
+    #[error("{0} is a circle; remove one of these references")]
+    Circle(String),
+    /// More of something than the limit.
+    #[error("there are more than {limit} {what}; make the policy smaller")]
+    TooMany {
+        /// What there is too much of.
+        what: &'static str,
+        /// How much there may be.
+        limit: usize,
+    },
     /// An autogroup that does not exist.
     #[error("{0:?} is not an autogroup")]
     UnknownAutogroup(String),
@@ -127,6 +141,20 @@ pub enum Problem {
         /// What was tried.
         destination: String,
         /// What the rules say: `accepted` or `denied`.
+        found: &'static str,
+        /// What the test says.
+        expected: &'static str,
+    },
+    /// One of the policy's own SSH tests does not hold.
+    #[error("{user} on {destination} is {found} for {source_name}, but the test says {expected}")]
+    SshTestFailed {
+        /// Who tried.
+        source_name: String,
+        /// Where.
+        destination: String,
+        /// As which user of the machine.
+        user: String,
+        /// What the rules say: `accepted`, `checked` or `denied`.
         found: &'static str,
         /// What the test says.
         expected: &'static str,

@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Number, Value as Json};
 
-use crate::{MAX_TEXT, PolicyError, Problem};
+use crate::limits::{self, MAX_TEXT};
+use crate::{PolicyError, Problem};
 
 /// How deep values may be nested.
 const MAX_DEPTH: usize = 64;
@@ -88,6 +89,7 @@ pub(crate) fn parse(text: &str) -> Result<Item, PolicyError> {
     let mut parser = Parser {
         rest: text,
         at: Position { line: 1, column: 1 },
+        values: 0,
     };
     if text.len() > MAX_TEXT {
         return Err(parser.fail(Problem::TooLong));
@@ -105,6 +107,8 @@ pub(crate) fn parse(text: &str) -> Result<Item, PolicyError> {
 struct Parser<'a> {
     rest: &'a str,
     at: Position,
+    /// How many values were read.
+    values: usize,
 }
 
 impl<'a> Parser<'a> {
@@ -188,6 +192,13 @@ impl<'a> Parser<'a> {
     fn item(&mut self, depth: usize) -> Result<Item, PolicyError> {
         if depth > MAX_DEPTH {
             return Err(self.syntax("values are nested too deep"));
+        }
+        self.values += 1;
+        if self.values > limits::VALUES {
+            return Err(self.fail(Problem::TooMany {
+                what: "values",
+                limit: limits::VALUES,
+            }));
         }
         let at = self.at;
         let value = match self.peek() {

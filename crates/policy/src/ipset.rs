@@ -2,10 +2,9 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, IpSubnets, Ipv4Net, Ipv4Subnets, Ipv6Net, Ipv6Subnets};
 
 /// All addresses from the first to the last, both included and of one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -15,16 +14,6 @@ pub(crate) struct IpRange {
 }
 
 impl IpRange {
-    /// The first address.
-    pub(crate) fn first(&self) -> IpAddr {
-        self.first
-    }
-
-    /// First and last address, for look-ups in ordered maps.
-    pub(crate) fn bounds(&self) -> RangeInclusive<IpAddr> {
-        self.first..=self.last
-    }
-
     /// Whether the address lies in the range.
     pub(crate) fn contains(&self, ip: IpAddr) -> bool {
         // Addresses of the older family sort before those of the newer one, so a range never spans both.
@@ -39,6 +28,16 @@ impl IpRange {
     /// Whether these are all addresses of a family.
     pub(crate) fn is_everything(&self) -> bool {
         self.prefix().is_some_and(|prefix| prefix.prefix_len() == 0)
+    }
+
+    /// The fewest prefixes that together are this range.
+    pub(crate) fn prefixes(&self) -> impl Iterator<Item = IpNet> {
+        let subnets = match (self.first, self.last) {
+            (IpAddr::V4(first), IpAddr::V4(last)) => Some(IpSubnets::V4(Ipv4Subnets::new(first, last, 0))),
+            (IpAddr::V6(first), IpAddr::V6(last)) => Some(IpSubnets::V6(Ipv6Subnets::new(first, last, 0))),
+            _ => None,
+        };
+        subnets.into_iter().flatten()
     }
 
     /// The prefix that is exactly this range.
@@ -107,7 +106,7 @@ impl fmt::Display for IpRange {
 }
 
 /// A set of addresses: ranges in order, none touching the next.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct IpSet(Vec<IpRange>);
 
 impl IpSet {
@@ -117,9 +116,78 @@ impl IpSet {
         after > 0 && self.0[after - 1].contains(ip)
     }
 
+    /// All addresses of both families.
+    pub(crate) fn everything() -> Self {
+        [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())]
+            .map(IpRange::from)
+            .into_iter()
+            .collect()
+    }
+
+    /// The ranges, in order.
+    pub(crate) fn ranges(&self) -> &[IpRange] {
+        &self.0
+    }
+
+    /// The first address.
+    pub(crate) fn first(&self) -> Option<IpAddr> {
+        self.0.first().map(|range| range.first)
+    }
+
+    /// Whether the set and the range share an address.
+    pub(crate) fn overlaps(&self, range: &IpRange) -> bool {
+        let after = self.0.partition_point(|own| own.first <= range.last);
+        after > 0 && self.0[after - 1].overlaps(range)
+    }
+
+    /// Whether all addresses of a family are in the set.
+    pub(crate) fn has_everything(&self) -> bool {
+        self.0.iter().any(IpRange::is_everything)
+    }
+
+    /// The addresses of this set that are not in the other.
+    pub(crate) fn without(&self, other: &Self) -> Self {
+        let mut kept = Vec::with_capacity(self.0.len());
+        let mut removed = other.0.iter().peekable();
+        for range in &self.0 {
+            let mut first = Some(range.first);
+            while let Some(hole) = removed.peek() {
+                let Some(start) = first.filter(|start| hole.first <= range.last && *start <= range.last) else {
+                    break;
+                };
+                if hole.last >= start {
+                    if let Some(last) = predecessor(hole.first).filter(|last| start <= *last) {
+                        kept.push(IpRange { first: start, last });
+                    }
+                    first = successor(hole.last).filter(|next| *next <= range.last);
+                }
+                if hole.last > range.last {
+                    break;
+                }
+                removed.next();
+            }
+            if let Some(first) = first {
+                kept.push(IpRange { first, last: range.last });
+            }
+        }
+        Self(kept)
+    }
+
     /// The ranges as texts of packet filters.
     pub(crate) fn to_texts(&self) -> Vec<String> {
         self.0.iter().map(IpRange::to_string).collect()
+    }
+}
+
+impl From<IpRange> for IpSet {
+    fn from(range: IpRange) -> Self {
+        Self(vec![range])
+    }
+}
+
+impl fmt::Display for IpSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.to_texts().join(","))
     }
 }
 
@@ -154,6 +222,20 @@ fn successor(ip: IpAddr) -> Option<IpAddr> {
     }
 }
 
+/// The address before this one of the same family.
+fn predecessor(ip: IpAddr) -> Option<IpAddr> {
+    match ip {
+        IpAddr::V4(ip) => ip
+            .to_bits()
+            .checked_sub(1)
+            .map(|bits| Ipv4Addr::from_bits(bits).into()),
+        IpAddr::V6(ip) => ip
+            .to_bits()
+            .checked_sub(1)
+            .map(|bits| Ipv6Addr::from_bits(bits).into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{IpRange, IpSet};
@@ -181,6 +263,20 @@ mod tests {
             merged.to_texts(),
             ["10.0.0.0/30", "255.255.255.255", "::", "fd7a::/64"]
         );
+    }
+
+    #[test]
+    fn what_is_taken_away_is_gone_and_the_rest_stays() {
+        let rest = |from: &[&str], away: &[&str]| set(from).without(&set(away)).to_texts();
+        assert_eq!(
+            rest(&["10.0.0.0/24"], &["10.0.0.5", "10.0.0.7-10.0.0.9"]),
+            ["10.0.0.0-10.0.0.4", "10.0.0.6", "10.0.0.10-10.0.0.255"]
+        );
+        assert_eq!(rest(&["10.0.0.0/30", "10.0.1.0/30"], &["10.0.0.2-10.0.1.1"]), ["10.0.0.0/31", "10.0.1.2/31"]);
+        assert_eq!(rest(&["0.0.0.0/0", "::/0"], &["0.0.0.0/0"]), ["::/0"]);
+        assert_eq!(rest(&["0.0.0.0/0"], &["255.255.255.255", "0.0.0.0"]), ["0.0.0.1-255.255.255.254"]);
+        assert_eq!(rest(&["10.0.0.1"], &["10.0.0.0/8"]), Vec::<String>::new());
+        assert_eq!(rest(&["fd7a::/126"], &["10.0.0.0/8", "fd7a::3"]), ["fd7a::-fd7a::2"]);
     }
 
     #[test]

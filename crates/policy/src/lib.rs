@@ -1,38 +1,38 @@
 //! The policy language: HuJSON to per-node packet filters.
 //!
 //! ```text
-//! text ──Policy::parse──► Policy ──compile(&Policy, &Tailnet)──► Compiled ──rules_for(node)──► FilterRule…
+//! text ──Policy::parse──► Policy ──Graph::new(Policy, &Tailnet)──► Graph ──rules_for(node)──► FilterRule…
+//!                                                         Change ──► │ ──► Affected
 //! ```
 //!
 //! - [`Policy`] is a checked document: every name in it is defined, every rule is understood. A text that is not one gives
 //!   [`PolicyError`]s, each with line and column.
-//! - [`Tailnet`] is the caller's view of users and nodes at one moment.
-//! - [`Compiled`] answers for that moment: the filter of a node, who sees whom, which attributes a node has.
+//! - [`Tailnet`] is the caller's view of users, nodes and services at one moment.
+//! - [`Graph`] answers for a policy and a tailnet: the filter of a node, who sees whom, which capabilities a node has. It takes
+//!   [`Change`]s and says whom each concerns.
 //!
-//! Nothing here knows a store, a socket or a clock. Start reading at `compile.rs`; the grammar is in `parse/`.
+//! Nothing here knows a store, a socket or a clock. Start reading at `graph/mod.rs`; the grammar is in `parse/`.
 #![forbid(unsafe_code)]
 
+mod approve;
 mod check;
-mod compile;
 mod error;
 mod graph;
 mod hujson;
 mod ipset;
+mod limits;
 mod model;
 mod parse;
 mod posture;
-mod resolve;
 mod tag;
 mod tailnet;
 
-pub use compile::{Compiled, compile};
 pub use error::{PolicyError, Problem};
 pub use graph::{Affected, Change, Graph, Visibility};
 pub use hujson::to_json;
-pub use model::{Policy, Principal};
+pub use approve::Principal;
+pub use limits::MAX_TEXT;
+pub use model::Policy;
 pub use posture::{AttributeValue, Attributes, host_attributes};
 pub use tag::{InvalidTag, Tag};
 pub use tailnet::{Node, Owner, Role, Service, Tailnet, User};
-
-/// The longest policy text that is read, in bytes.
-pub const MAX_TEXT: usize = 2 << 20;

@@ -6,39 +6,29 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde_json::Value as Json;
-use tailwharf_wire::tailcfg::PortRange;
+use tailwharf_wire::tailcfg::{DerpMap, PortRange};
 
 use crate::hujson::Position;
-use crate::ipset::IpRange;
+use crate::ipset::IpSet;
 use crate::posture::{Assertion, Attributes};
 use crate::{PolicyError, Role, Tag};
 
 /// A checked policy document.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Policy {
-    /// Group → logins in lower case.
+    /// Group → logins in lower case, groups in groups resolved.
     pub(crate) groups: BTreeMap<String, BTreeSet<String>>,
     pub(crate) tag_owners: BTreeMap<Tag, Vec<Selector>>,
     /// `None` if neither `acls` nor `grants` is given: everything is allowed.
     pub(crate) rules: Option<Vec<Rule>>,
+    pub(crate) ssh: Vec<SshEntry>,
     pub(crate) node_attributes: Vec<NodeAttributes>,
     pub(crate) approvers: Approvers,
     pub(crate) tests: Vec<Test>,
+    pub(crate) ssh_tests: Vec<SshTest>,
+    pub(crate) settings: Settings,
+    pub(crate) derp_map: Option<DerpMap>,
     pub(crate) warnings: Vec<PolicyError>,
-}
-
-/// Who asks for something: a person, or whatever acts in the name of tags (an OAuth client, a tagged node).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Principal {
-    /// A user.
-    User {
-        /// The user's login.
-        login: String,
-        /// What the user may do.
-        role: Role,
-    },
-    /// A set of tags.
-    Tags(BTreeSet<Tag>),
 }
 
 /// Who or what a rule speaks of.
@@ -47,9 +37,14 @@ pub(crate) enum Selector {
     Any,
     /// The login in lower case.
     User(String),
+    /// Users whose login ends with `@` and this, in lower case.
+    Domain(String),
     Group(String),
     Tag(Tag),
-    Range(IpRange),
+    /// An address, a prefix, a range, a host or an IP set.
+    Addresses(Arc<IpSet>),
+    /// A VIP Service, with its prefix `svc:`.
+    Service(String),
     Auto(Autogroup),
 }
 
@@ -60,26 +55,32 @@ pub(crate) enum Autogroup {
     Member,
     /// Tagged devices.
     Tagged,
-    /// Devices of administrators, owners included.
-    Admin,
-    /// Devices of owners.
-    Owner,
+    /// Devices of users with this role. Administrators include owners.
+    Role(Role),
     /// As a destination: other devices of the same user.
     OwnDevices,
     /// As a destination: the public internet by way of exit nodes.
     Internet,
+    /// Devices of other tailnets that were shared with this one. There are none.
+    Shared,
+    /// In `ssh`: every user of a machine but root.
+    NonRoot,
     /// As a source: every address there is.
     DangerAll,
 }
+
+/// The postures that a source needs: one of them must hold. None: every source is good.
+pub(crate) type Postures = Vec<Arc<[Assertion]>>;
 
 /// One entry of `acls` or `grants`.
 #[derive(Clone, Debug)]
 pub(crate) struct Rule {
     pub(crate) sources: Vec<Selector>,
-    /// One of them must hold for a source. None: every source is good.
-    pub(crate) postures: Vec<Arc<[Assertion]>>,
+    pub(crate) postures: Postures,
     pub(crate) flows: Vec<Flow>,
     pub(crate) application: Option<Application>,
+    /// The tags of the routers by which the destinations are reached. None: any router.
+    pub(crate) via: BTreeSet<Tag>,
 }
 
 /// Destinations and ports that a rule opens for one choice of protocols.
@@ -87,7 +88,7 @@ pub(crate) struct Rule {
 pub(crate) struct Flow {
     /// IP protocol numbers. None: TCP, UDP, ICMP and ICMPv6.
     pub(crate) protocols: Vec<u8>,
-    pub(crate) targets: Vec<(Selector, Vec<PortRange>)>,
+    pub(crate) targets: Vec<(Selector, Arc<[PortRange]>)>,
 }
 
 /// Protocols that have ports: TCP, UDP, DCCP, SCTP.
@@ -100,11 +101,42 @@ pub(crate) struct Application {
     pub(crate) capabilities: BTreeMap<String, Vec<Json>>,
 }
 
+/// One entry of `ssh`.
+#[derive(Clone, Debug)]
+pub(crate) struct SshEntry {
+    pub(crate) sources: Vec<Selector>,
+    pub(crate) postures: Postures,
+    pub(crate) destinations: Vec<Selector>,
+    pub(crate) users: SshUsers,
+    /// `None` accepts; otherwise a sign-in is asked for that is not older than this.
+    pub(crate) check: Option<CheckPeriod>,
+    pub(crate) accept_env: Vec<String>,
+    pub(crate) recorders: Vec<Selector>,
+    /// Whether there is no session without a recorder.
+    pub(crate) enforce_recorder: bool,
+}
+
+/// How old a sign-in may be, in seconds. 0: it is asked for each time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CheckPeriod(pub(crate) u64);
+
+/// The users of a machine as whom somebody may log in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SshUsers {
+    pub(crate) names: BTreeSet<String>,
+    /// Every user but root.
+    pub(crate) nonroot: bool,
+    /// The domains of `localpart:*@domain`: a login of the domain may be used by whoever has it, up to its `@`.
+    pub(crate) local_parts: BTreeSet<String>,
+}
+
 /// One entry of `nodeAttrs`.
 #[derive(Clone, Debug)]
 pub(crate) struct NodeAttributes {
     pub(crate) targets: Vec<Selector>,
     pub(crate) attributes: BTreeMap<String, Vec<Json>>,
+    /// Where the addresses of the targets come from.
+    pub(crate) ip_pool: Vec<IpNet>,
 }
 
 /// The section `autoApprovers`.
@@ -112,6 +144,16 @@ pub(crate) struct NodeAttributes {
 pub(crate) struct Approvers {
     pub(crate) routes: Vec<(IpNet, Vec<Selector>)>,
     pub(crate) exit_node: Vec<Selector>,
+    /// A service or a tag of services → whose devices may host it.
+    pub(crate) services: Vec<(Selector, Vec<Selector>)>,
+}
+
+/// Settings of the whole tailnet that a policy may hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Settings {
+    pub(crate) randomize_client_port: bool,
+    pub(crate) disable_ipv4: bool,
+    pub(crate) one_cgnat_route: Option<bool>,
 }
 
 /// One entry of `tests`.
@@ -133,18 +175,39 @@ pub(crate) struct Probe {
     pub(crate) port: u16,
 }
 
+/// One entry of `sshTests`.
+#[derive(Clone, Debug)]
+pub(crate) struct SshTest {
+    pub(crate) source: Selector,
+    pub(crate) attributes: Attributes,
+    pub(crate) destinations: Vec<Selector>,
+    /// Users of the machine, and what should happen to whoever asks for them.
+    pub(crate) expected: Vec<(Position, String, SshVerdict)>,
+}
+
+/// What happens to somebody who logs in by SSH.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SshVerdict {
+    Accept,
+    Check,
+    Deny,
+}
+
+impl SshVerdict {
+    /// The word for messages.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Accept => "accepted",
+            Self::Check => "checked",
+            Self::Deny => "denied",
+        }
+    }
+}
+
 impl Policy {
     /// The policy of a tailnet that has none: everything is allowed.
     pub fn allow_all() -> Self {
-        Self {
-            groups: BTreeMap::new(),
-            tag_owners: BTreeMap::new(),
-            rules: None,
-            node_attributes: Vec::new(),
-            approvers: Approvers::default(),
-            tests: Vec::new(),
-            warnings: Vec::new(),
-        }
+        Self::default()
     }
 
     /// Parts of the document that are well formed but have no effect on this server.
@@ -152,60 +215,26 @@ impl Policy {
         &self.warnings
     }
 
+    /// The relays that the policy gives, if it does.
+    pub fn derp_map(&self) -> Option<&DerpMap> {
+        self.derp_map.as_ref()
+    }
+
+    /// Whether nodes get no IPv4 address (`disableIPv4`).
+    pub fn is_ipv4_disabled(&self) -> bool {
+        self.settings.disable_ipv4
+    }
+
     /// Whether `tagOwners` has the tag.
     pub fn has_tag(&self, tag: &Tag) -> bool {
         self.tag_owners.contains_key(tag)
-    }
-
-    /// Whether the principal may give the tag to a device. Administrators may give every tag of `tagOwners`; tags may give
-    /// themselves and what they own.
-    pub fn may_assign_tag(&self, owner: &Principal, tag: &Tag) -> bool {
-        let Some(owners) = self.tag_owners.get(tag) else {
-            return false;
-        };
-        match owner {
-            Principal::User {
-                role: Role::Admin | Role::Owner,
-                ..
-            } => true,
-            Principal::Tags(own) if own.contains(tag) => true,
-            _ => self.names(owners, owner),
-        }
-    }
-
-    /// Whether a route that this principal's device advertises is approved without asking. `0.0.0.0/0` and `::/0` are the
-    /// routes of exit nodes.
-    pub fn may_advertise(&self, owner: &Principal, route: &IpNet) -> bool {
-        if route.prefix_len() == 0 {
-            return self.names(&self.approvers.exit_node, owner);
-        }
-        let approved = |(prefix, approvers): &(IpNet, Vec<Selector>)| {
-            prefix.contains(route) && self.names(approvers, owner)
-        };
-        self.approvers.routes.iter().any(approved)
-    }
-
-    /// Whether one of the selectors names the principal.
-    fn names(&self, selectors: &[Selector], principal: &Principal) -> bool {
-        selectors.iter().any(|selector| match (selector, principal) {
-            (Selector::Any, _) => true,
-            (Selector::User(name), Principal::User { login, .. }) => name.eq_ignore_ascii_case(login),
-            (Selector::Group(group), Principal::User { login, .. }) => {
-                let members = self.groups.get(group);
-                members.is_some_and(|members| members.contains(&login.to_ascii_lowercase()))
-            }
-            (Selector::Tag(tag), Principal::Tags(tags)) => tags.contains(tag),
-            (Selector::Auto(group), Principal::User { role, .. }) => group.has_role(*role),
-            (Selector::Auto(group), Principal::Tags(_)) => *group == Autogroup::Tagged,
-            _ => false,
-        })
     }
 }
 
 impl Rule {
     /// What holds if a policy has no rules: everything in the tailnet may reach everything.
     pub(crate) fn allow_all() -> Self {
-        let targets = vec![(Selector::Any, vec![PortRange::ANY])];
+        let targets = vec![(Selector::Any, Arc::from([PortRange::ANY]))];
         let flows = vec![Flow {
             protocols: Vec::new(),
             targets,
@@ -215,16 +244,29 @@ impl Rule {
             postures: Vec::new(),
             flows,
             application: None,
+            via: BTreeSet::new(),
         }
+    }
+
+    /// Everything that the rule leads to, as often as it is written.
+    pub(crate) fn destinations(&self) -> impl Iterator<Item = &Selector> {
+        let flows = self
+            .flows
+            .iter()
+            .flat_map(|flow| flow.targets.iter().map(|(selector, _)| selector));
+        flows.chain(self.application.iter().flat_map(|application| &application.destinations))
     }
 }
 
 impl Selector {
-    /// Whether this names nodes by whose they are. Others speak of addresses.
-    pub(crate) fn is_identity(&self) -> bool {
-        !matches!(
+    /// Whether this can only name devices of users.
+    pub(crate) fn is_people(&self) -> bool {
+        matches!(
             self,
-            Self::Any | Self::Range(_) | Self::Auto(Autogroup::DangerAll)
+            Self::User(_)
+                | Self::Domain(_)
+                | Self::Group(_)
+                | Self::Auto(Autogroup::Member | Autogroup::Role(_))
         )
     }
 
@@ -238,9 +280,10 @@ impl fmt::Display for Selector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Any => f.write_str("*"),
-            Self::User(name) | Self::Group(name) => f.write_str(name),
+            Self::User(name) | Self::Group(name) | Self::Service(name) => f.write_str(name),
+            Self::Domain(name) => write!(f, "user:*@{name}"),
             Self::Tag(tag) => tag.fmt(f),
-            Self::Range(range) => range.fmt(f),
+            Self::Addresses(set) => set.fmt(f),
             Self::Auto(group) => f.write_str(group.name()),
         }
     }
@@ -248,25 +291,37 @@ impl fmt::Display for Selector {
 
 impl Autogroup {
     /// All of them.
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Member,
         Self::Tagged,
-        Self::Admin,
-        Self::Owner,
+        Self::Role(Role::Admin),
+        Self::Role(Role::Owner),
+        Self::Role(Role::ItAdmin),
+        Self::Role(Role::NetworkAdmin),
+        Self::Role(Role::BillingAdmin),
+        Self::Role(Role::Auditor),
         Self::OwnDevices,
         Self::Internet,
+        Self::Shared,
+        Self::NonRoot,
         Self::DangerAll,
     ];
 
     /// The name in policies.
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Self::Member => "autogroup:member",
+            Self::Member | Self::Role(Role::Member) => "autogroup:member",
             Self::Tagged => "autogroup:tagged",
-            Self::Admin => "autogroup:admin",
-            Self::Owner => "autogroup:owner",
+            Self::Role(Role::Admin) => "autogroup:admin",
+            Self::Role(Role::Owner) => "autogroup:owner",
+            Self::Role(Role::ItAdmin) => "autogroup:it-admin",
+            Self::Role(Role::NetworkAdmin) => "autogroup:network-admin",
+            Self::Role(Role::BillingAdmin) => "autogroup:billing-admin",
+            Self::Role(Role::Auditor) => "autogroup:auditor",
             Self::OwnDevices => "autogroup:self",
             Self::Internet => "autogroup:internet",
+            Self::Shared => "autogroup:shared",
+            Self::NonRoot => "autogroup:nonroot",
             Self::DangerAll => "autogroup:danger-all",
         }
     }
@@ -275,75 +330,9 @@ impl Autogroup {
     pub(crate) fn has_role(self, role: Role) -> bool {
         match self {
             Self::Member => true,
-            Self::Admin => role >= Role::Admin,
-            Self::Owner => role == Role::Owner,
-            Self::Tagged | Self::OwnDevices | Self::Internet | Self::DangerAll => false,
+            Self::Role(Role::Admin) => role >= Role::Admin,
+            Self::Role(wanted) => role == wanted,
+            _ => false,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Policy, Principal};
-    use crate::Role;
-
-    fn policy() -> Policy {
-        let text = r#"{
-            "groups": {"group:ops": ["olga@example.com"]},
-            "tagOwners": {
-                "tag:k8s-operator": [],
-                "tag:k8s": ["tag:k8s-operator"],
-                "tag:web": ["tag:k8s", "group:ops", "bob@example.com"],
-                "tag:any": ["autogroup:member"],
-            },
-            "autoApprovers": {
-                "routes": {"10.0.0.0/8": ["tag:k8s", "bob@example.com"]},
-                "exitNode": ["tag:k8s"],
-            },
-        }"#;
-        Policy::parse(text).unwrap()
-    }
-
-    fn user(login: &str, role: Role) -> Principal {
-        Principal::User {
-            login: login.to_owned(),
-            role,
-        }
-    }
-
-    fn tags(names: &[&str]) -> Principal {
-        Principal::Tags(names.iter().map(|name| name.parse().unwrap()).collect())
-    }
-
-    #[test]
-    fn tags_are_given_by_their_owners() {
-        let policy = policy();
-        let may = |who: &Principal, tag: &str| policy.may_assign_tag(who, &tag.parse().unwrap());
-        let operator = tags(&["tag:k8s-operator"]);
-        assert!(may(&operator, "tag:k8s-operator"), "a tag gives itself");
-        assert!(may(&operator, "tag:k8s"));
-        assert!(!may(&operator, "tag:web"), "ownership does not pass on");
-        assert!(!may(&operator, "tag:any"), "members are people");
-        assert!(!may(&operator, "tag:undefined"));
-        assert!(!may(&tags(&[]), "tag:k8s"));
-        assert!(may(&user("Bob@Example.com", Role::Member), "tag:web"));
-        assert!(may(&user("olga@example.com", Role::Member), "tag:web"));
-        assert!(!may(&user("carol@example.com", Role::Member), "tag:web"));
-        assert!(may(&user("carol@example.com", Role::Member), "tag:any"));
-        assert!(may(&user("carol@example.com", Role::Admin), "tag:k8s-operator"));
-        assert!(!may(&user("carol@example.com", Role::Admin), "tag:undefined"));
-    }
-
-    #[test]
-    fn routes_are_approved_within_their_prefix() {
-        let policy = policy();
-        let may = |who: &Principal, route: &str| policy.may_advertise(who, &route.parse().unwrap());
-        assert!(may(&tags(&["tag:k8s"]), "10.1.0.0/16"));
-        assert!(may(&tags(&["tag:k8s"]), "10.0.0.0/8"));
-        assert!(may(&user("bob@example.com", Role::Member), "10.1.2.3/32"));
-        assert!(!may(&tags(&["tag:k8s"]), "0.0.0.0/1"));
-        assert!(!may(&tags(&["tag:web"]), "10.1.0.0/16"));
-        assert!(may(&tags(&["tag:k8s"]), "::/0"));
-        assert!(!may(&user("bob@example.com", Role::Member), "0.0.0.0/0"));
     }
 }

@@ -4,9 +4,10 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::{fs, io};
 
-use tailwharf_policy::{Compiled, Policy, Tailnet, compile};
+use tailwharf_policy::{Graph, Policy, Tailnet};
 use tailwharf_wire::tailcfg::{FilterRule, PortRange};
 
 fn folder(name: &str) -> PathBuf {
@@ -74,23 +75,26 @@ fn refused_policies() {
 
 /// Everything that a policy says for a tailnet, node by node.
 fn describe(policy: &Policy, tailnet: &Tailnet) -> String {
-    let compiled = compile(policy, tailnet);
+    let graph = Graph::new(Arc::new(policy.clone()), tailnet);
     let mut text = String::new();
     for node in &tailnet.nodes {
         writeln!(text, "node {}", node.id).unwrap();
-        for rule in compiled.rules_for(node.id) {
+        for rule in graph.rules_for(node.id) {
             describe_rule(&mut text, &rule);
         }
-        let peers: Vec<String> = compiled
+        let peers: Vec<String> = graph
             .peers_of(node.id)
             .iter()
             .map(ToString::to_string)
             .collect();
         writeln!(text, "  peers: {}", peers.join(" ")).unwrap();
-        for (name, values) in compiled.attributes_of(node.id) {
+        for (name, values) in graph.cap_map_for(node.id) {
             writeln!(text, "  has {name} {}", serde_json::to_string(&values).unwrap()).unwrap();
         }
-        assert_peers_agree(&compiled, tailnet, node.id);
+        for rule in graph.ssh_policy_for(node.id, Some("check")).into_iter().flat_map(|policy| policy.rules) {
+            writeln!(text, "  ssh {}", serde_json::to_string(&rule).unwrap()).unwrap();
+        }
+        assert_peers_agree(&graph, tailnet, node.id);
     }
     match policy.check(tailnet) {
         Ok(()) => writeln!(text, "tests: ok").unwrap(),
@@ -129,12 +133,12 @@ fn describe_rule(text: &mut String, rule: &FilterRule) {
 }
 
 /// The list of peers and the question about two nodes give the same answer.
-fn assert_peers_agree(compiled: &Compiled, tailnet: &Tailnet, node: tailwharf_wire::tailcfg::NodeId) {
-    let peers = compiled.peers_of(node);
+fn assert_peers_agree(graph: &Graph, tailnet: &Tailnet, node: tailwharf_wire::tailcfg::NodeId) {
+    let peers = graph.peers_of(node);
     for other in &tailnet.nodes {
         assert_eq!(
             peers.contains(&other.id),
-            compiled.can_see(node, other.id),
+            graph.can_see(node, other.id),
             "{node} and {}",
             other.id
         );

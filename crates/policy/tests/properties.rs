@@ -3,9 +3,10 @@
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use proptest::prelude::*;
-use tailwharf_policy::{Compiled, Node, Owner, Policy, Role, Tailnet, User, compile};
+use tailwharf_policy::{Graph, Node, Owner, Policy, Role, Tailnet, User};
 use tailwharf_wire::tailcfg::{FilterRule, NodeId, UserId};
 
 const USERS: [&str; 3] = ["a@example.com", "b@example.com", "c@example.com"];
@@ -139,16 +140,20 @@ fn reachable(node: &Node) -> Vec<IpAddr> {
     node.addresses.iter().copied().chain(routed).collect()
 }
 
+fn apply(policy: &Policy, tailnet: &Tailnet) -> Graph {
+    Graph::new(Arc::new(policy.clone()), tailnet)
+}
+
 fn probes() -> impl Iterator<Item = (u8, u16)> {
     PROTOCOLS
         .into_iter()
         .flat_map(|(_, protocol)| PORTS.map(|port| (protocol, port)))
 }
 
-fn verdicts(compiled: &Compiled, nodes: &[Node]) -> Vec<(IpAddr, IpAddr, u8, u16)> {
+fn verdicts(graph: &Graph, nodes: &[Node]) -> Vec<(IpAddr, IpAddr, u8, u16)> {
     let mut allowed = Vec::new();
     for target in nodes {
-        let filter = compiled.rules_for(target.id);
+        let filter = graph.rules_for(target.id);
         for source in nodes.iter().flat_map(reachable) {
             for destination in reachable(target) {
                 for (protocol, port) in probes() {
@@ -167,15 +172,15 @@ proptest! {
 
     #[test]
     fn narrowing_to_a_node_changes_no_verdict(policy in policy(), tailnet in tailnet()) {
-        let compiled = compile(&policy, &tailnet);
+        let graph = apply(&policy, &tailnet);
         for target in &tailnet.nodes {
-            let filter = compiled.rules_for(target.id);
+            let filter = graph.rules_for(target.id);
             for source in tailnet.nodes.iter().flat_map(reachable) {
                 for destination in reachable(target) {
                     for (protocol, port) in probes() {
                         prop_assert_eq!(
                             filter_allows(&filter, source, destination, protocol, port),
-                            compiled.allows(source, destination, protocol, port),
+                            graph.allows(source, destination, protocol, port),
                             "{} to {} protocol {} port {}", source, destination, protocol, port
                         );
                     }
@@ -195,8 +200,8 @@ proptest! {
             services: Default::default(),
             attributes: Default::default(),
         });
-        let before = compile(&policy, &tailnet);
-        let after = compile(&policy, &larger);
+        let before = apply(&policy, &tailnet);
+        let after = apply(&policy, &larger);
         prop_assert_eq!(verdicts(&before, &tailnet.nodes), verdicts(&after, &tailnet.nodes));
         for a in &tailnet.nodes {
             for b in &tailnet.nodes {
@@ -207,17 +212,17 @@ proptest! {
 
     #[test]
     fn whoever_may_reach_a_node_is_its_peer(policy in policy(), tailnet in tailnet()) {
-        let compiled = compile(&policy, &tailnet);
+        let graph = apply(&policy, &tailnet);
         for a in &tailnet.nodes {
             for b in tailnet.nodes.iter().filter(|b| b.id != a.id) {
-                let filter = compiled.rules_for(b.id);
+                let filter = graph.rules_for(b.id);
                 let passes = reachable(a).into_iter().any(|from| {
                     let reaches = |to| probes().any(|(protocol, port)| filter_allows(&filter, from, to, protocol, port));
                     reachable(b).into_iter().any(reaches)
                 });
-                prop_assert_eq!(compiled.can_see(a.id, b.id), compiled.can_see(b.id, a.id));
+                prop_assert_eq!(graph.can_see(a.id, b.id), graph.can_see(b.id, a.id));
                 if passes {
-                    prop_assert!(compiled.can_see(a.id, b.id), "{} reaches {} without seeing it", a.id, b.id);
+                    prop_assert!(graph.can_see(a.id, b.id), "{} reaches {} without seeing it", a.id, b.id);
                 }
             }
         }
@@ -227,7 +232,7 @@ proptest! {
     fn the_order_of_nodes_does_not_matter(policy in policy(), tailnet in tailnet()) {
         let mut reversed = tailnet.clone();
         reversed.nodes.reverse();
-        let (one, other) = (compile(&policy, &tailnet), compile(&policy, &reversed));
+        let (one, other) = (apply(&policy, &tailnet), apply(&policy, &reversed));
         for node in &tailnet.nodes {
             prop_assert_eq!(one.rules_for(node.id), other.rules_for(node.id));
         }

@@ -11,7 +11,7 @@ use crate::posture::{Assertion, Test};
 /// Reads the section `postures`.
 pub(super) fn read_postures(reader: &mut Reader, item: &Item) -> BTreeMap<String, Arc<[Assertion]>> {
     let mut postures = BTreeMap::new();
-    for Member { at, name, item } in reader.members(item, "\"postures\"") {
+    for Member { at, name, item } in reader.definitions(item, "\"postures\"") {
         if name.strip_prefix("posture:").is_none_or(str::is_empty) {
             reader.invalid(*at, name, "the name of a posture; it begins with \"posture:\"");
             continue;

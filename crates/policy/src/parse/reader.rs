@@ -1,7 +1,7 @@
 //! Reading a document tree while collecting what is wrong with it.
 
 use crate::hujson::{Item, Member, Position, Value};
-use crate::{Policy, PolicyError, Problem};
+use crate::{Policy, PolicyError, Problem, limits};
 
 /// How many problems are reported at once.
 pub(crate) const MAX_ERRORS: usize = 50;
@@ -9,10 +9,15 @@ pub(crate) const MAX_ERRORS: usize = 50;
 /// The longest string that has a meaning to the policy, in bytes. Values of capabilities may be longer.
 const MAX_STRING: usize = 4096;
 
+/// Messages quote this many characters of a value.
+pub(super) const QUOTED: usize = 80;
+
 /// Collects the problems of a document.
 #[derive(Default)]
 pub(super) struct Reader {
     errors: Vec<PolicyError>,
+    /// Destinations of all rules so far, each counted once for each range of ports.
+    openings: usize,
 }
 
 /// The fields of an object that are present, under their canonical names.
@@ -45,8 +50,6 @@ impl Reader {
     }
 
     pub(super) fn invalid(&mut self, at: Position, value: &str, expected: &'static str) {
-        /// Messages quote this much of a value.
-        const QUOTED: usize = 80;
         let value = value.chars().take(QUOTED).collect();
         self.report(PolicyError::new(at, Problem::Invalid { value, expected }));
     }
@@ -55,7 +58,11 @@ impl Reader {
         self.report(PolicyError::new(at, Problem::MissingField { field, within }));
     }
 
-    fn wrong_kind(&mut self, item: &Item, what: &'static str, expected: &'static str) {
+    pub(super) fn too_many(&mut self, at: Position, what: &'static str, limit: usize) {
+        self.report(PolicyError::new(at, Problem::TooMany { what, limit }));
+    }
+
+    pub(super) fn wrong_kind(&mut self, item: &Item, what: &'static str, expected: &'static str) {
         self.report(PolicyError::new(
             item.at,
             Problem::WrongKind {
@@ -64,6 +71,16 @@ impl Reader {
                 found: item.kind(),
             },
         ));
+    }
+
+    /// Whether a rule may open this much more; reports it if not.
+    pub(super) fn may_open(&mut self, at: Position, destinations: usize, ports: usize) -> bool {
+        self.openings = self.openings.saturating_add(destinations.saturating_mul(ports));
+        let fits = self.openings <= limits::OPENINGS;
+        if !fits {
+            self.too_many(at, "destinations with ports", limits::OPENINGS);
+        }
+        fits
     }
 
     /// The fields of an object with a fixed set of names. Upper and lower case are alike, as policies have always been
@@ -111,6 +128,27 @@ impl Reader {
             _ => {
                 self.wrong_kind(item, what, "an object");
                 &[]
+            }
+        }
+    }
+
+    /// The members of a section that defines names.
+    pub(super) fn definitions<'a>(&mut self, item: &'a Item, what: &'static str) -> &'a [Member] {
+        let members = self.members(item, what);
+        if members.len() > limits::DEFINITIONS {
+            self.too_many(item.at, "names in one section", limits::DEFINITIONS);
+            return &[];
+        }
+        members
+    }
+
+    /// A boolean.
+    pub(super) fn bool(&mut self, item: &Item, what: &'static str) -> bool {
+        match item.value {
+            Value::Bool(value) => value,
+            _ => {
+                self.wrong_kind(item, what, "true or false");
+                false
             }
         }
     }

@@ -1,21 +1,14 @@
 //! Who and where: the selectors of sources, destinations, targets and owners.
 
-use super::reader::Reader;
+use std::sync::Arc;
+
+use super::definitions::is_login;
+use super::reader::{QUOTED, Reader};
 use super::{Definitions, TAG};
 use crate::hujson::{Item, Position};
 use crate::ipset::IpRange;
 use crate::model::{Autogroup, Selector};
 use crate::{PolicyError, Problem, Tag};
-
-/// Autogroups of other control servers: roles and sharing that this server does not have.
-const OTHER_AUTOGROUPS: &[&str] = &[
-    "autogroup:it-admin",
-    "autogroup:network-admin",
-    "autogroup:billing-admin",
-    "autogroup:auditor",
-    "autogroup:shared",
-    "autogroup:nonroot",
-];
 
 /// The sources of a rule.
 pub(super) fn read_sources(
@@ -37,11 +30,9 @@ pub(super) fn read_source(
     at: Position,
     text: &str,
 ) -> Option<Selector> {
-    let selector = read(reader, defined, at, text)?;
-    match selector {
-        Selector::Auto(Autogroup::OwnDevices | Autogroup::Internet) => {
-            misplaced(reader, at, text, "as a source")
-        }
+    match read(reader, defined, at, text)? {
+        Selector::Auto(Autogroup::OwnDevices | Autogroup::Internet | Autogroup::NonRoot)
+        | Selector::Service(_) => misplaced(reader, at, text, "as a source"),
         selector => Some(selector),
     }
 }
@@ -55,6 +46,9 @@ pub(super) fn read_destination(
 ) -> Option<Selector> {
     match read(reader, defined, at, text)? {
         Selector::Auto(Autogroup::DangerAll) => misplaced(reader, at, text, "as a destination; write \"*\""),
+        Selector::Auto(Autogroup::NonRoot | Autogroup::Shared) => {
+            misplaced(reader, at, text, "as a destination")
+        }
         selector => Some(selector),
     }
 }
@@ -64,31 +58,97 @@ pub(super) fn read_targets(reader: &mut Reader, defined: &Definitions, item: &It
     let mut targets = Vec::new();
     for (at, text) in reader.strings(item, "\"target\"") {
         targets.extend(match read(reader, defined, at, text) {
-            Some(Selector::Auto(Autogroup::OwnDevices | Autogroup::Internet | Autogroup::DangerAll)) => {
-                misplaced(reader, at, text, "as a target of node attributes")
-            }
+            Some(
+                Selector::Service(_)
+                | Selector::Auto(
+                    Autogroup::OwnDevices
+                    | Autogroup::Internet
+                    | Autogroup::Shared
+                    | Autogroup::NonRoot
+                    | Autogroup::DangerAll,
+                ),
+            ) => misplaced(reader, at, text, "as a target of node attributes"),
             selector => selector,
         });
     }
     targets
 }
 
-/// Somebody who may own tags or approve routes: a user, a group, a tag or a role.
-pub(super) fn read_principal(
+/// Those who may own tags or approve routes: users, groups, tags and roles.
+pub(super) fn read_principals(
+    reader: &mut Reader,
+    defined: &Definitions,
+    item: &Item,
+    place: &'static str,
+) -> Vec<Selector> {
+    let mut principals = Vec::new();
+    for (at, text) in reader.strings(item, "a list of users, groups and tags") {
+        principals.extend(match read(reader, defined, at, text) {
+            Some(selector) if is_principal(&selector) => Some(selector),
+            Some(_) => misplaced(reader, at, text, place),
+            None => None,
+        });
+    }
+    principals
+}
+
+/// Whether a selector names users or tags.
+fn is_principal(selector: &Selector) -> bool {
+    selector.is_people() || matches!(selector, Selector::Tag(_) | Selector::Auto(Autogroup::Tagged))
+}
+
+/// A tag.
+pub(super) fn read_tag(
     reader: &mut Reader,
     defined: &Definitions,
     at: Position,
     text: &str,
-    place: &'static str,
 ) -> Option<Selector> {
     match read(reader, defined, at, text)? {
-        selector @ (Selector::User(_)
-        | Selector::Group(_)
-        | Selector::Tag(_)
-        | Selector::Auto(
-            Autogroup::Member | Autogroup::Tagged | Autogroup::Admin | Autogroup::Owner,
-        )) => Some(selector),
-        Selector::Any | Selector::Range(_) | Selector::Auto(_) => misplaced(reader, at, text, place),
+        tag @ Selector::Tag(_) => Some(tag),
+        _ => misplaced(reader, at, text, "here; write a tag"),
+    }
+}
+
+/// A source of an SSH rule.
+pub(super) fn read_ssh_source(
+    reader: &mut Reader,
+    defined: &Definitions,
+    at: Position,
+    text: &str,
+) -> Option<Selector> {
+    const PLACE: &str = "as the source of an SSH rule; write users, groups, tags or autogroups of them";
+    match read(reader, defined, at, text)? {
+        selector if is_principal(&selector) => Some(selector),
+        shared @ Selector::Auto(Autogroup::Shared) => Some(shared),
+        _ => misplaced(reader, at, text, PLACE),
+    }
+}
+
+/// A destination of an SSH rule.
+pub(super) fn read_ssh_destination(
+    reader: &mut Reader,
+    defined: &Definitions,
+    at: Position,
+    text: &str,
+) -> Option<Selector> {
+    const PLACE: &str = "as the destination of an SSH rule; write a tag, a user or \"autogroup:self\"";
+    match read(reader, defined, at, text)? {
+        selector if is_principal(&selector) || selector.is_own_devices() => Some(selector),
+        _ => misplaced(reader, at, text, PLACE),
+    }
+}
+
+/// What may be approved to be hosted: a service, or the services with a tag.
+pub(super) fn read_hosted(
+    reader: &mut Reader,
+    defined: &Definitions,
+    at: Position,
+    text: &str,
+) -> Option<Selector> {
+    match read(reader, defined, at, text)? {
+        selector @ (Selector::Tag(_) | Selector::Service(_)) => Some(selector),
+        _ => misplaced(reader, at, text, "here; write a service such as \"svc:web\", or a tag"),
     }
 }
 
@@ -118,7 +178,7 @@ fn resolve<'a>(defined: &'a Definitions, text: &str) -> Result<Selector, Unresol
         return Ok(Selector::Any);
     }
     if let Ok(range) = text.parse::<IpRange>() {
-        return Ok(Selector::Range(range));
+        return Ok(Selector::Addresses(Arc::new(range.into())));
     }
     match text.split_once(':') {
         Some(("group", _)) => match defined.groups.contains_key(text) {
@@ -130,48 +190,58 @@ fn resolve<'a>(defined: &'a Definitions, text: &str) -> Result<Selector, Unresol
         },
         Some(("tag", _)) => resolve_tag(defined, text),
         Some(("autogroup", _)) => resolve_autogroup(text),
-        Some(("svc" | "ipset", _)) => Err((Problem::Unsupported(format!("selector {text:?}")), Vec::new())),
-        _ if text.starts_with("user:*@") => {
-            Err((Problem::Unsupported(format!("selector {text:?}")), Vec::new()))
-        }
-        _ if text.contains('@') && !text.contains([' ', ':']) => {
-            Ok(Selector::User(text.to_ascii_lowercase()))
-        }
-        Some(_) => Err((
-            Problem::Invalid {
-                value: text.to_owned(),
-                expected: SELECTOR,
-            },
-            Vec::new(),
-        )),
-        None if text.is_empty() || text.contains('/') => Err((
-            Problem::Invalid {
-                value: text.to_owned(),
-                expected: SELECTOR,
-            },
-            Vec::new(),
-        )),
-        None => match defined.hosts.get(text) {
-            Some(range) => Ok(Selector::Range(*range)),
+        Some(("ipset", _)) => match defined.ip_sets.get(text) {
+            Some(set) => Ok(Selector::Addresses(Arc::clone(set))),
             None => Err((
-                Problem::UndefinedHost(text.to_owned()),
-                defined.hosts.keys().map(String::as_str).collect(),
+                Problem::UndefinedIpSet(text.to_owned()),
+                defined.ip_sets.keys().map(String::as_str).collect(),
             )),
         },
+        Some(("host", name)) => resolve_host(defined, name),
+        Some(("svc", name)) if is_label(name) => Ok(Selector::Service(text.to_ascii_lowercase())),
+        Some(("user", name)) => match name.strip_prefix("*@") {
+            Some(domain) if domain.contains('.') && !domain.contains(['@', '*', ' ', ':']) => {
+                Ok(Selector::Domain(domain.to_ascii_lowercase()))
+            }
+            _ => Err((invalid(text, DOMAIN), Vec::new())),
+        },
+        None if is_login(text) => Ok(Selector::User(text.to_ascii_lowercase())),
+        None if !text.is_empty() && !text.contains(['/', '@']) => resolve_host(defined, text),
+        _ => Err((invalid(text, SELECTOR), Vec::new())),
     }
 }
 
-const SELECTOR: &str = "\"*\", a user, a group, a tag, an autogroup, a host, an address, a prefix or a range";
+const SELECTOR: &str = "\"*\", a user, a group, a tag, an autogroup, a host, an IP set, a service, an address, a prefix or a range";
+const DOMAIN: &str = "the users of a domain; write it like \"user:*@example.com\"";
+
+fn invalid(text: &str, expected: &'static str) -> Problem {
+    Problem::Invalid {
+        value: text.chars().take(QUOTED).collect(),
+        expected,
+    }
+}
+
+/// Whether a text may be the name of a VIP Service: a DNS label.
+fn is_label(name: &str) -> bool {
+    (1..=63).contains(&name.len())
+        && name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-')
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+}
+
+fn resolve_host<'a>(defined: &'a Definitions, name: &str) -> Result<Selector, Unresolved<'a>> {
+    match defined.hosts.get(name) {
+        Some(set) => Ok(Selector::Addresses(Arc::clone(set))),
+        None => Err((
+            Problem::UndefinedHost(name.to_owned()),
+            defined.hosts.keys().map(String::as_str).collect(),
+        )),
+    }
+}
 
 fn resolve_tag<'a>(defined: &'a Definitions, text: &str) -> Result<Selector, Unresolved<'a>> {
     let Ok(tag) = text.parse::<Tag>() else {
-        return Err((
-            Problem::Invalid {
-                value: text.to_owned(),
-                expected: TAG,
-            },
-            Vec::new(),
-        ));
+        return Err((invalid(text, TAG), Vec::new()));
     };
     match defined.tags.contains(&tag) {
         true => Ok(Selector::Tag(tag)),
@@ -183,14 +253,11 @@ fn resolve_tag<'a>(defined: &'a Definitions, text: &str) -> Result<Selector, Unr
 }
 
 fn resolve_autogroup(text: &str) -> Result<Selector, Unresolved<'static>> {
-    if let Some(group) = Autogroup::ALL.into_iter().find(|group| group.name() == text) {
-        return Ok(Selector::Auto(group));
+    match Autogroup::ALL.into_iter().find(|group| group.name() == text) {
+        Some(group) => Ok(Selector::Auto(group)),
+        None => Err((
+            Problem::UnknownAutogroup(text.to_owned()),
+            Autogroup::ALL.map(Autogroup::name).to_vec(),
+        )),
     }
-    if OTHER_AUTOGROUPS.contains(&text) {
-        return Err((Problem::Unsupported(format!("selector {text:?}")), Vec::new()));
-    }
-    Err((
-        Problem::UnknownAutogroup(text.to_owned()),
-        Autogroup::ALL.map(Autogroup::name).to_vec(),
-    ))
 }
