@@ -77,26 +77,43 @@ impl Arena {
         }
     }
 
-    /// Lets `fill` write at most `room` bytes, which are at most [`BUFFER_LEN`]; it returns how many it wrote. What is there before is old.
+    /// Lets `fill` write at most `room` bytes, no more than [`BUFFER_LEN`]; it returns how many it wrote. What is there before is old.
     pub(crate) fn write(
         &mut self,
         room: usize,
         fill: impl FnOnce(&mut [u8]) -> Option<usize>,
     ) -> Option<Span> {
-        if room > BUFFER_LEN {
-            return None;
-        }
-        if self.buffers.is_empty() || BUFFER_LEN - self.used < room {
+        let length = fill(self.room(room))?;
+        Some(self.commit(length))
+    }
+
+    /// Room for at most [`BUFFER_LEN`] bytes behind what was committed.
+    pub(crate) fn room(&mut self, length: usize) -> &mut [u8] {
+        let length = length.min(BUFFER_LEN);
+        if self.buffers.is_empty() || BUFFER_LEN - self.used < length {
             self.buffers.push_back(self.pool.take());
             self.used = 0;
         }
-        let (start, buffer) = (self.used, self.buffers.back_mut()?);
-        let length = fill(&mut buffer[start..start + room])?;
-        self.used = start + length;
-        Some(Span {
-            buffer: self.first + self.buffers.len() as u64 - 1,
-            range: start..start + length,
-        })
+        let start = self.used;
+        self.buffers
+            .back_mut()
+            .map_or(&mut [], |buffer| &mut buffer[start..start + length])
+    }
+
+    /// The first bytes of the last [`Self::room`].
+    pub(crate) fn written(&self, length: usize) -> &[u8] {
+        let buffer = self.buffers.back().map_or(&[][..], |buffer| &buffer[self.used..]);
+        &buffer[..length.min(buffer.len())]
+    }
+
+    /// Keeps the first bytes of the last [`Self::room`].
+    pub(crate) fn commit(&mut self, length: usize) -> Span {
+        let start = self.used;
+        self.used = (start + length).min(BUFFER_LEN);
+        Span {
+            buffer: (self.first + self.buffers.len() as u64).saturating_sub(1),
+            range: start..self.used,
+        }
     }
 
     pub(crate) fn get(&self, span: &Span) -> Option<&[u8]> {

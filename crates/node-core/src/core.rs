@@ -1,6 +1,8 @@
 //! One tailnet node: everything put together.
 
 mod discovery;
+mod inner;
+mod tun;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -8,7 +10,6 @@ use std::time::Instant;
 
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
-use tailwharf_wire::disco;
 use tailwharf_wire::key::{DiscoPrivate, NodePrivate, NodePublic};
 use tailwharf_wire::tailcfg::{NodeId, RegionId};
 use tailwharf_wire::tsmp::Message;
@@ -21,28 +22,24 @@ use crate::event::{
     Accepted, BindError, ConnError, ConnId, ConnectError, Event, Io, ListenerId, PingError, PingId, PingKind,
     Reason, UdpError, UdpId,
 };
-use crate::filter::{Conntrack, DropReason, Verdict};
-use crate::fragments::{self, Assembled, Fragments};
-use crate::icmp::{self, Cause, Complaint};
+use crate::filter::Conntrack;
+use crate::fragments::Fragments;
 use crate::limit::Limiter;
 use crate::netmap::{Netmap, Peer};
+use crate::offload::inbox::Inbox;
 use crate::outbox::Transmit;
-use crate::packet::{Fragment, Parsed, proto, write_echo_reply, write_tsmp, write_udp};
+use crate::packet::{proto, write_tsmp, write_udp};
 use crate::paths::Path;
 use crate::pings::{Pings, Token};
-use crate::tcp::{FlowKey, TcpStack};
-use crate::tsmp;
+use crate::tcp::TcpStack;
 use crate::tunnel::Tunnel;
-use crate::udp::{Datagram, Delivery, UdpStack};
+use crate::udp::{Datagram, UdpStack};
 use crate::whois::{WhoIs, whois};
 
 /// How many denials are told per second; a scan gets no more answers than that.
 const MAX_REJECTS: u32 = 20;
 /// How many errors about packets of peers are sent per second.
 const MAX_ICMP_ERRORS: u32 = 20;
-
-/// Largest message that is taken from a relay or socket. WireGuard's own limit; a tailnet's packets are far smaller.
-const MAX_MESSAGE: usize = 65_535;
 
 /// What a [`Core`] is made of.
 #[derive(Debug)]
@@ -99,8 +96,9 @@ pub struct Core {
     rejects: Limiter,
     icmp_errors: Limiter,
     rng: ChaCha20Rng,
-    /// The packet that was opened last.
-    plain: Vec<u8>,
+    /// Packets for the TUN device, and the one that was opened last.
+    inbox: Inbox,
+    has_tun: bool,
     /// A packet that we write ourselves.
     scratch: Vec<u8>,
 }
@@ -112,6 +110,7 @@ impl Core {
         let mut rng = ChaCha20Rng::from_seed(seed);
         let node_key = config.node_key.public();
         Self {
+            inbox: Inbox::new(Arc::clone(&config.buffers)),
             tunnel: Tunnel::new(
                 &config.node_key,
                 config.buffers,
@@ -129,7 +128,7 @@ impl Core {
             rejects: Limiter::new(MAX_REJECTS),
             icmp_errors: Limiter::new(MAX_ICMP_ERRORS),
             rng,
-            plain: Vec::new(),
+            has_tun: false,
             scratch: Vec::new(),
         }
     }
@@ -169,177 +168,25 @@ impl Core {
 
     /// Takes a packet that the relay of a region brought from a node. The packet's bytes are used as working space.
     pub fn handle_derp(&mut self, region: RegionId, from: NodePublic, packet: &mut [u8], now: Instant) {
-        self.handle_packet(Path::Derp { region, peer: from }, packet, now);
+        let length = packet.len();
+        self.handle_batch(Path::Derp { region, peer: from }, packet, length, now);
     }
 
     /// Takes a datagram of the tunnel's socket. Its bytes are used as working space.
     pub fn handle_udp(&mut self, from: SocketAddr, packet: &mut [u8], now: Instant) {
-        self.handle_packet(Path::Udp(from), packet, now);
+        let length = packet.len();
+        self.handle_batch(Path::Udp(from), packet, length, now);
     }
 
     /// Takes datagrams that one sender sent in this order, laid out as in a [`Transmit`]: end to end, each `segment` bytes long but for the last. Their bytes
     /// are used as working space.
     pub fn handle_udp_batch(&mut self, from: SocketAddr, datagrams: &mut [u8], segment: usize, now: Instant) {
-        for datagram in datagrams.chunks_mut(segment.max(1)) {
-            self.handle_packet(Path::Udp(from), datagram, now);
-        }
+        self.handle_batch(Path::Udp(from), datagrams, segment, now);
     }
 
     /// A relay says that a node is not, or no longer, connected to it.
     pub fn handle_peer_gone(&mut self, peer: NodePublic) {
         self.tunnel.paths.relay_lost(&peer);
-    }
-
-    fn handle_packet(&mut self, path: Path, packet: &mut [u8], now: Instant) {
-        if packet.len() > MAX_MESSAGE {
-            self.tunnel.counters.invalid += 1;
-        } else if let Some(from) = Self::is_stun(path, packet) {
-            self.handle_stun(from, packet, now);
-        } else if disco::sender(packet).is_some() {
-            self.handle_disco(path, packet, now);
-        } else if let Some((peer, length)) = self.tunnel.receive(packet, path, &mut self.plain, now) {
-            let plain = std::mem::take(&mut self.plain);
-            self.handle_inner(&peer, &plain[..length], path, now);
-            self.plain = plain;
-        }
-    }
-
-    fn handle_pong(&mut self, token: Token, path: Path, seen_as: Option<SocketAddr>, now: Instant) {
-        if let Some((ping, latency)) = self.pings.answered(token, now) {
-            self.tunnel.events.push_back(Event::PingReply {
-                ping,
-                latency,
-                path,
-                seen_as,
-            });
-        }
-    }
-
-    /// Takes an IP packet of a peer.
-    fn handle_inner(&mut self, peer: &Arc<Peer>, packet: &[u8], path: Path, now: Instant) {
-        let parsed = match Parsed::parse(packet) {
-            Ok(parsed) if peer.may_send_from(parsed.src) => parsed,
-            _ => {
-                self.tunnel.counters.bogus += 1;
-                return;
-            }
-        };
-        self.tcp.heard_from(parsed.src, now);
-        if parsed.fragment != Fragment::No && fragments::is_assembled(parsed.proto) && self.is_own(parsed.dst) {
-            self.handle_fragment(peer, packet, &parsed, path, now);
-            return;
-        }
-        let filter = Arc::clone(self.tunnel.netmap.filter());
-        if let Verdict::Drop(reason) = filter.check(&parsed, peer, &self.conntrack) {
-            self.tunnel.counters.denied += 1;
-            if reason == DropReason::NoRule
-                && parsed.is_bare_syn()
-                && self.rejects.allow(now)
-            {
-                tsmp::write_reject(&mut self.scratch, &parsed);
-                self.tunnel.send_to(peer, &self.scratch, now);
-            }
-            return;
-        }
-        self.deliver(peer, packet, &parsed, path, now);
-    }
-
-    fn deliver(&mut self, peer: &Arc<Peer>, packet: &[u8], parsed: &Parsed, path: Path, now: Instant) {
-        let is_own = self.is_own(parsed.dst);
-        let is_whole = parsed.fragment == Fragment::No;
-        match parsed.proto {
-            proto::TCP if is_whole && (is_own || self.tcp.is_bound(parsed.dst)) => {
-                self.tcp.handle_segment(packet, parsed, &mut self.tunnel, now);
-            }
-            proto::UDP if is_whole && (is_own || self.udp.is_bound(parsed.dst)) => {
-                match self.udp.handle_datagram(packet, parsed, &mut self.tunnel.events) {
-                    Delivery::Done => {}
-                    Delivery::Dropped => self.tunnel.counters.undelivered += 1,
-                    Delivery::NoSocket => {
-                        self.tunnel.counters.undelivered += 1;
-                        self.complain(peer, Cause::PortUnreachable, packet, parsed, now);
-                    }
-                }
-            }
-            proto::TSMP if is_whole && is_own => self.handle_tsmp(peer, packet, parsed, path, now),
-            proto::ICMP | proto::ICMP6 if is_whole && is_own => {
-                if parsed.is_icmp_echo() {
-                    write_echo_reply(&mut self.scratch, packet, parsed);
-                    self.tunnel.send_to(peer, &self.scratch, now);
-                } else if let Some(complaint) = Complaint::read(packet, parsed) {
-                    self.handle_complaint(&complaint);
-                }
-            }
-            proto::ICMP | proto::ICMP6 => {}
-            _ => self.tunnel.counters.undelivered += 1,
-        }
-    }
-
-    fn is_own(&self, address: IpAddr) -> bool {
-        self.tunnel.netmap.addresses().any(|own| own == address)
-    }
-
-    /// Takes a fragment for this node. What it completes is judged as a whole.
-    fn handle_fragment(&mut self, peer: &Arc<Peer>, packet: &[u8], parsed: &Parsed, path: Path, now: Instant) {
-        match self.fragments.insert(packet, parsed, now) {
-            Assembled::Waiting => {}
-            Assembled::Whole(packet) => self.handle_inner(peer, &packet, path, now),
-            Assembled::Refused => self.tunnel.counters.fragments_refused += 1,
-        }
-    }
-
-    /// Tells a peer what was wrong with its packet.
-    fn complain(&mut self, peer: &Arc<Peer>, cause: Cause, packet: &[u8], parsed: &Parsed, now: Instant) {
-        if self.icmp_errors.allow(now) {
-            icmp::write(&mut self.scratch, cause, packet, parsed);
-            self.tunnel.send_to(peer, &self.scratch, now);
-        }
-    }
-
-    /// Takes an error about a packet that we sent.
-    fn handle_complaint(&mut self, complaint: &Complaint) {
-        let about = &complaint.about;
-        if about.proto == proto::TCP {
-            let tuple = FlowKey {
-                local: about.source(),
-                remote: about.destination(),
-            };
-            self.tcp
-                .handle_complaint(&tuple, complaint.word, complaint.cause, &mut self.tunnel);
-        }
-    }
-
-    fn handle_tsmp(&mut self, peer: &Arc<Peer>, packet: &[u8], parsed: &Parsed, path: Path, now: Instant) {
-        match Message::decode(&packet[parsed.transport..parsed.end]) {
-            Ok(Message::Ping(data)) => {
-                // There is no peer API yet, which zero says.
-                tsmp::write(
-                    &mut self.scratch,
-                    parsed,
-                    &Message::Pong {
-                        data,
-                        peer_api_port: 0,
-                    },
-                );
-                self.tunnel.send_to(peer, &self.scratch, now);
-            }
-            Ok(Message::Pong { data, .. }) => self.handle_pong(Token::Tsmp(data), path, None, now),
-            Ok(Message::Reject {
-                protocol: proto::TCP,
-                src_port,
-                dst_port,
-                maybe_broken: false,
-                ..
-            }) => {
-                let tuple = FlowKey {
-                    local: SocketAddr::new(parsed.dst, src_port),
-                    remote: SocketAddr::new(parsed.src, dst_port),
-                };
-                self.tcp.handle_reject(&tuple, &mut self.tunnel);
-            }
-            Ok(_) => {}
-            Err(_) => self.tunnel.counters.bogus += 1,
-        }
     }
 
     /// Does what is due at `now`.
@@ -362,8 +209,8 @@ impl Core {
                 continue;
             }
             if !self.tcp.serve(&mut self.tunnel, now) {
-                self.plain = Vec::new();
                 self.scratch = Vec::new();
+                self.inbox.release();
                 break;
             }
         }

@@ -56,7 +56,10 @@ impl Fragments {
         let Some(place) = FragmentPlace::of(packet) else {
             return Assembled::Refused;
         };
-        let Some(piece) = packet.get(parsed.transport..parsed.end).filter(|piece| !piece.is_empty()) else {
+        let Some(piece) = packet
+            .get(parsed.transport..parsed.end)
+            .filter(|piece| !piece.is_empty())
+        else {
             return Assembled::Refused;
         };
         let id = (parsed.src, parsed.dst, place.id, parsed.proto);
@@ -129,7 +132,10 @@ impl Partial {
             || self.pieces.get(at).is_some_and(|(start, _)| *start < end);
         let fits = match (more, self.total) {
             (true, total) => piece.len().is_multiple_of(8) && total.is_none_or(|total| end < total),
-            (false, None) => self.pieces.last().is_none_or(|(start, piece)| start + piece.len() <= offset),
+            (false, None) => self
+                .pieces
+                .last()
+                .is_none_or(|(start, piece)| start + piece.len() <= offset),
             (false, Some(_)) => false,
         };
         if overlaps || !fits || end > MAX_PACKET || self.pieces.len() == MAX_PIECES {
@@ -157,7 +163,9 @@ impl Partial {
         let length = packet.len();
         match parsed.src {
             IpAddr::V4(_) => packet[2..4].copy_from_slice(&(length as u16).to_be_bytes()),
-            IpAddr::V6(_) => packet[4..6].copy_from_slice(&((length - header_len(parsed.src)) as u16).to_be_bytes()),
+            IpAddr::V6(_) => {
+                packet[4..6].copy_from_slice(&((length - header_len(parsed.src)) as u16).to_be_bytes())
+            }
         }
         packet
     }

@@ -87,12 +87,14 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        for (from, to) in [
-            ("100.64.0.2:9", "100.64.0.1:7"),
-            ("[fd7a::2]:9", "[fd7a::1]:7"),
-        ] {
+        for (from, to) in [("100.64.0.2:9", "100.64.0.1:7"), ("[fd7a::2]:9", "[fd7a::1]:7")] {
             let (mut packet, mut error) = (Vec::new(), Vec::new());
-            write_udp(&mut packet, from.parse().unwrap(), to.parse().unwrap(), &[5; 1200]);
+            write_udp(
+                &mut packet,
+                from.parse().unwrap(),
+                to.parse().unwrap(),
+                &[5; 1200],
+            );
             let parsed = Parsed::parse(&packet).unwrap();
             for cause in [Cause::PortUnreachable, Cause::TooBig { mtu: 1280 }] {
                 write(&mut error, cause, &packet, &parsed);

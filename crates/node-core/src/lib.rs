@@ -32,6 +32,7 @@ mod fragments;
 mod icmp;
 mod limit;
 pub mod netmap;
+pub mod offload;
 mod outbox;
 pub mod packet;
 mod paths;

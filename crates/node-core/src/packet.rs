@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use crate::offload::checksum;
+
 /// Largest inner packet: the MTU of every tailnet.
 pub const INNER_MTU: usize = 1280;
 
@@ -295,25 +297,8 @@ fn array<const N: usize>(bytes: &[u8]) -> Result<[u8; N], PacketError> {
 
 /// The Internet checksum (RFC 1071) over parts that are laid one after the other; each but the last has even length.
 fn checksum(parts: &[&[u8]]) -> u16 {
-    let mut sum: u64 = parts.iter().map(|part| sum_of_halves(part)).sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    // The sum does not depend on the order of bytes, but for that of its own two (RFC 1071, 2B).
-    !u16::from_be(sum as u16)
-}
-
-/// The sum of 32-bit words in the machine's order: as good as one of 16-bit words once it is folded, and quicker.
-fn sum_of_halves(bytes: &[u8]) -> u64 {
-    let (words, rest) = bytes.as_chunks::<8>();
-    let mut last = [0; 8];
-    last[..rest.len()].copy_from_slice(rest);
-    words
-        .iter()
-        .chain([&last])
-        .map(|word| u64::from_ne_bytes(*word))
-        .map(|word| (word & 0xffff_ffff) + (word >> 32))
-        .sum()
+    let sum = parts.iter().map(|part| checksum::sum(part)).sum();
+    u16::from_be_bytes(checksum::finish(sum))
 }
 
 /// The checksum of a transport segment with the pseudo header of its IP version.
@@ -459,7 +444,13 @@ pub(crate) mod tests {
                     out[4..6].copy_from_slice(&(id as u16).to_be_bytes());
                     out[6..8].copy_from_slice(&field.to_be_bytes());
                 } else {
-                    ip_header(&mut out, parsed.src, parsed.dst, proto::V6_FRAGMENT, 8 + piece.len());
+                    ip_header(
+                        &mut out,
+                        parsed.src,
+                        parsed.dst,
+                        proto::V6_FRAGMENT,
+                        8 + piece.len(),
+                    );
                     out.extend_from_slice(&[parsed.proto, 0]);
                     out.extend_from_slice(&(offset as u16 | u16::from(more)).to_be_bytes());
                     out.extend_from_slice(&id.to_be_bytes());

@@ -44,13 +44,8 @@ pub(crate) struct Identity {
 pub(crate) enum Message {
     /// A handshake initiation of this peer.
     Initiation(NodePublic),
-    /// Anything that belongs to a session or handshake that we numbered.
-    Indexed {
-        /// Our number.
-        index: u32,
-        /// Whether it is a data message.
-        data: bool,
-    },
+    /// What belongs to a session or handshake with this number of ours.
+    Indexed(u32),
     /// Not handled under the present load; this answer asks for proof of address.
     Cookie([u8; COOKIE_LEN]),
     /// Not a WireGuard message for us.
@@ -90,18 +85,9 @@ impl Identity {
                 Err(_) => Message::Invalid,
             },
             // The low byte counts sessions within one peer.
-            Ok(Packet::HandshakeResponse(response)) => Message::Indexed {
-                index: response.receiver_idx >> 8,
-                data: false,
-            },
-            Ok(Packet::PacketCookieReply(reply)) => Message::Indexed {
-                index: reply.receiver_idx >> 8,
-                data: false,
-            },
-            Ok(Packet::PacketData(data)) => Message::Indexed {
-                index: data.receiver_idx >> 8,
-                data: true,
-            },
+            Ok(Packet::HandshakeResponse(response)) => Message::Indexed(response.receiver_idx >> 8),
+            Ok(Packet::PacketCookieReply(reply)) => Message::Indexed(reply.receiver_idx >> 8),
+            Ok(Packet::PacketData(data)) => Message::Indexed(data.receiver_idx >> 8),
             Err(TunnResult::WriteToNetwork(_)) => Message::Cookie(cookie),
             Err(_) => Message::Invalid,
         }
@@ -118,6 +104,16 @@ fn source_address(path: Path) -> IpAddr {
             Ipv6Addr::from(half).into()
         }
     }
+}
+
+/// The number of ours that a data message bears; `None` for any other message.
+pub(crate) fn data_index(datagram: &[u8]) -> Option<u32> {
+    let ([kind, 0, 0, 0], [rest @ ..]) = (*datagram.first_chunk()?, datagram.get(4..)?) else {
+        return None;
+    };
+    let index = u32::from_le_bytes(*rest.first_chunk()?);
+    // The low byte counts sessions within one peer.
+    (kind == DATA_TYPE && datagram.len() >= OVERHEAD).then_some(index >> 8)
 }
 
 /// A session, or the attempt at one, with a peer.
@@ -197,13 +193,16 @@ impl Session {
     /// Seals a packet into `out`, which has room for it plus [`OVERHEAD`] and for an initiation. Without a session the packet waits inside, and what is to be
     /// sent is the initiation, if none is under way.
     pub(crate) fn seal(&mut self, packet: &[u8], out: &mut [u8]) -> Option<usize> {
+        if out.len() < (packet.len() + OVERHEAD).max(INITIATION_LEN) {
+            return None;
+        }
         let length = sent(&self.tunn.encapsulate(packet, out));
         // Anything but a data message means that the packet waits.
         self.queued |= length.is_none() || out.first() != Some(&DATA_TYPE);
         length
     }
 
-    /// Takes a message. `out` has room for it and for an initiation.
+    /// Takes a message. `out` has room for it and for an initiation; a packet is then at its start.
     pub(crate) fn open(&mut self, datagram: &[u8], path: Path, out: &mut [u8]) -> Opened {
         let opened = match self.tunn.decapsulate(Some(source_address(path)), datagram, out) {
             TunnResult::Done => Opened::Nothing,

@@ -16,7 +16,7 @@ use crate::core::Counters;
 use crate::event::Event;
 use crate::netmap::{Netmap, Peer};
 use crate::outbox::Outbox;
-use crate::paths::{Path, Paths};
+use crate::paths::{Path, Paths, Ways};
 use crate::session::{INITIATION_LEN, Identity, Message, OVERHEAD, Opened, Session, Tick};
 
 /// How often a session looks at the clock while it is used. WireGuard's timers count 5, 10, 120 seconds.
@@ -39,8 +39,9 @@ pub(crate) struct Tunnel {
     pub(crate) counters: Counters,
     accept_routes: bool,
     identity: Identity,
-    sessions: HashMap<NodePublic, Entry>,
-    indices: HashMap<u32, NodePublic>,
+    /// By our number.
+    sessions: HashMap<u32, Entry>,
+    by_key: HashMap<NodePublic, u32>,
     next_index: u32,
     ticks: BinaryHeap<Reverse<(Instant, u32)>>,
     /// When handshakes want to be looked at.
@@ -50,7 +51,6 @@ pub(crate) struct Tunnel {
 
 struct Entry {
     session: Session,
-    index: u32,
     peer: Arc<Peer>,
     /// When data last went either way.
     used: Instant,
@@ -64,6 +64,47 @@ struct Held {
     datagram: Box<[u8]>,
     path: Path,
     until: Instant,
+}
+
+/// What became of a data message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Data {
+    /// So many bytes are an IP packet.
+    Packet(usize),
+    /// It holds nothing: the peer keeps the session alive.
+    Empty,
+    /// It is not authentic, repeated or late.
+    Invalid,
+}
+
+/// Seals packets for one peer.
+pub(crate) struct Sender<'a> {
+    tunnel: &'a mut Tunnel,
+    index: u32,
+    ways: Ways,
+    now: Instant,
+}
+
+impl Sender<'_> {
+    pub(crate) fn send(&mut self, packet: &[u8]) {
+        let Tunnel {
+            sessions,
+            outbox,
+            counters,
+            ..
+        } = &mut *self.tunnel;
+        let Some(entry) = sessions.get_mut(&self.index) else {
+            return;
+        };
+        counters.packets_out += 1;
+        let session = &mut entry.session;
+        if session.is_established() {
+            let room = (packet.len() + OVERHEAD).max(INITIATION_LEN);
+            outbox.push_ways(self.ways, room, |out| session.seal(packet, out));
+        } else if let Some(path) = self.ways.surest() {
+            self.tunnel.send_later(self.index, packet, path, self.now);
+        }
+    }
 }
 
 impl Tunnel {
@@ -83,7 +124,7 @@ impl Tunnel {
             accept_routes,
             identity: Identity::new(node_key),
             sessions: HashMap::new(),
-            indices: HashMap::new(),
+            by_key: HashMap::new(),
             next_index: first_index & INDEX_MASK,
             ticks: BinaryHeap::new(),
             agenda: BinaryHeap::new(),
@@ -95,7 +136,7 @@ impl Tunnel {
     pub(crate) fn set_node_key(&mut self, node_key: &NodePrivate) {
         self.identity = Identity::new(node_key);
         self.sessions.clear();
-        self.indices.clear();
+        self.by_key.clear();
         self.ticks.clear();
         self.agenda.clear();
         self.held.clear();
@@ -119,169 +160,175 @@ impl Tunnel {
 
     /// Sends an IP packet to this peer.
     pub(crate) fn send_to(&mut self, peer: &Arc<Peer>, packet: &[u8], now: Instant) {
+        if let Some(mut sender) = self.sender(peer, now) {
+            sender.send(packet);
+        }
+    }
+
+    /// What seals packets for a peer, several in a row; `None` if no way to it is known.
+    pub(crate) fn sender(&mut self, peer: &Arc<Peer>, now: Instant) -> Option<Sender<'_>> {
         self.paths.used(peer, now);
         let ways = self.paths.ways(peer, now);
-        let Some(surest) = ways.surest() else {
+        if ways.surest().is_none() {
             self.counters.no_route += 1;
-            return;
-        };
-        self.prepare(peer, now);
-        let Some(entry) = self.sessions.get_mut(&peer.key) else {
-            return;
-        };
-        entry.used = now;
-        self.counters.packets_out += 1;
-        let session = &mut entry.session;
-        if session.is_established() {
-            let room = (packet.len() + OVERHEAD).max(INITIATION_LEN);
-            self.outbox.push_ways(ways, room, |out| session.seal(packet, out));
-        } else {
-            self.send_later(&peer.key, packet, surest, now);
+            return None;
         }
+        let index = self.prepare(peer, now);
+        self.sessions.get_mut(&index)?.used = now;
+        Some(Sender {
+            tunnel: self,
+            index,
+            ways,
+            now,
+        })
     }
 
-    /// Takes a WireGuard message. If it holds an IP packet that its sender may send, the packet is then at the start of `plain`.
-    pub(crate) fn receive(
-        &mut self,
-        datagram: &[u8],
-        path: Path,
-        plain: &mut Vec<u8>,
-        now: Instant,
-    ) -> Option<(Arc<Peer>, usize)> {
-        make_room(plain, datagram.len());
+    /// Takes a WireGuard message that is not a data message: it never holds an IP packet.
+    pub(crate) fn receive(&mut self, datagram: &[u8], path: Path, now: Instant) {
+        let mut out = [0; INITIATION_LEN];
         match self.identity.identify(datagram, path, now) {
-            Message::Initiation(key) => {
-                self.initiation(&key, datagram, path, now);
-                None
-            }
-            Message::Indexed { index, data } => {
-                let Some(key) = self.indices.get(&index).copied() else {
-                    self.unknown_session(path, data, now);
-                    return None;
+            Message::Initiation(key) => self.initiation(&key, datagram, path, now),
+            Message::Indexed(index) => {
+                let Some(entry) = self.refreshed(index, now) else {
+                    self.counters.invalid += 1;
+                    return;
                 };
-                self.open(&key, datagram, path, plain, now)
+                match entry.session.open(datagram, path, &mut out) {
+                    Opened::Send(length) => self.outbox.push(path, &out[..length]),
+                    Opened::Nothing => {}
+                    Opened::Invalid | Opened::Packet(_) => {
+                        self.counters.invalid += 1;
+                        return;
+                    }
+                }
+                self.heard(index, path, now);
+                self.completed(index, datagram, now);
             }
-            Message::Cookie(reply) => {
-                self.outbox.push(path, &reply);
-                None
+            Message::Cookie(reply) => self.outbox.push(path, &reply),
+            Message::Invalid => self.counters.invalid += 1,
+        }
+    }
+
+    /// The peer whose session has this number. A message for a session that is gone is counted, and answered where that helps.
+    pub(crate) fn session_peer(&mut self, index: u32, path: Path, now: Instant) -> Option<Arc<Peer>> {
+        if let Some(entry) = self.refreshed(index, now) {
+            return Some(Arc::clone(&entry.peer));
+        }
+        self.unknown_session(path, now);
+        None
+    }
+
+    /// Opens a data message into `out`, which has room for it. What follows from it for the peer's paths is left to one [`Self::heard`] and [`Self::used`] for
+    /// all messages of a batch.
+    pub(crate) fn open(&mut self, index: u32, datagram: &[u8], path: Path, out: &mut [u8]) -> Data {
+        let Some(entry) = self.sessions.get_mut(&index) else {
+            return Data::Invalid;
+        };
+        match entry.session.open(datagram, path, out) {
+            Opened::Packet(length) => {
+                self.counters.packets_in += 1;
+                Data::Packet(length)
             }
-            Message::Invalid => {
+            Opened::Nothing => Data::Empty,
+            Opened::Send(_) | Opened::Invalid => {
                 self.counters.invalid += 1;
-                None
+                Data::Invalid
             }
         }
     }
 
-    fn open(
-        &mut self,
-        key: &NodePublic,
-        datagram: &[u8],
-        path: Path,
-        plain: &mut [u8],
-        now: Instant,
-    ) -> Option<(Arc<Peer>, usize)> {
-        self.refresh(key, now);
-        let entry = self.sessions.get_mut(key)?;
-        let opened = entry.session.open(datagram, path, plain);
-        let result = match opened {
-            Opened::Invalid => {
-                self.counters.invalid += 1;
-                return None;
-            }
-            Opened::Nothing => None,
-            Opened::Send(length) => {
-                self.outbox.push(path, &plain[..length]);
-                None
-            }
-            Opened::Packet(length) => {
-                entry.used = now;
-                self.counters.packets_in += 1;
-                self.paths.used(&entry.peer, now);
-                Some((Arc::clone(&entry.peer), length))
-            }
+    /// IP packets of this session's peer came in.
+    pub(crate) fn used(&mut self, index: u32, now: Instant) {
+        if let Some(entry) = self.sessions.get_mut(&index) {
+            entry.used = now;
+            self.paths.used(&entry.peer, now);
+        }
+    }
+
+    /// Authentic messages of this session's peer came by this way. Packets that waited for that go out.
+    pub(crate) fn heard(&mut self, index: u32, path: Path, now: Instant) {
+        let Some(entry) = self.sessions.get_mut(&index) else {
+            return;
         };
         self.paths.heard(&entry.peer, path, now);
-        self.heard(key, datagram, now);
-        let entry = self.sessions.get_mut(key)?;
+        entry.handshake.confirmed();
         let is_waiting = !entry.announced || entry.session.has_queued();
-        if is_waiting && entry.session.is_established() {
-            if !entry.announced {
-                entry.announced = true;
-                self.events.push_back(Event::PeerActive {
-                    peer: Arc::clone(&entry.peer),
-                    path,
-                });
-            }
-            while entry.session.has_queued() {
-                let session = &mut entry.session;
-                // Room for the largest packet that can be waiting.
-                self.outbox
-                    .push_with(path, crate::packet::INNER_MTU + OVERHEAD, |out| {
-                        session.flush(out)
-                    });
-            }
-        }
-        result
-    }
-
-    /// Makes a peer's session if there is none, and brings its idea of the time up to date.
-    fn prepare(&mut self, peer: &Arc<Peer>, now: Instant) {
-        self.refresh(&peer.key, now);
-        if self.sessions.contains_key(&peer.key) {
+        if !is_waiting || !entry.session.is_established() {
             return;
         }
+        if !entry.announced {
+            entry.announced = true;
+            self.events.push_back(Event::PeerActive {
+                peer: Arc::clone(&entry.peer),
+                path,
+            });
+        }
+        while entry.session.has_queued() {
+            let session = &mut entry.session;
+            // Room for the largest packet that can be waiting.
+            self.outbox
+                .push_with(path, crate::packet::INNER_MTU + OVERHEAD, |out| {
+                    session.flush(out)
+                });
+        }
+    }
+
+    /// Makes a peer's session if there is none, and brings its idea of the time up to date. Gives its number.
+    fn prepare(&mut self, peer: &Arc<Peer>, now: Instant) -> u32 {
+        if let Some(index) = self.by_key.get(&peer.key).copied()
+            && self.refreshed(index, now).is_some()
+        {
+            return index;
+        }
         let mut index = self.next_index;
-        while self.indices.contains_key(&index) {
+        while self.sessions.contains_key(&index) {
             index = (index + 1) & INDEX_MASK;
         }
         self.next_index = (index + 1) & INDEX_MASK;
-        self.indices.insert(index, peer.key);
+        self.by_key.insert(peer.key, index);
         self.ticks.push(Reverse((now + TICK, index)));
         let entry = Entry {
             session: Session::new(&self.identity, &peer.key, index, now),
-            index,
             peer: Arc::clone(peer),
             used: now,
             handshake: Handshake::default(),
             announced: false,
         };
-        self.sessions.insert(peer.key, entry);
+        self.sessions.insert(index, entry);
+        index
     }
 
-    fn drop_session(&mut self, key: &NodePublic) {
-        if let Some(entry) = self.sessions.remove(key) {
-            self.indices.remove(&entry.index);
+    fn drop_session(&mut self, index: u32) {
+        if let Some(entry) = self.sessions.remove(&index) {
+            self.by_key.remove(&entry.peer.key);
         }
         if self.sessions.is_empty() {
             // An idle node holds no tables.
             self.sessions = HashMap::new();
-            self.indices = HashMap::new();
+            self.by_key = HashMap::new();
             self.ticks = BinaryHeap::new();
             self.agenda = BinaryHeap::new();
         }
     }
 
-    /// Brings a session's own idea of the time up to date before it is used.
-    fn refresh(&mut self, key: &NodePublic, now: Instant) {
-        if self
-            .sessions
-            .get(key)
-            .is_some_and(|entry| entry.session.is_stale(now))
-        {
-            self.tick(key, now);
+    /// A session whose own idea of the time is up to date.
+    fn refreshed(&mut self, index: u32, now: Instant) -> Option<&mut Entry> {
+        if self.sessions.get(&index)?.session.is_stale(now) {
+            self.tick(index, now);
         }
+        self.sessions.get_mut(&index)
     }
 
     /// Lets a session look at the clock. It is dropped if it ended.
-    fn tick(&mut self, key: &NodePublic, now: Instant) {
-        let Some(entry) = self.sessions.get_mut(key) else {
+    fn tick(&mut self, index: u32, now: Instant) {
+        let Some(entry) = self.sessions.get_mut(&index) else {
             return;
         };
         let mut message = [0; INITIATION_LEN];
         match entry.session.tick(&mut message, now) {
             Tick::Nothing => {}
-            Tick::Send(length) => self.send_ticked(key, &message[..length], now),
-            Tick::Expired => self.drop_session(key),
+            Tick::Send(length) => self.send_ticked(index, &message[..length], now),
+            Tick::Expired => self.drop_session(index),
         }
     }
 
@@ -293,22 +340,23 @@ impl Tunnel {
             return;
         }
         let mut ended = Vec::new();
-        for (key, entry) in &mut self.sessions {
-            let Some(peer) = self.netmap.peer_by_key(key).filter(|peer| !peer.expired) else {
-                ended.push(*key);
+        for (index, entry) in &mut self.sessions {
+            let known = self.netmap.peer_by_key(&entry.peer.key);
+            let Some(peer) = known.filter(|peer| !peer.expired) else {
+                ended.push((*index, entry.peer.key));
                 continue;
             };
             let fresh = entry.handshake.is_fresh(now);
             let restarted = !entry.peer.disco.is_zero() && peer.disco != entry.peer.disco;
             self.paths.told(peer, restarted, now);
             if restarted && !fresh {
-                ended.push(*key);
+                ended.push((*index, peer.key));
             } else {
                 entry.peer = Arc::clone(peer);
             }
         }
-        for key in ended {
-            self.drop_session(&key);
+        for (index, key) in ended {
+            self.drop_session(index);
             self.paths.forget(&key);
         }
         self.take_held(now);
@@ -316,9 +364,16 @@ impl Tunnel {
 
     /// Peers with a session, those that talked last first.
     pub(crate) fn active_peers(&self) -> Vec<Arc<Peer>> {
-        let mut active: Vec<&Entry> = self.sessions.values().filter(|entry| entry.announced).collect();
-        active.sort_by_key(|entry| (Reverse(entry.used), entry.index));
-        active.into_iter().map(|entry| Arc::clone(&entry.peer)).collect()
+        let mut active: Vec<_> = self
+            .sessions
+            .iter()
+            .filter(|(_, entry)| entry.announced)
+            .collect();
+        active.sort_by_key(|(index, entry)| (Reverse(entry.used), **index));
+        active
+            .into_iter()
+            .map(|(_, entry)| Arc::clone(&entry.peer))
+            .collect()
     }
 
     pub(crate) fn session_count(&self) -> usize {
@@ -348,16 +403,14 @@ impl Tunnel {
                 break;
             }
             self.ticks.pop();
-            let Some(key) = self.indices.get(&index).copied() else {
-                continue;
-            };
-            self.tick(&key, now);
-            let Some(entry) = self.sessions.get(&key) else {
+            self.tick(index, now);
+            let Some(entry) = self.sessions.get(&index) else {
                 continue;
             };
             let idle = now.duration_since(entry.used);
             if idle >= IDLE_AFTER {
-                self.drop_session(&key);
+                let key = entry.peer.key;
+                self.drop_session(index);
                 self.paths.forget(&key);
             } else {
                 self.ticks.push(Reverse((
@@ -366,13 +419,5 @@ impl Tunnel {
                 )));
             }
         }
-    }
-}
-
-/// Makes a buffer large enough for what can come of a message of this length.
-fn make_room(buffer: &mut Vec<u8>, length: usize) {
-    let room = length.max(INITIATION_LEN);
-    if buffer.len() < room {
-        buffer.resize(room, 0);
     }
 }

@@ -116,6 +116,13 @@ impl UdpStack {
             .any(|socket| socket.address == Some(address))
     }
 
+    /// Whether a socket takes datagrams for this address and port.
+    pub(crate) fn takes(&self, to: SocketAddr) -> bool {
+        !self.by_port.is_empty()
+            && (self.by_port.contains_key(&(to.port(), Some(to.ip())))
+                || self.by_port.contains_key(&(to.port(), None)))
+    }
+
     /// Where a datagram goes from and to: the address and port that it will bear.
     pub(crate) fn route(
         &self,

@@ -83,9 +83,7 @@ impl Filter {
         let accepted = match packet.proto {
             proto::TSMP => true,
             proto::TCP => !packet.is_bare_syn() || allows(Ports::Exact(packet.dst_port)),
-            proto::UDP | proto::SCTP => {
-                conntrack.is_answer(packet) || allows(Ports::Exact(packet.dst_port))
-            }
+            proto::UDP | proto::SCTP => conntrack.is_answer(packet) || allows(Ports::Exact(packet.dst_port)),
             proto::ICMP | proto::ICMP6 => packet.is_icmp_answer() || allows(Ports::Any),
             _ => allows(Ports::All),
         };
@@ -123,7 +121,7 @@ impl Filter {
 }
 
 /// Addresses that mean something only on one link.
-fn is_scoped(address: IpAddr) -> bool {
+pub(crate) fn is_scoped(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => v4.is_multicast() || (v4.is_link_local() && address != METADATA_SERVICE),
         IpAddr::V6(v6) => v6.is_multicast() || v6.is_unicast_link_local(),

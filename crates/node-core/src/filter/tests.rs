@@ -38,8 +38,7 @@ fn filter(rules: &[FilterRule]) -> Filter {
 }
 
 fn packet(protocol: u8, from: &str, to: &str, flags: u8) -> Parsed {
-    let (from, to): (SocketAddr, SocketAddr) =
-        (from.parse().unwrap(), to.parse().unwrap());
+    let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
     Parsed {
         src: from.ip(),
         dst: to.ip(),

@@ -161,9 +161,7 @@ impl Flight {
             }
         } else {
             news.rtt = Some(news.rtt.map_or(took, |rtt| rtt.min(took)));
-            self.reordered |= self
-                .highest_arrived
-                .is_some_and(|highest| record.end() < highest);
+            self.reordered |= self.highest_arrived.is_some_and(|highest| record.end() < highest);
         }
         self.highest_arrived = Some(
             self.highest_arrived
@@ -179,7 +177,12 @@ impl Flight {
 
     /// Marks as lost what was sent before something that has arrived, and by how much longer ago than reordering explains. Returns whether there was any, and
     /// when to look again.
-    pub(super) fn detect(&mut self, in_recovery: bool, least_rtt: Duration, now: Instant) -> (bool, Option<Instant>) {
+    pub(super) fn detect(
+        &mut self,
+        in_recovery: bool,
+        least_rtt: Duration,
+        now: Instant,
+    ) -> (bool, Option<Instant>) {
         if self.arrived == 0 && !in_recovery {
             return (false, None);
         }
@@ -237,10 +240,7 @@ impl Flight {
         if self.lost == 0 {
             return None;
         }
-        let index = self
-            .records
-            .iter()
-            .position(|record| record.fate == Fate::Lost)?;
+        let index = self.records.iter().position(|record| record.fate == Fate::Lost)?;
         let mut record = self.records[index];
         let length = record.length.min(most as u32);
         if length as usize > room {
@@ -340,7 +340,10 @@ mod tests {
         sacked(&mut flight, 200, 300, now + MS);
         sacked(&mut flight, 400, 900, now + MS);
         let (any, again) = flight.detect(false, 10 * MS, now + MS);
-        assert!(!any && again.is_some(), "three segments beyond the gap, but the path reorders");
+        assert!(
+            !any && again.is_some(),
+            "three segments beyond the gap, but the path reorders"
+        );
         assert!(flight.detect(false, 10 * MS, now + 20 * MS).0);
     }
 
@@ -353,7 +356,10 @@ mod tests {
         assert_eq!((news.bytes, flight.flying()), (100, 850));
         assert!(news.rtt.is_some());
         flight.lose_all();
-        assert_eq!((flight.flying(), flight.resend_lost(30, 1000, start)), (0, Some((Seq(150), 30))));
+        assert_eq!(
+            (flight.flying(), flight.resend_lost(30, 1000, start)),
+            (0, Some((Seq(150), 30)))
+        );
         assert_eq!(flight.resend_lost(30, 1000, start), Some((Seq(180), 20)));
         flight.acked(Seq(1000), MS, start + 9 * MS, &mut news);
         assert!(flight.is_empty() && flight.flying() == 0 && !flight.has_lost());

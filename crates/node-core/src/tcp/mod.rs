@@ -196,6 +196,17 @@ impl TcpStack {
         tunnel.send(&self.tx, tuple.remote.ip(), now);
     }
 
+    /// Whether a segment belongs to a connection or listener of ours.
+    pub(crate) fn takes(&self, parsed: &Parsed) -> bool {
+        let tuple = FlowKey {
+            local: parsed.destination(),
+            remote: parsed.source(),
+        };
+        (!self.by_tuple.is_empty() && self.by_tuple.contains_key(&tuple))
+            || self.time_wait.contains(&tuple)
+            || (parsed.is_bare_syn() && self.listener_for(tuple.local).is_some())
+    }
+
     /// The listener for a local address; one bound to the address goes before one for all.
     fn listener_for(&self, local: SocketAddr) -> Option<Key> {
         let serving = self
@@ -361,7 +372,10 @@ impl TcpStack {
             && !flow.is_stalled
         {
             flow.is_stalled = true;
-            self.stalled.entry(flow.conn.key.remote.ip()).or_default().push(key);
+            self.stalled
+                .entry(flow.conn.key.remote.ip())
+                .or_default()
+                .push(key);
         }
     }
 

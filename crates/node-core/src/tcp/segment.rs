@@ -217,7 +217,10 @@ mod tests {
 
     fn written(outgoing: &Outgoing, payload: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
-        let (local, remote) = ("100.64.0.1:80".parse().unwrap(), "100.64.0.2:4000".parse().unwrap());
+        let (local, remote) = (
+            "100.64.0.1:80".parse().unwrap(),
+            "100.64.0.2:4000".parse().unwrap(),
+        );
         outgoing.write(local, remote, payload.len(), &mut out, |room| {
             room.copy_from_slice(payload);
         });

@@ -73,7 +73,11 @@ impl TimeWait {
 
     /// Removes an entry unless the same 4-tuple has been closed again since.
     fn remove_version(&mut self, key: &FlowKey, until: Instant) {
-        if self.remains.get(key).is_some_and(|(_, version)| *version == until) {
+        if self
+            .remains
+            .get(key)
+            .is_some_and(|(_, version)| *version == until)
+        {
             self.remains.remove(key);
         }
     }

@@ -223,17 +223,15 @@ impl TcpStack {
     }
 
     /// A router or the peer complains about a segment of ours. What does not quote one that is under way is forged (RFC 5927).
-    pub(crate) fn handle_complaint(
-        &mut self,
-        tuple: &FlowKey,
-        seq: u32,
-        cause: Cause,
-        tunnel: &mut Tunnel,
-    ) {
+    pub(crate) fn handle_complaint(&mut self, tuple: &FlowKey, seq: u32, cause: Cause, tunnel: &mut Tunnel) {
         let Some(key) = self.by_tuple.get(tuple).copied() else {
             return;
         };
-        let Some(flow) = self.flows.get_mut(key).filter(|flow| flow.conn.has_sent(Seq(seq))) else {
+        let Some(flow) = self
+            .flows
+            .get_mut(key)
+            .filter(|flow| flow.conn.has_sent(Seq(seq)))
+        else {
             return;
         };
         match cause {

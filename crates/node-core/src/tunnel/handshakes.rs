@@ -88,6 +88,11 @@ impl Handshake {
         may
     }
 
+    /// The peer talks, so it knows that the session stands.
+    pub(super) fn confirmed(&mut self) {
+        self.confirm = None;
+    }
+
     /// A new session stands by an answer to our initiation.
     fn completed(&mut self, now: Instant) {
         self.crossed = None;
@@ -104,8 +109,8 @@ impl Handshake {
 
 impl Tunnel {
     /// Sends a packet for which there is no session: it waits in what will be one, and a handshake begins unless one is under way.
-    pub(super) fn send_later(&mut self, key: &NodePublic, packet: &[u8], path: Path, now: Instant) {
-        let Some(entry) = self.sessions.get_mut(key) else {
+    pub(super) fn send_later(&mut self, index: u32, packet: &[u8], path: Path, now: Instant) {
+        let Some(entry) = self.sessions.get_mut(&index) else {
             return;
         };
         let (session, handshake) = (&mut entry.session, &mut entry.handshake);
@@ -113,12 +118,12 @@ impl Tunnel {
         self.outbox.push_with(path, room, |out| {
             session.seal(packet, out).filter(|_| handshake.initiate(now))
         });
-        self.reschedule(key);
+        self.reschedule(index);
     }
 
     /// Sends what a session's clock has produced.
-    pub(super) fn send_ticked(&mut self, key: &NodePublic, message: &[u8], now: Instant) {
-        let Some(entry) = self.sessions.get_mut(key) else {
+    pub(super) fn send_ticked(&mut self, index: u32, message: &[u8], now: Instant) {
+        let Some(entry) = self.sessions.get_mut(&index) else {
             return;
         };
         let ways = self.paths.ways(&entry.peer, now);
@@ -150,13 +155,13 @@ impl Tunnel {
         if peer.expired {
             return;
         }
-        self.prepare(&peer, now);
-        let Some(entry) = self.sessions.get_mut(key) else {
+        let index = self.prepare(&peer, now);
+        let Some(entry) = self.sessions.get_mut(&index) else {
             return;
         };
         let due = entry.handshake.initiated.map(|at| at + APART);
         match (due.filter(|due| *due > now), &entry.handshake.crossed) {
-            (None, _) => self.answer(key, datagram, path, now),
+            (None, _) => self.answer(index, datagram, path, now),
             (Some(_), Some(crossed)) if *crossed.datagram == *datagram => {}
             (Some(due), _) => {
                 entry.handshake.crossed = Some(Box::new(Crossed {
@@ -164,14 +169,14 @@ impl Tunnel {
                     path,
                     due,
                 }));
-                self.reschedule(key);
+                self.reschedule(index);
             }
         }
     }
 
     /// Answers an initiation, the way that it came.
-    fn answer(&mut self, key: &NodePublic, datagram: &[u8], path: Path, now: Instant) {
-        let Some(entry) = self.sessions.get_mut(key) else {
+    fn answer(&mut self, index: u32, datagram: &[u8], path: Path, now: Instant) {
+        let Some(entry) = self.sessions.get_mut(&index) else {
             return;
         };
         let mut answer = [0; INITIATION_LEN];
@@ -186,19 +191,16 @@ impl Tunnel {
             self.paths.heard(&entry.peer, path, now);
             self.outbox.push(path, &answer[..length]);
         }
-        self.reschedule(key);
+        self.reschedule(index);
     }
 
-    /// Takes note that this message of the peer was authentic.
-    pub(super) fn heard(&mut self, key: &NodePublic, datagram: &[u8], now: Instant) {
-        let Some(entry) = self.sessions.get_mut(key) else {
-            return;
-        };
-        if datagram.first() == Some(&RESPONSE) {
+    /// Takes note that a message of the peer was authentic, which is not a data message.
+    pub(super) fn completed(&mut self, index: u32, message: &[u8], now: Instant) {
+        if message.first() == Some(&RESPONSE)
+            && let Some(entry) = self.sessions.get_mut(&index)
+        {
             entry.handshake.completed(now);
-            self.reschedule(key);
-        } else {
-            entry.handshake.confirm = None;
+            self.reschedule(index);
         }
     }
 
@@ -232,11 +234,9 @@ impl Tunnel {
 
     /// A message for a session that is gone. When a relay vouches that it is from a peer, the peer is better told by a new handshake than left to find out by
     /// its timers, which take 15 s.
-    pub(super) fn unknown_session(&mut self, path: Path, data: bool, now: Instant) {
+    pub(super) fn unknown_session(&mut self, path: Path, now: Instant) {
         self.counters.invalid += 1;
-        if let Path::Derp { peer, .. } = path
-            && data
-        {
+        if let Path::Derp { peer, .. } = path {
             self.revive(&peer, now);
         }
     }
@@ -258,8 +258,8 @@ impl Tunnel {
         if self.paths.ways(&peer, now).surest().is_none() {
             return;
         }
-        self.prepare(&peer, now);
-        let Some(entry) = self.sessions.get_mut(key) else {
+        let index = self.prepare(&peer, now);
+        let Some(entry) = self.sessions.get_mut(&index) else {
             return;
         };
         let handshake = &mut entry.handshake;
@@ -270,19 +270,19 @@ impl Tunnel {
             return;
         }
         handshake.planned = Some(handshake.planned.map_or(at, |planned| planned.min(at)));
-        self.reschedule(key);
+        self.reschedule(index);
         if at <= now {
-            self.attend(key, now);
+            self.attend(index, now);
         }
     }
 
     /// Does what is due of a peer's handshake.
-    fn attend(&mut self, key: &NodePublic, now: Instant) {
-        let Some(entry) = self.sessions.get_mut(key) else {
+    fn attend(&mut self, index: u32, now: Instant) {
+        let Some(entry) = self.sessions.get_mut(&index) else {
             return;
         };
         if let Some(crossed) = entry.handshake.crossed.take_if(|crossed| crossed.due <= now) {
-            self.answer(key, &crossed.datagram, crossed.path, now);
+            self.answer(index, &crossed.datagram, crossed.path, now);
             return;
         }
         let ways = self.paths.ways(&entry.peer, now);
@@ -308,17 +308,17 @@ impl Tunnel {
             self.outbox
                 .push_ways(ways, INITIATION_LEN, |out| session.seal(&[], out));
         }
-        self.reschedule(key);
+        self.reschedule(index);
     }
 
-    fn reschedule(&mut self, key: &NodePublic) {
-        if let Some(entry) = self.sessions.get_mut(key)
+    fn reschedule(&mut self, index: u32) {
+        if let Some(entry) = self.sessions.get_mut(&index)
             && let Some(due) = entry.handshake.due()
             // A later deadline is found when the earlier one comes.
             && entry.handshake.next.is_none_or(|next| due < next)
         {
             entry.handshake.next = Some(due);
-            self.agenda.push(Reverse((due, entry.index)));
+            self.agenda.push(Reverse((due, index)));
         }
     }
 
@@ -328,15 +328,12 @@ impl Tunnel {
             && at <= now
         {
             self.agenda.pop();
-            let Some(key) = self.indices.get(&index).copied() else {
-                continue;
-            };
-            if let Some(entry) = self.sessions.get_mut(&key)
+            if let Some(entry) = self.sessions.get_mut(&index)
                 && entry.handshake.next == Some(at)
             {
                 entry.handshake.next = None;
-                self.attend(&key, now);
-                self.reschedule(&key);
+                self.attend(index, now);
+                self.reschedule(index);
             }
         }
     }
