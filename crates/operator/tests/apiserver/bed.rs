@@ -275,7 +275,7 @@ impl Cluster {
             if left.is_empty() {
                 Ok(())
             } else {
-                bail!("{left:?}")
+                bail!("{} objects, {:?} among them", left.len(), left.first())
             }
         })
         .await

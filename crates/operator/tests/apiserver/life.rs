@@ -177,6 +177,20 @@ pub(crate) fn a_restart_over_a_hundred_services_writes_nothing(bed: &mut Bed) ->
                 })
                 .await?;
         }
+        let minted = tailnet
+            .asked()
+            .iter()
+            .filter(|asked| matches!(asked, Asked::CreateKey(_)))
+            .count()
+            - minted;
+        // A key whose Secret was written without an answer is not known to be used: the next attempt mints another one.
+        let unanswered = operator
+            .metric("tailwharf_operator_reconciliations_total", "cluster_unreachable")
+            .await?;
+        ensure!(
+            (COUNT..=COUNT + usize::try_from(unanswered)?).contains(&minted),
+            "{minted} keys for {COUNT} Services, {unanswered} writes without an answer"
+        );
         operator.stop().await?;
 
         let operator = cluster.operate(tailnet.clone())?;
@@ -201,14 +215,6 @@ pub(crate) fn a_restart_over_a_hundred_services_writes_nothing(bed: &mut Bed) ->
             .filter(|(verb, ..)| verb != "get" && verb != "list")
             .collect();
         ensure!(writes.is_empty(), "{writes:#?}");
-        let minted = tailnet
-            .asked()
-            .iter()
-            .filter(|asked| matches!(asked, Asked::CreateKey(_)))
-            .count()
-            - minted;
-        ensure!(minted == COUNT, "{minted} keys for {COUNT} Services");
-
         for service in &services {
             cluster.delete("many", &service.name_any()).await?;
         }
