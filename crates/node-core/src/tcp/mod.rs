@@ -5,7 +5,7 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | `conn`, `output` | one connection: what it takes, what it sends |
+//! | `conn`, `sender`, `receiver`, `output` | one connection: its states, its two directions, what it sends |
 //! | `flight`, `congestion`, `rtt` | what is under way, how much may be, and for how long |
 //! | `buffer` | bytes that wait to be sent or read |
 //! | `segment`, `seq` | segments on the wire, numbers in them |
@@ -17,8 +17,10 @@ mod conn;
 mod flight;
 mod flow;
 mod output;
+mod receiver;
 mod rtt;
 mod segment;
+mod sender;
 mod seq;
 mod time_wait;
 mod verbs;
@@ -368,7 +370,7 @@ impl TcpStack {
     /// Notes a flow that waits for a sign of life from its peer.
     fn watch_stall(&mut self, key: Key) {
         if let Some(flow) = self.flows.get_mut(key)
-            && flow.conn.is_stalled()
+            && flow.conn.send.is_stalled()
             && !flow.is_stalled
         {
             flow.is_stalled = true;
@@ -387,7 +389,7 @@ impl TcpStack {
         for key in self.stalled.remove(&peer).into_iter().flatten() {
             if let Some(flow) = self.flows.get_mut(key) {
                 flow.is_stalled = false;
-                flow.conn.poke(now);
+                flow.conn.send.poke(now);
                 self.touch(key);
             }
         }

@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use super::conn::{Ack, Conn, State, WINDOW_SCALE, local_mss};
+use super::conn::{Conn, State, local_mss};
+use super::receiver::{Ack, WINDOW_SCALE};
 use super::segment::{Options, Outgoing};
 use super::seq::Seq;
 use crate::packet::tcp_flags;

@@ -5,8 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use rand_core::RngCore;
 
-use super::conn::{Ack, Conn, State};
+use super::conn::{Conn, State};
 use super::flow::{Flow, Stage};
+use super::receiver::Ack;
 use super::seq::Seq;
 use super::{FlowKey, Listener, MAX_BACKLOG, TcpStack};
 use crate::event::{
