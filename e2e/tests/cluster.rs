@@ -1,7 +1,7 @@
 //! First light on a real cluster: Services reached from the official client through operator, proxy, node and relay.
 
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -39,6 +39,7 @@ fn main() -> ExitCode {
             ("ports_hostname_and_tags_change_live", live_changes),
             ("unusable_services_get_a_condition_and_nothing_else", unusable),
             ("a_tag_that_may_not_be_given_is_named", forbidden_tag),
+            ("a_revoked_key_is_told_and_replaced", revoked_key),
             ("the_policy_decides_who_reaches_what", policy_decides),
             (
                 "a_killed_proxy_pod_is_replaced_with_the_same_address",
@@ -320,6 +321,67 @@ fn forbidden_tag(fixture: &mut Fixture) -> Result<()> {
     fixture.apply(&service("strange", "nginx", EXPOSE, HTTP))?;
     fixture.ready("strange")?;
     fixture.delete("strange")
+}
+
+/// The pool sleeps while the operator mints a key and somebody revokes it.
+fn revoked_key(fixture: &mut Fixture) -> Result<()> {
+    let sleeping = Sleeping::pool(fixture)?;
+    fixture.apply(&service("barred", "nginx", EXPOSE, HTTP))?;
+    let id = eventually("the operator has minted a key", || {
+        let keys = fixture.lab.tailnet.administer(&["key", "list"])?;
+        let barred = |key: &&Value| {
+            let description = key["description"].as_str().unwrap_or_default();
+            description.starts_with("ts-barred-")
+        };
+        let key = keys.as_array().into_iter().flatten().find(barred);
+        Ok(key
+            .and_then(|key| key["id"].as_str())
+            .context("no key")?
+            .to_owned())
+    })?;
+    fixture.lab.tailnet.administer(&["key", "delete", &id])?;
+    drop(sleeping);
+    let message = fixture.not_ready("barred", "ProxyFailed")?;
+    ensure!(
+        message.contains(&format!("auth key `{id}` was revoked")) && message.contains("Secret ts-barred-"),
+        "{message}"
+    );
+    let told = fixture.lab.kubectl().get(&[
+        "events",
+        "-n",
+        "default",
+        "--field-selector",
+        "involvedObject.name=barred,reason=AuthKeyRejected",
+    ])?;
+    ensure!(told["items"][0]["message"] == message.as_str(), "{told}");
+    // A key for other tags is minted at once; for the same tags only after a pause.
+    let tags = format!("{EXPOSE}, tailscale.com/tags: \"tag:k8s,tag:k8s-operator\"");
+    fixture.apply(&service("barred", "nginx", &tags, HTTP))?;
+    fixture.ready("barred")?;
+    fixture.lab.reachable("http://default-barred/")?;
+    fixture.delete("barred")
+}
+
+/// The processes of the pool, stopped until this is dropped.
+struct Sleeping(Vec<String>);
+
+impl Sleeping {
+    fn pool(fixture: &Fixture) -> Result<Self> {
+        let mut pids = Vec::new();
+        for pod in ["tailwharf-default-0", "tailwharf-default-1"] {
+            let found = fixture.lab.cluster.pids(NAMESPACE, pod, "proxy")?;
+            pids.extend(found.iter().map(u32::to_string));
+        }
+        run(Command::new("kill").arg("-STOP").args(&pids))?;
+        Ok(Self(pids))
+    }
+}
+
+impl Drop for Sleeping {
+    fn drop(&mut self) {
+        // What is gone by now needs no waking.
+        let _ = run(Command::new("kill").arg("-CONT").args(&self.0));
+    }
 }
 
 fn policy_decides(fixture: &mut Fixture) -> Result<()> {
