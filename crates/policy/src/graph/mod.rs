@@ -206,6 +206,13 @@ impl Graph {
         slots.iter().filter_map(|slot| Some(self.entry(slot)?.node.id)).collect()
     }
 
+    /// Nodes in the order of their ids.
+    fn entries(&self, slots: &Bits) -> Vec<&Entry> {
+        let mut entries: Vec<&Entry> = slots.iter().filter_map(|slot| self.entry(slot)).collect();
+        entries.sort_unstable_by_key(|entry| entry.node.id);
+        entries
+    }
+
     /// The other devices of the user of a device, and itself.
     fn devices_of(&self, user: Option<UserId>) -> impl Iterator<Item = Slot> {
         let devices = user.and_then(|user| self.devices.get(&user));

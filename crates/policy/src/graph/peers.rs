@@ -73,11 +73,14 @@ impl Graph {
     }
 
     /// What the grants with `via` say about a viewer's use of a route of a router: `Some(true)` if the viewer must use this
-    /// router for it, `Some(false)` if it must use others, `None` if they say nothing. `0.0.0.0/0` and `::/0` are the routes
+    /// router for it, `Some(false)` if it must use others, `None` if they say nothing or it has no such route. `0.0.0.0/0` and `::/0` are the routes
     /// of exit nodes.
     pub fn steering(&self, viewer: NodeId, router: NodeId, route: &IpNet) -> Option<bool> {
         let viewer = *self.by_id.get(&viewer)?;
         let router = self.entry(*self.by_id.get(&router)?)?;
+        if !router.node.routes.contains(route) {
+            return None;
+        }
         let mut verdict = None;
         for rule in self.plan.via_rules.iter().map(|rule| self.plan.rule(*rule)) {
             if !self.members(rule.source).contains(viewer) {
@@ -99,7 +102,7 @@ impl Graph {
 }
 
 /// Whether a destination lies behind a route.
-fn speaks_of(selector: &Selector, route: &IpNet) -> bool {
+pub(super) fn speaks_of(selector: &Selector, route: &IpNet) -> bool {
     let is_exit = route.prefix_len() == 0;
     match selector {
         Selector::Auto(Autogroup::Internet) => is_exit,

@@ -3,10 +3,12 @@
 use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, OnceLock};
 
+use ipnet::IpNet;
 use tailwharf_wire::tailcfg::NodeId;
 
 use super::bits::Bits;
-use super::plan::{PartyId, Side};
+use super::peers::speaks_of;
+use super::plan::{PartyId, RulePlan, Side};
 use super::{Affected, Change, Entry, Graph, Slot, SourceAddresses, Visibility};
 use crate::{Node, Policy};
 
@@ -150,6 +152,16 @@ impl Graph {
         for rule in plan.ssh_from.iter().chain(&plan.ssh_recorded) {
             concerned.ssh.add(self.members(self.plan.ssh[*rule as usize].target));
         }
+        // The devices that `autogroup:self` means stand in no party.
+        for rule in plan.ssh_recorded.iter().map(|rule| &self.plan.ssh[*rule as usize]) {
+            if !rule.own {
+                continue;
+            }
+            let sources = self.members(rule.source).iter().filter_map(|slot| self.entry(slot));
+            for device in sources.flat_map(|source| self.devices_of(source.user)) {
+                concerned.ssh.set(device, true);
+            }
+        }
     }
 
     /// Notes who has `*` as a source, if there are other routes than before.
@@ -210,7 +222,8 @@ impl Graph {
             entry.is_some_and(|entry| entry.parties.binary_search(&party).is_ok())
         };
         for rule in self.plan.via_rules.iter().map(|rule| self.plan.rule(*rule)) {
-            let carries = is_in(before, rule.target) || is_in(after, rule.target);
+            let mut routers = before.iter().chain(&after);
+            let carries = routers.any(|entry| self.is_spoken_of(rule, &entry.node.routes));
             let viewer_differs = is_in(before, rule.source) != is_in(after, rule.source);
             if carries && routes_differ {
                 concerned.steering.add(self.members(rule.source));
@@ -219,6 +232,12 @@ impl Graph {
                 concerned.steering.add(&self.slot_bits(entry.node.id));
             }
         }
+    }
+
+    /// Whether a rule has a destination behind one of these routes.
+    fn is_spoken_of(&self, rule: &RulePlan, routes: &[IpNet]) -> bool {
+        let mut sets = self.plan.party(rule.target).sets.iter();
+        sets.any(|set| routes.iter().any(|route| speaks_of(&self.plan.set(*set).selector, route)))
     }
 
     fn slot_bits(&self, node: NodeId) -> Bits {

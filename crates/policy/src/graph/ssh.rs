@@ -57,12 +57,9 @@ impl Graph {
         if !reached && !(plan.own && target.user.is_some()) {
             return Vec::new();
         }
-        let sources = self.members(plan.source);
+        let mut sources = self.entries(self.members(plan.source));
+        sources.retain(|source| reached || same_user(source, target));
         sources
-            .iter()
-            .filter_map(|source| self.entry(source))
-            .filter(|source| reached || same_user(source, target))
-            .collect()
     }
 
     fn ssh_action(&self, plan: &SshPlan, check_url: Option<&str>) -> SshAction {
@@ -88,8 +85,9 @@ impl Graph {
             },
         };
         if let Some(party) = plan.recorders {
-            let recorders = self.members(party).iter().filter_map(|slot| self.entry(slot));
+            let recorders = self.entries(self.members(party));
             action.recorders = recorders
+                .iter()
                 .flat_map(|entry| &entry.node.addresses)
                 .map(|ip| match ip {
                     IpAddr::V4(ip) => format!("{ip}:{RECORDER_PORT}"),
