@@ -186,7 +186,8 @@ impl Graph {
     ) {
         let is_same = match (before, after) {
             (Some(before), Some(after)) => {
-                before.user == after.user
+                before.login == after.login
+                    && before.user == after.user
                     && before.node.addresses == after.node.addresses
                     && before.parties == after.parties
             }
