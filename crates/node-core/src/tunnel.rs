@@ -167,8 +167,7 @@ impl Tunnel {
 
     /// What seals packets for a peer, several in a row; `None` if no way to it is known.
     pub(crate) fn sender(&mut self, peer: &Arc<Peer>, now: Instant) -> Option<Sender<'_>> {
-        self.paths.used(peer, now);
-        let ways = self.paths.ways(peer, now);
+        let ways = self.paths.departure(peer, now);
         if ways.surest().is_none() {
             self.counters.no_route += 1;
             return None;

@@ -21,6 +21,10 @@ const TRUST: Duration = Duration::from_millis(6500);
 const HEARTBEAT: Duration = Duration::from_secs(3);
 /// A heartbeat without answer for so long puts the path in doubt: packets go both ways, and pings at this pace.
 const DOUBT: Duration = Duration::from_secs(1);
+/// When packets went out but nothing came back for so long, the path is pinged at once.
+const SILENCE: Duration = Duration::from_millis(300);
+/// And when nothing at all came since that ping, it is in doubt after this time already.
+const SILENT_DOUBT: Duration = Duration::from_millis(400);
 /// How often all addresses are pinged while there is no direct path, at first and later on.
 const SEARCH: Duration = Duration::from_secs(5);
 const SLOW_SEARCH: Duration = Duration::from_secs(60);
@@ -47,6 +51,10 @@ struct Best {
     unanswered: Option<Instant>,
     /// Whether there is another reason to doubt it.
     doubted: bool,
+    /// When anything last came this way.
+    heard: Instant,
+    /// The first packet that went out since then.
+    unreturned: Option<Instant>,
     /// When the next heartbeat is due.
     beat: Instant,
 }
@@ -57,7 +65,21 @@ impl Best {
             && now.duration_since(self.confirmed) < TRUST
             && self
                 .unanswered
-                .is_none_or(|at| now.duration_since(at) < DOUBT.max(4 * self.latency))
+                .is_none_or(|at| now.duration_since(at) < self.patience(at))
+    }
+
+    /// How long a ping that was sent then may be without answer.
+    fn patience(&self, sent: Instant) -> Duration {
+        let least = if self.heard < sent { SILENT_DOUBT } else { DOUBT };
+        least.max(4 * self.latency)
+    }
+
+    /// When to ping next.
+    fn next_ping(&self) -> Instant {
+        match self.unreturned {
+            Some(since) if self.unanswered.is_none() => self.beat.min(since + SILENCE),
+            _ => self.beat,
+        }
     }
 }
 
@@ -140,9 +162,16 @@ impl Entry {
         actions: &mut VecDeque<Action>,
     ) {
         self.touched = now;
-        let is_new = self.best.is_none_or(|best| best.address != from) && self.candidates.add(from, now);
-        if is_new {
-            self.ping(key, from, now, actions);
+        match &mut self.best {
+            Some(best) if best.address == from => {
+                best.heard = now;
+                best.unreturned = None;
+            }
+            _ => {
+                if self.candidates.add(from, now) {
+                    self.ping(key, from, now, actions);
+                }
+            }
         }
     }
 
@@ -170,6 +199,16 @@ impl Entry {
         self.touched = now;
         self.used = Some(now);
         !was_active
+    }
+
+    /// A packet goes out by the direct path. Says whether [`Self::due`] may be earlier by that.
+    pub(super) fn note_departure(&mut self, now: Instant) -> bool {
+        let Some(best) = &mut self.best else {
+            return false;
+        };
+        let is_first = best.unreturned.is_none();
+        best.unreturned.get_or_insert(now);
+        is_first
     }
 
     /// The peer would like to be pinged at these addresses.
@@ -238,6 +277,8 @@ impl Entry {
             confirmed: now,
             unanswered: None,
             doubted: false,
+            heard: now,
+            unreturned: None,
             beat: now + HEARTBEAT,
         });
         self.rounds = 0;
@@ -263,7 +304,7 @@ impl Entry {
             return;
         }
         if let Some(best) = &mut self.best
-            && now >= best.beat
+            && now >= best.next_ping()
         {
             best.beat = now + DOUBT;
             best.unanswered.get_or_insert(now);
@@ -289,7 +330,7 @@ impl Entry {
             return self.touched + FORGET;
         }
         let round = self.next_round(now);
-        self.best.map_or(round, |best| best.beat.min(round))
+        self.best.map_or(round, |best| best.next_ping().min(round))
     }
 
     pub(super) fn is_forgotten(&self, now: Instant) -> bool {

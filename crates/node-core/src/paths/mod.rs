@@ -159,6 +159,17 @@ impl Paths {
         }
     }
 
+    /// The ways of IP packets that go to `peer` now.
+    pub(crate) fn departure(&mut self, peer: &Peer, now: Instant) -> Ways {
+        self.used(peer, now);
+        if let Some(entry) = self.peers.get_mut(&peer.key)
+            && entry.note_departure(now)
+        {
+            self.reschedule(&peer.key, now);
+        }
+        self.ways(peer, now)
+    }
+
     /// Notes that an IP packet goes to, or came from, `peer`.
     pub(crate) fn used(&mut self, peer: &Peer, now: Instant) {
         self.used = Some(now);

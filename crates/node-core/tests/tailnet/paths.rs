@@ -170,7 +170,7 @@ fn the_first_contact_is_direct_within_a_second() {
 }
 
 #[test]
-fn a_cut_direct_path_falls_back_within_seconds_and_comes_back() {
+fn a_cut_direct_path_falls_back_within_a_second_and_comes_back() {
     for seed in 310..320 {
         let mut net = Net::outdoors(&[Nat::PortRestricted, Nat::FullCone], Weather::FAIR, seed);
         let mut flow = Flow::open(&mut net);
@@ -180,7 +180,7 @@ fn a_cut_direct_path_falls_back_within_seconds_and_comes_back() {
         net.udp_weather = None;
         flow.run(&mut net, 15 * SECOND);
         let gap = flow.longest_gap(cut, net.now);
-        assert!(gap < 5 * SECOND, "no echo for {gap:?}");
+        assert!(gap < SECOND, "no echo for {gap:?}");
         assert!(direct(&mut net, 1, 2).is_none());
         net.udp_weather = Some(Weather::FAIR);
         let healed = net.now;
