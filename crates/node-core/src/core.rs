@@ -95,6 +95,8 @@ pub struct Core {
     fragments: Fragments,
     rejects: Limiter,
     icmp_errors: Limiter,
+    /// The port of the peer API, which lets every peer in: it decides by itself what each may do there.
+    peer_api_port: Option<u16>,
     rng: ChaCha20Rng,
     /// Packets for the TUN device, and the one that was opened last.
     inbox: Inbox,
@@ -127,6 +129,7 @@ impl Core {
             fragments: Fragments::default(),
             rejects: Limiter::new(MAX_REJECTS),
             icmp_errors: Limiter::new(MAX_ICMP_ERRORS),
+            peer_api_port: None,
             rng,
             has_tun: false,
             scratch: Vec::new(),
@@ -151,13 +154,26 @@ impl Core {
         // An answer passes again once we send the next datagram.
         self.conntrack = Conntrack::default();
         let tunnel = &self.tunnel;
+        let peer_api_port = self.peer_api_port;
         let filter = tunnel.netmap.filter();
         let revoked = self.tcp.revoke(|tuple| {
-            tunnel
-                .route(tuple.remote.ip())
-                .is_some_and(|peer| filter.admits(peer, tuple.remote.ip(), tuple.local))
+            tunnel.route(tuple.remote.ip()).is_some_and(|peer| {
+                is_peer_api(&tunnel.netmap, peer_api_port, peer, tuple.local)
+                    || filter.admits(peer, tuple.remote.ip(), tuple.local)
+            })
         });
         self.tunnel.counters.revoked += revoked;
+    }
+
+    /// Lets all visible peers connect to the peer API on `port` of our own addresses, and tells it in answers to TSMP pings.
+    pub fn set_peer_api_port(&mut self, port: Option<u16>) {
+        self.peer_api_port = port;
+    }
+
+    /// Whether packets for an address go to a peer.
+    #[must_use]
+    pub fn has_route(&self, address: IpAddr) -> bool {
+        self.tunnel.route(address).is_some()
     }
 
     /// Takes a new identity, after the old node key expired. All sessions end.
@@ -313,6 +329,11 @@ impl Core {
         };
         Ok(self.pings.add(token, now))
     }
+}
+
+/// Whether a connection of `peer` to `local` is one to the peer API.
+fn is_peer_api(netmap: &Netmap, port: Option<u16>, peer: &Peer, local: SocketAddr) -> bool {
+    port == Some(local.port()) && !peer.answers_only && netmap.addresses().any(|own| own == local.ip())
 }
 
 /// TCP.

@@ -6,6 +6,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::stream::MaybeTls;
 
@@ -26,7 +27,10 @@ pub(crate) enum HttpError {
 }
 
 /// Sends one request and reads the whole answer, which must have status 200.
-pub(crate) async fn call(stream: MaybeTls, request: Request<Full<Bytes>>) -> Result<Bytes, HttpError> {
+pub(crate) async fn call<S>(stream: S, request: Request<Full<Bytes>>) -> Result<Bytes, HttpError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let response = send(stream, request).await?;
     let status = response.status();
     let body = read_body(response.into_body()).await?;
@@ -68,7 +72,10 @@ pub(crate) async fn upgrade(stream: MaybeTls, request: Request<Full<Bytes>>) -> 
     })
 }
 
-async fn send(stream: MaybeTls, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, HttpError> {
+async fn send<S>(stream: S, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, HttpError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(HttpError::Exchange)?;

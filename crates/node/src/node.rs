@@ -7,7 +7,8 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
-use tailwharf_node_core::{WhoIs, dns};
+use tailwharf_node_core::WhoIs;
+use tailwharf_node_core::dns::lookup;
 use tailwharf_wire::key::{DiscoPrivate, DiscoPublic};
 use tokio::sync::watch;
 
@@ -17,8 +18,10 @@ use crate::api::{
 };
 use crate::control::{self, Announced, ControlServer, Introduction, Session, SessionError};
 use crate::direct::{self, Reader, Socket};
+use crate::dns::Resolver;
 use crate::engine::Engine;
 use crate::host::Host;
+use crate::peerapi::PeerApi;
 use crate::service::{ServiceListener, ServiceName};
 use crate::state::StateKeeper;
 use crate::tcp::{TcpListener, TcpStream};
@@ -34,6 +37,7 @@ struct Inner {
     keeper: Arc<StateKeeper>,
     server: ControlServer,
     announced: watch::Sender<Announced>,
+    resolver: Resolver,
     disco_key: DiscoPublic,
 }
 
@@ -89,6 +93,11 @@ impl Node {
             },
             ..Announced::default()
         });
+        let resolver = Resolver::new(engine.clone());
+        match PeerApi::bind(&engine, resolver.clone(), &announced) {
+            Ok(api) => engine.spawn(api.run()),
+            Err(error) => tracing::warn!(%error, "no peer API"),
+        }
         let session = Session {
             engine: engine.clone(),
             server: server.clone(),
@@ -106,8 +115,15 @@ impl Node {
             keeper,
             server,
             announced,
+            resolver,
             disco_key,
         })))
+    }
+
+    /// Answers DNS queries as this node: for the machine it runs on, or for a name server.
+    #[must_use]
+    pub fn resolver(&self) -> &Resolver {
+        &self.0.resolver
     }
 
     fn engine(&self) -> &Arc<Engine> {
@@ -192,7 +208,7 @@ impl TailnetNode for Node {
     }
 
     fn resolve(&self, name: &str) -> Vec<IpAddr> {
-        dns::lookup(&self.engine().with_core(|core, _| core.netmap().clone()), name)
+        lookup(&self.engine().with_core(|core, _| core.netmap().clone()), name)
     }
 
     fn whois(&self, addr: SocketAddr) -> Option<WhoIs> {

@@ -159,7 +159,7 @@ pub(crate) struct NodeArgs {
     #[arg(long, env = "TS_STATE")]
     pub(crate) state: Option<PathBuf>,
     /// Certificate authorities (PEM) to trust beside those of the system
-    #[arg(long)]
+    #[arg(long, alias = "control-ca")]
     pub(crate) ca_file: Option<PathBuf>,
     /// Serve a SOCKS5 proxy into the tailnet here
     #[arg(long, env = "TS_SOCKS5_SERVER", value_name = "ADDRESS")]
@@ -167,6 +167,9 @@ pub(crate) struct NodeArgs {
     /// Serve an HTTP proxy into the tailnet here
     #[arg(long, env = "TS_OUTBOUND_HTTP_PROXY_LISTEN", value_name = "ADDRESS")]
     pub(crate) http_proxy: Option<SocketAddr>,
+    /// Answer DNS queries here: names of the tailnet, and others as the tailnet says
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) dns: Option<SocketAddr>,
     /// Lead a local port into the tailnet: ADDRESS=HOST:PORT
     #[arg(long = "forward", value_name = "ADDRESS=HOST:PORT")]
     pub(crate) forwards: Vec<Forward>,

@@ -87,6 +87,7 @@ pub(crate) fn node(args: NodeArgs) -> Result<tailwharf_node::run::Settings> {
         ca_file: args.ca_file,
         socks5_listen: args.socks5,
         http_proxy_listen: args.http_proxy,
+        dns_listen: args.dns,
         forwards: args.forwards,
         serves: args.serves,
         direct: args.direct,

@@ -141,6 +141,11 @@ impl Core {
         let Verdict::Drop(reason) = run.filter.check(parsed, &run.peer, &self.conntrack) else {
             return true;
         };
+        if parsed.proto == proto::TCP
+            && is_peer_api(&self.tunnel.netmap, self.peer_api_port, &run.peer, parsed.destination())
+        {
+            return true;
+        }
         self.tunnel.counters.denied += 1;
         if reason == DropReason::NoRule && parsed.is_bare_syn() && self.rejects.allow(now) {
             tsmp::write_reject(&mut self.scratch, parsed);
@@ -237,13 +242,12 @@ impl Core {
         let packet = self.inbox.opened(length);
         match Message::decode(&packet[parsed.transport..parsed.end]) {
             Ok(Message::Ping(data)) => {
-                // There is no peer API yet, which zero says.
                 tsmp::write(
                     &mut self.scratch,
                     parsed,
                     &Message::Pong {
                         data,
-                        peer_api_port: 0,
+                        peer_api_port: self.peer_api_port.unwrap_or(0),
                     },
                 );
                 self.tunnel.send_to(peer, &self.scratch, now);

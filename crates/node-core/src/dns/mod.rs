@@ -62,6 +62,36 @@ pub fn decide<'a>(netmap: &'a Netmap, query: &Query) -> Decision<'a> {
     forward(netmap, config, query)
 }
 
+/// Decides what to do with a query of a peer that uses this node as its exit: what the tailnet's own resolvers or those of this machine answer, and nothing
+/// about the tailnet, whose names the peer may not all see.
+#[must_use]
+pub fn decide_for_peer<'a>(netmap: &'a Netmap, query: &Query) -> Decision<'a> {
+    let Some(config) = netmap.dns() else {
+        return Decision::System;
+    };
+    let is_filtered = |entry: &String| {
+        // With a dot before it an entry stands for all names below, too.
+        let (name, below) = match entry.strip_prefix('.') {
+            Some(suffix) => (Name::parse(suffix), true),
+            None => (Name::parse(entry), false),
+        };
+        name.is_some_and(|name| query.name == name || (below && query.name.is_within(&name)))
+    };
+    let is_of_tailnet = known_always(netmap, config, &query.name).is_some()
+        || own_zone(netmap, config, &query.name).is_some();
+    if is_of_tailnet || config.exit_node_filtered_set.iter().any(is_filtered) {
+        return Decision::Answer(Answer {
+            code: ResponseCode::Refused,
+            ..Answer::default()
+        });
+    }
+    if config.resolvers.is_empty() {
+        Decision::System
+    } else {
+        Decision::Forward(&config.resolvers)
+    }
+}
+
 /// The addresses behind a name for programs on this node: full, or short with the search list. IPv4 first; empty if the netmap does not have it.
 #[must_use]
 pub fn lookup(netmap: &Netmap, name: &str) -> Vec<IpAddr> {

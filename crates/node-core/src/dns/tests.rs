@@ -231,6 +231,34 @@ fn with_magic_dns_off_only_extra_records_are_told() {
 }
 
 #[test]
+fn peers_are_told_nothing_about_the_tailnet() {
+    let filtered = DnsConfig {
+        exit_node_filtered_set: vec![".internal.example".into(), "exact.example".into()],
+        ..config()
+    };
+    let netmap = netmap_with(filtered);
+    let code =
+        |name: &str| match decide_for_peer(&netmap, &Query::parse(&query(name, RecordType::A)).unwrap()) {
+            Decision::Answer(answer) => Some(answer.code),
+            _ => None,
+        };
+    for name in [
+        "harbor.tail1.ts.net",
+        "nobody.tail1.ts.net",
+        "web.svc.example",
+        "2.0.64.100.in-addr.arpa",
+        "internal.example",
+        "a.internal.example",
+        "exact.example",
+    ] {
+        assert_eq!(code(name), Some(ResponseCode::Refused), "{name}");
+    }
+    for name in ["example.com", "a.exact.example", "notinternal.example"] {
+        assert_eq!(code(name), None, "{name}");
+    }
+}
+
+#[test]
 fn lookup_takes_short_names_and_the_search_list() {
     let netmap = netmap_with(config());
     for name in ["harbor", "HARBOR", "harbor.tail1.ts.net", "harbor.tail1.ts.net."] {

@@ -95,7 +95,8 @@ impl Filter {
     }
 
     /// Whether `peer` may open TCP connections from this address to that one.
-    pub(crate) fn admits(&self, peer: &Peer, source: IpAddr, destination: SocketAddr) -> bool {
+    #[must_use]
+    pub fn admits(&self, peer: &Peer, source: IpAddr, destination: SocketAddr) -> bool {
         let packet = Packet {
             source,
             destination: destination.ip(),

@@ -8,11 +8,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
-use tokio::net::TcpListener;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
 
+use super::listen::{self, slot};
 use super::{Shared, Target};
 use crate::api::TailnetNode;
 
@@ -123,49 +122,34 @@ fn host_and_port(text: &str) -> Option<(String, u16)> {
     }
 }
 
-/// The next connection, and the finished ones forgotten. `None` after a failure that passes, such as no free file.
-pub(super) async fn accept(
-    listener: &TcpListener,
-    connections: &mut JoinSet<()>,
-) -> Option<(tokio::net::TcpStream, SocketAddr)> {
-    while connections.try_join_next().is_some() {}
-    match listener.accept().await {
-        Ok(accepted) => Some(accepted),
-        Err(error) => {
-            tracing::warn!(%error, "cannot accept a connection");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            None
-        }
-    }
-}
-
 pub(super) async fn start_forward(
     tasks: &mut JoinSet<()>,
     forward: Forward,
     shared: Shared,
 ) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(forward.listen)
-        .await
-        .with_context(|| format!("listening on {}", forward.listen))?;
-    tracing::info!(addr = %listener.local_addr()?, host = forward.host, port = forward.port, "forwarding to the tailnet");
+    tracing::info!(
+        host = forward.host,
+        port = forward.port,
+        "forwarding to the tailnet"
+    );
     let target = Target::new(&forward.host, forward.port);
-    tasks.spawn(async move {
-        let mut connections = JoinSet::new();
-        loop {
-            let Some((mut client, from)) = accept(&listener, &mut connections).await else {
-                continue;
-            };
-            let (shared, target) = (shared.clone(), target.clone());
-            connections.spawn(async move {
-                let Some(_slot) = slot(&shared, from) else { return };
+    listen::serve_tcp(
+        tasks,
+        forward.listen,
+        "forward",
+        shared,
+        move |mut client, shared| {
+            let target = target.clone();
+            async move {
                 match shared.dial(&target).await {
-                    Ok(mut remote) => copy(&mut client, &mut remote, from).await,
-                    Err(error) => tracing::warn!(%from, %error, "connection not forwarded"),
+                    Ok(mut remote) => drop(tokio::io::copy_bidirectional(&mut client, &mut remote).await?),
+                    Err(error) => tracing::warn!(%error, "connection not forwarded"),
                 }
-            });
-        }
-    });
-    Ok(())
+                Ok(())
+            }
+        },
+    )
+    .await
 }
 
 pub(super) fn start_serve(tasks: &mut JoinSet<()>, serve: Serve, shared: Shared) -> anyhow::Result<()> {
@@ -257,14 +241,6 @@ async fn udp_flow(
             () = tokio::time::sleep(UDP_IDLE) => return Ok(()),
         }
     }
-}
-
-fn slot(shared: &Shared, from: SocketAddr) -> Option<OwnedSemaphorePermit> {
-    let slot = shared.connections.clone().try_acquire_owned().ok();
-    if slot.is_none() {
-        tracing::warn!(%from, "too many connections: one more was closed");
-    }
-    slot
 }
 
 async fn copy<A, B>(a: &mut A, b: &mut B, from: SocketAddr)

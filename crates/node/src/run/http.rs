@@ -3,7 +3,6 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 
-use anyhow::Context;
 use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
@@ -12,42 +11,21 @@ use hyper::header::{CONNECTION, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use super::{GREETING_TIMEOUT, Shared, Target};
+use super::{GREETING_TIMEOUT, Shared, Target, listen};
 use crate::api::DialError;
 
 type Body = BoxBody<Bytes, hyper::Error>;
 
 pub(super) async fn start(tasks: &mut JoinSet<()>, addr: SocketAddr, shared: Shared) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(addr)
-        .await
-        .with_context(|| format!("listening for HTTP on {addr}"))?;
-    tracing::info!(addr = %listener.local_addr()?, "HTTP proxy");
-    tasks.spawn(async move {
-        let mut connections = JoinSet::new();
-        loop {
-            let Some((client, from)) = super::forward::accept(&listener, &mut connections).await else {
-                continue;
-            };
-            let shared = shared.clone();
-            connections.spawn(async move {
-                let Ok(_slot) = shared.connections.clone().try_acquire_owned() else {
-                    tracing::warn!(%from, "too many connections: one more was closed");
-                    return;
-                };
-                if let Err(error) = serve(client, &shared).await {
-                    tracing::debug!(%from, %error, "HTTP proxy connection ended");
-                }
-            });
-        }
-    });
-    Ok(())
+    listen::serve_tcp(tasks, addr, "HTTP proxy", shared, serve).await
 }
 
 /// One client. A CONNECT ends the HTTP part, and the bytes after it are carried here, under the client's slot.
-async fn serve(client: tokio::net::TcpStream, shared: &Shared) -> anyhow::Result<()> {
+async fn serve(client: TcpStream, shared: Shared) -> anyhow::Result<()> {
+    let shared = &shared;
     let (tunnels, mut tunnel) = tokio::sync::mpsc::channel(1);
     let service = service_fn(|request| {
         let tunnels = tunnels.clone();

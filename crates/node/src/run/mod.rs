@@ -2,6 +2,7 @@
 
 mod forward;
 mod http;
+mod listen;
 mod socks;
 
 use std::net::{IpAddr, SocketAddr};
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -41,6 +43,8 @@ pub struct Settings {
     pub socks5_listen: Option<SocketAddr>,
     /// Where an HTTP proxy into the tailnet listens.
     pub http_proxy_listen: Option<SocketAddr>,
+    /// Where DNS queries of this machine are answered, over UDP and TCP.
+    pub dns_listen: Option<SocketAddr>,
     /// Local ports that lead into the tailnet.
     pub forwards: Vec<Forward>,
     /// Ports of the node that lead to local services.
@@ -123,6 +127,9 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         if let Some(addr) = settings.http_proxy_listen {
             http::start(&mut tasks, addr, shared.clone()).await?;
         }
+        if let Some(addr) = settings.dns_listen {
+            start_dns(&mut tasks, addr, &node).await?;
+        }
         for forward in settings.forwards {
             forward::start_forward(&mut tasks, forward, shared.clone()).await?;
         }
@@ -144,6 +151,20 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         node.shutdown().await;
     }
     ended
+}
+
+/// Answers DNS queries on one address, over UDP and TCP.
+async fn start_dns(tasks: &mut JoinSet<()>, addr: SocketAddr, node: &Node) -> anyhow::Result<()> {
+    let listening = || format!("listening for DNS on {addr}");
+    let udp = UdpSocket::bind(addr).await.with_context(listening)?;
+    let tcp = TcpListener::bind(udp.local_addr()?)
+        .await
+        .with_context(listening)?;
+    tracing::info!(addr = %udp.local_addr()?, "DNS");
+    let (over_udp, over_tcp) = (node.resolver().clone(), node.resolver().clone());
+    tasks.spawn(async move { over_udp.serve_udp(udp).await });
+    tasks.spawn(async move { over_tcp.serve_tcp(tcp).await });
+    Ok(())
 }
 
 /// Tells each change of the status until `stop`; ends with an error when the node is refused.

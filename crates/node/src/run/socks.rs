@@ -3,12 +3,11 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use anyhow::Context;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use super::{GREETING_TIMEOUT, Shared, Target};
+use super::{GREETING_TIMEOUT, Shared, Target, listen};
 use crate::api::DialError;
 
 const VERSION: u8 = 5;
@@ -47,32 +46,10 @@ enum SocksError {
 }
 
 pub(super) async fn start(tasks: &mut JoinSet<()>, addr: SocketAddr, shared: Shared) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(addr)
-        .await
-        .with_context(|| format!("listening for SOCKS5 on {addr}"))?;
-    tracing::info!(addr = %listener.local_addr()?, "SOCKS5 proxy");
-    tasks.spawn(async move {
-        let mut connections = JoinSet::new();
-        loop {
-            let Some((client, from)) = super::forward::accept(&listener, &mut connections).await else {
-                continue;
-            };
-            let shared = shared.clone();
-            connections.spawn(async move {
-                let Ok(_slot) = shared.connections.clone().try_acquire_owned() else {
-                    tracing::warn!(%from, "too many connections: one more was closed");
-                    return;
-                };
-                if let Err(error) = serve(client, &shared).await {
-                    tracing::debug!(%from, %error, "SOCKS5 connection ended");
-                }
-            });
-        }
-    });
-    Ok(())
+    listen::serve_tcp(tasks, addr, "SOCKS5 proxy", shared, serve).await
 }
 
-async fn serve(mut client: tokio::net::TcpStream, shared: &Shared) -> Result<(), SocksError> {
+async fn serve(mut client: TcpStream, shared: Shared) -> anyhow::Result<()> {
     let target = tokio::time::timeout(GREETING_TIMEOUT, read_request(&mut client))
         .await
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;

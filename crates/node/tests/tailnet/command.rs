@@ -14,13 +14,14 @@ use crate::nodes::serve_echo;
 
 type Attempt = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
-fn settings(tailnet: &Tailnet, hostname: &str, key: tailwharf_node::AuthKey) -> Settings {
+pub(crate) fn settings(tailnet: &Tailnet, hostname: &str, key: tailwharf_node::AuthKey) -> Settings {
     Settings {
         node: tailnet.node_config(hostname, Some(key)),
         state_file: None,
         ca_file: None,
         socks5_listen: None,
         http_proxy_listen: None,
+        dns_listen: None,
         forwards: Vec::new(),
         serves: Vec::new(),
         direct: false,

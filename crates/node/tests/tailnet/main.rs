@@ -9,8 +9,10 @@
 mod command;
 mod common;
 mod direct;
+mod dns;
 mod hostile;
 mod login;
 mod nodes;
+mod peerapi;
 mod quirks;
 mod scripted;
