@@ -7,7 +7,7 @@ use std::time::Instant;
 use tailwharf_wire::disco;
 use tailwharf_wire::tsmp::Message;
 
-use super::Core;
+use super::{Core, is_peer_api};
 use crate::event::Event;
 use crate::filter::{DropReason, Filter, Verdict};
 use crate::fragments::{self, Assembled};
