@@ -163,9 +163,15 @@ pub(super) struct ReceiveBuffer {
     /// Bytes in order.
     ready: usize,
     /// What lies beyond gaps, in order, apart from each other.
-    ranges: Vec<(Seq, Seq)>,
-    /// Start of the last segment that came ahead of its turn.
-    latest: Seq,
+    ranges: Vec<Range>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Range {
+    from: Seq,
+    to: Seq,
+    /// In how many acknowledgements it was told since it grew.
+    told: u8,
 }
 
 impl ReceiveBuffer {
@@ -174,7 +180,6 @@ impl ReceiveBuffer {
             rope: Rope::new(Arc::clone(budget)),
             ready: 0,
             ranges: Vec::new(),
-            latest: Seq::default(),
         }
     }
 
@@ -203,11 +208,15 @@ impl ReceiveBuffer {
         if from == to {
             return 0;
         }
-        let first = self.ranges.partition_point(|range| range.1 < from);
-        let last = self.ranges.partition_point(|range| range.0 <= to);
+        let first = self.ranges.partition_point(|range| range.to < from);
+        let last = self.ranges.partition_point(|range| range.from <= to);
+        let mut told = 0;
         for range in &self.ranges[first..last] {
-            from = from.min(range.0);
-            to = to.max(range.1);
+            if range.from <= from && to <= range.to {
+                told = range.told;
+            }
+            from = from.min(range.from);
+            to = to.max(range.to);
         }
         if from == next {
             self.ranges.drain(..last);
@@ -215,23 +224,29 @@ impl ReceiveBuffer {
             return to - next;
         }
         if first < last || self.ranges.len() < MAX_RANGES {
-            self.ranges.splice(first..last, [(from, to)]);
-            self.latest = seq;
+            self.ranges.splice(first..last, [Range { from, to, told }]);
         }
         0
     }
 
-    /// What lies beyond gaps: first the range that grew last (RFC 2018, 4), then those from the first gap on.
-    pub(super) fn sack(&self) -> SackBlocks {
-        let mut blocks = SackBlocks::default();
-        let is_latest = |range: &&(Seq, Seq)| range.0 <= self.latest && self.latest < range.1;
-        if let Some((from, to)) = self.ranges.iter().find(is_latest) {
-            blocks.push(*from, *to);
+    /// Whether a range is not told yet since it grew.
+    pub(super) fn has_news(&self) -> bool {
+        self.ranges.iter().any(|range| range.told == 0)
+    }
+
+    /// What lies beyond gaps, what was told least first, since acknowledgements may get lost; they count as told now.
+    pub(super) fn sack(&mut self, blocks: &mut SackBlocks) {
+        while blocks.has_room() {
+            let next = self
+                .ranges
+                .iter_mut()
+                .filter(|range| blocks.iter().all(|(from, _)| from != range.from));
+            let Some(range) = next.min_by_key(|range| range.told) else {
+                return;
+            };
+            range.told = range.told.saturating_add(1);
+            blocks.push(range.from, range.to);
         }
-        for (from, to) in self.ranges.iter().filter(|range| !is_latest(range)).take(2) {
-            blocks.push(*from, *to);
-        }
-        blocks
     }
 
     /// Moves bytes that are in order out.
@@ -275,8 +290,12 @@ mod tests {
                     let moved = buffer.insert(next, Seq(start) + at as u32, &content[at..end]);
                     next += moved;
                 }
-                for (from, to) in buffer.sack().iter() {
-                    prop_assert!(from > next && to > from);
+                while buffer.has_news() {
+                    let mut blocks = SackBlocks::default();
+                    buffer.sack(&mut blocks);
+                    for (from, to) in blocks.iter() {
+                        prop_assert!(from > next && to > from);
+                    }
                 }
                 let mut room = vec![0; reads[turn % reads.len()]];
                 let length = buffer.read(&mut room);

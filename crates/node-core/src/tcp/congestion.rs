@@ -23,6 +23,8 @@ pub(super) struct Cubic {
     epoch: Option<(Instant, f64)>,
     /// The window that a Reno flow would have.
     reno: f64,
+    /// Window and threshold before the last loss, should it turn out to have been none.
+    before: (f64, f64),
 }
 
 impl Cubic {
@@ -36,6 +38,7 @@ impl Cubic {
             peak: 0.0,
             epoch: None,
             reno: window,
+            before: (window, f64::INFINITY),
         }
     }
 
@@ -72,6 +75,7 @@ impl Cubic {
 
     /// Something was lost, for the first time in a round trip.
     pub(super) fn lost(&mut self) {
+        self.before = (self.window, self.threshold);
         // A flow that loses before it was back at its peak makes room for others.
         self.peak = if self.window < self.peak {
             self.window * (1.0 + BETA) / 2.0
@@ -80,6 +84,14 @@ impl Cubic {
         };
         self.threshold = (self.window * BETA).max(2.0 * self.mss);
         self.window = self.threshold;
+        self.epoch = None;
+    }
+
+    /// What was taken for lost had only been late.
+    pub(super) fn undo(&mut self) {
+        let (window, threshold) = self.before;
+        self.window = self.window.max(window);
+        self.threshold = self.threshold.max(threshold);
         self.epoch = None;
     }
 
@@ -118,6 +130,16 @@ mod tests {
         assert!(early > peak * 7 / 10 && early < peak);
         run(&mut cubic, &mut now, 1000);
         assert!(cubic.window() > peak);
+    }
+
+    #[test]
+    fn what_was_no_loss_is_undone() {
+        let mut cubic = Cubic::new(MSS);
+        let before = cubic.window();
+        cubic.timed_out();
+        cubic.undo();
+        assert_eq!(cubic.window(), before);
+        assert!(cubic.window < cubic.threshold);
     }
 
     #[test]

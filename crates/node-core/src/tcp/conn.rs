@@ -86,12 +86,7 @@ impl Conn {
     }
 
     /// A connection that a SYN asks for.
-    pub(super) fn accept(
-        key: FlowKey,
-        first: Seq,
-        syn: &Segment<'_>,
-        budget: &Arc<MemoryBudget>,
-    ) -> Self {
+    pub(super) fn accept(key: FlowKey, first: Seq, syn: &Segment<'_>, budget: &Arc<MemoryBudget>) -> Self {
         let mut conn = Self::open(key, first, budget);
         conn.take_syn(syn);
         conn.state = State::SynReceived;
@@ -200,7 +195,7 @@ impl Conn {
         if !is_in_place {
             // A repetition is answered at once, since our acknowledgement was lost.
             if segment.len() > 0 {
-                self.recv.ack = Ack::Now;
+                self.recv.repeat(segment);
             } else {
                 self.challenge(now);
             }
@@ -236,7 +231,10 @@ impl Conn {
     fn repeated_syn(&mut self, segment: &Segment<'_>, now: Instant) {
         if self.state != State::SynReceived {
             self.challenge(now);
-        } else if segment.has(tcp_flags::ACK) && segment.seq == self.recv.first && segment.ack == self.send.next {
+        } else if segment.has(tcp_flags::ACK)
+            && segment.seq == self.recv.first
+            && segment.ack == self.send.next
+        {
             // The answer to our SYN when both sides asked at once.
             self.acked(segment, now);
             self.established(now);
@@ -349,6 +347,7 @@ impl Conn {
 
     pub(super) fn read(&mut self, room: &mut [u8]) -> usize {
         let length = self.recv.buffer.read(room);
+        self.recv.grow(&self.budget);
         if self.recv.wants_update(self.send.mss) && !self.has_received_fin() {
             self.recv.ack = Ack::Now;
         }

@@ -9,6 +9,9 @@ use super::seq::Seq;
 /// Segments beyond a gap after which it counts as a loss at once, as long as the path was never seen to reorder.
 const DUPLICATES: usize = 3;
 
+/// Most quarters of a round trip by which reordering is waited for.
+const MAX_PATIENCE: u32 = 8;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     Flying,
@@ -40,6 +43,8 @@ pub(super) struct News {
     pub(super) bytes: usize,
     /// A measured round trip.
     pub(super) rtt: Option<Duration>,
+    /// Whether something that was sent again had not been lost.
+    pub(super) spurious: bool,
 }
 
 /// The segments of one connection that are under way, in order.
@@ -53,7 +58,8 @@ pub(super) struct Flight {
     /// When and up to where the latest segment was sent that has arrived, and how long it took.
     rack: Option<(Instant, Seq, Duration)>,
     highest_arrived: Option<Seq>,
-    reordered: bool,
+    /// How much reordering is waited for, in quarters of a round trip; none as long as the path was never seen to reorder.
+    patience: u32,
 }
 
 impl Flight {
@@ -110,7 +116,7 @@ impl Flight {
         }
         if self.records.is_empty() {
             *self = Self {
-                reordered: self.reordered,
+                patience: self.patience,
                 ..Self::default()
             };
         }
@@ -120,11 +126,17 @@ impl Flight {
     pub(super) fn selectively_acked(
         &mut self,
         blocks: &SackBlocks,
+        una: Seq,
         least_rtt: Duration,
         now: Instant,
         news: &mut News,
     ) {
-        for (from, to) in blocks.iter() {
+        for (index, (from, to)) in blocks.iter().enumerate() {
+            // A first block behind the acknowledgement tells of a second copy (RFC 2883, 4).
+            if index == 0 && to <= una {
+                news.spurious = true;
+                continue;
+            }
             let first = self.records.partition_point(|record| record.seq < from);
             for index in first..self.records.len() {
                 let record = self.records[index];
@@ -157,11 +169,14 @@ impl Flight {
         if record.again {
             // What was acknowledged sooner than the path allows was its first copy.
             if took < least_rtt {
+                news.spurious = true;
                 return;
             }
         } else {
             news.rtt = Some(news.rtt.map_or(took, |rtt| rtt.min(took)));
-            self.reordered |= self.highest_arrived.is_some_and(|highest| record.end() < highest);
+            if self.highest_arrived.is_some_and(|highest| record.end() < highest) {
+                self.patience = self.patience.max(1);
+            }
         }
         self.highest_arrived = Some(
             self.highest_arrived
@@ -189,10 +204,10 @@ impl Flight {
         let Some((sent, end, rtt)) = self.rack else {
             return (false, None);
         };
-        let tolerance = if !self.reordered && (in_recovery || self.arrived >= DUPLICATES) {
+        let tolerance = if self.patience == 0 && (in_recovery || self.arrived >= DUPLICATES) {
             Duration::ZERO
         } else {
-            least_rtt.min(rtt) / 4
+            (least_rtt.min(rtt) / 4 * self.patience.max(1)).min(rtt)
         };
         let (mut any, mut next) = (false, None::<Instant>);
         for record in &mut self.records {
@@ -210,6 +225,11 @@ impl Flight {
             }
         }
         (any, next)
+    }
+
+    /// What was taken for lost had only been late: later ones are waited for longer (RFC 8985, 6.2).
+    pub(super) fn be_patient(&mut self) {
+        self.patience = (self.patience + 1).min(MAX_PATIENCE);
     }
 
     /// Marks the first segment as lost, for peers without selective acknowledgements.
@@ -298,7 +318,7 @@ mod tests {
     fn sacked(flight: &mut Flight, from: u32, to: u32, now: Instant) -> News {
         let (mut blocks, mut news) = (SackBlocks::default(), News::default());
         blocks.push(Seq(from), Seq(to));
-        flight.selectively_acked(&blocks, MS, now, &mut news);
+        flight.selectively_acked(&blocks, Seq(0), MS, now, &mut news);
         news
     }
 

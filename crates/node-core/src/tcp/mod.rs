@@ -25,6 +25,9 @@ mod seq;
 mod time_wait;
 mod verbs;
 
+#[cfg(test)]
+mod tests;
+
 use std::cmp::Reverse;
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BinaryHeap, HashMap, VecDeque};

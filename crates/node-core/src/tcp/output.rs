@@ -130,8 +130,8 @@ impl Conn {
         let buffer = &self.send.buffer;
         let (local, remote) = (self.key.local, self.key.remote);
         outgoing.write(local, remote, payload, out, |room| buffer.copy(at, room));
-        // What lies beyond a gap is told by a segment of its own: this one has no room for options.
-        if !self.recv.buffer.has_gaps() {
+        // Details are told by a segment of their own: this one has no room for options.
+        if !self.recv.has_details() {
             self.recv.told();
         }
     }
@@ -171,8 +171,8 @@ impl Conn {
             self.send.next
         };
         let mut outgoing = self.outgoing(seq, 0);
-        if self.recv.sack && self.recv.buffer.has_gaps() {
-            outgoing.options.sack = self.recv.buffer.sack();
+        if self.recv.has_details() {
+            outgoing.options.sack = self.recv.details();
         }
         outgoing.write(self.key.local, self.key.remote, 0, out, |_| {});
         self.recv.told();

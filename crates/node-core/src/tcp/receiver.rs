@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::buffer::ReceiveBuffer;
-use super::segment::Segment;
+use super::segment::{SackBlocks, Segment};
 use super::seq::Seq;
 use crate::budget::MemoryBudget;
 use crate::packet::tcp_flags;
@@ -45,6 +45,8 @@ pub(super) struct Receiver {
     pub(super) ack: Ack,
     /// Bytes that arrived since the last acknowledgement.
     unacked: usize,
+    /// What arrived a second time, to be told to the sender (RFC 2883).
+    repeated: Option<(Seq, Seq)>,
 }
 
 /// What a segment brought.
@@ -70,6 +72,7 @@ impl Receiver {
             sack: false,
             ack: Ack::None,
             unacked: 0,
+            repeated: None,
         }
     }
 
@@ -108,8 +111,12 @@ impl Receiver {
         if fin {
             self.next += 1;
         }
+        if segment.end() <= before {
+            self.repeat(segment);
+        }
         // What ends, is out of order, a repetition or cut off is told at once, and so is every second full segment (RFC 5681, 4.2).
-        let is_plain = !fin && segment.end() > before && bytes >= segment.payload.len() && !self.buffer.has_gaps();
+        let is_plain =
+            !fin && segment.end() > before && bytes >= segment.payload.len() && !self.buffer.has_gaps();
         if !is_plain || self.unacked >= 2 * mss {
             self.ack = Ack::Now;
         } else if self.ack == Ack::None {
@@ -118,17 +125,20 @@ impl Receiver {
         Arrival { bytes, fin }
     }
 
-    /// Lets the window grow when the other side used all of it and the application kept up, and shrink when memory is short.
-    fn grow(&mut self, budget: &MemoryBudget) {
-        if self.next < self.mark {
-            return;
+    /// A segment arrived that is known: our acknowledgement was lost, or it was sent again for nothing.
+    pub(super) fn repeat(&mut self, segment: &Segment<'_>) {
+        self.ack = Ack::Now;
+        if !segment.payload.is_empty() && segment.end() <= self.next {
+            self.repeated = Some((segment.seq, segment.seq + segment.payload.len() as u32));
         }
-        let allowance = budget.allowance();
-        if self.buffer.ready() <= self.limit / 2 {
-            self.limit *= 2;
+    }
+
+    /// Lets the window grow when the other side used all of it and the application keeps up, and shrink when memory is short.
+    pub(super) fn grow(&mut self, budget: &MemoryBudget) {
+        if self.next >= self.mark && self.buffer.ready() <= self.limit / 2 {
+            self.limit = (self.limit * 2).min(budget.allowance());
+            self.mark = self.next + self.limit as u32;
         }
-        self.limit = self.limit.min(allowance);
-        self.mark = self.next + self.limit as u32;
     }
 
     /// Where the window could end.
@@ -152,10 +162,29 @@ impl Receiver {
         window as u16
     }
 
+    /// Whether an acknowledgement has more to say than its number.
+    pub(super) fn has_details(&self) -> bool {
+        self.sack && (self.repeated.is_some() || self.buffer.has_gaps())
+    }
+
+    /// What arrived a second time, then what lies beyond gaps.
+    pub(super) fn details(&mut self) -> SackBlocks {
+        let mut blocks = SackBlocks::default();
+        if let Some((from, to)) = self.repeated {
+            blocks.push(from, to);
+        }
+        self.buffer.sack(&mut blocks);
+        blocks
+    }
+
     /// Everything that arrived is being acknowledged.
     pub(super) fn told(&mut self) {
-        self.ack = Ack::None;
+        self.ack = if self.sack && self.buffer.has_news() {
+            Ack::Now
+        } else {
+            Ack::None
+        };
         self.unacked = 0;
+        self.repeated = None;
     }
 }
-

@@ -22,7 +22,7 @@ mod option {
     pub(super) const SACK: u8 = 5;
 }
 
-/// Ranges that arrived ahead of their turn, the latest first.
+/// Ranges that arrived ahead of their turn, news first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct SackBlocks {
     blocks: [(Seq, Seq); MAX_SACK],
@@ -40,6 +40,10 @@ impl SackBlocks {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (Seq, Seq)> + '_ {
         self.blocks[..self.count].iter().copied()
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.count < MAX_SACK
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -233,17 +237,18 @@ mod tests {
             seq: u32,
             ack in proptest::option::of(any::<u32>()),
             window: u16,
-            mss in proptest::option::of(any::<u16>()),
-            window_scale in proptest::option::of(0u8..15),
-            sack_permitted: bool,
-            sacks in proptest::collection::vec(any::<(u32, u32)>(), 0..3),
+            syn in proptest::option::of((any::<u16>(), 0u8..15)),
+            sacks in proptest::collection::vec(any::<(u32, u32)>(), 0..5),
             payload in proptest::collection::vec(any::<u8>(), 0..100),
         ) {
             let mut sack = SackBlocks::default();
             for (from, to) in sacks {
                 sack.push(Seq(from), Seq(to));
             }
-            let options = Options { mss, window_scale, sack_permitted, sack };
+            let options = match syn {
+                Some((mss, shift)) => Options { mss: Some(mss), window_scale: Some(shift), sack_permitted: true, ..Options::default() },
+                None => Options { sack, ..Options::default() },
+            };
             let outgoing = Outgoing { seq: Seq(seq), ack: ack.map(Seq), flags: tcp_flags::FIN, window, options };
             let packet = written(&outgoing, &payload);
             prop_assert!(verifies(&packet));

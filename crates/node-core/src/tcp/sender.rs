@@ -57,6 +57,8 @@ pub(super) struct Sender {
     pub(super) cubic: Cubic,
     /// Where the present recovery from a loss ends.
     pub(super) recovery: Option<Seq>,
+    /// Where the round ends in which the last loss may turn out to have been none.
+    undoable: Option<Seq>,
     pub(super) sack: bool,
     duplicates: u8,
     pub(super) alarm: Option<(Instant, Alarm)>,
@@ -90,6 +92,7 @@ impl Sender {
             rtt: Rtt::default(),
             cubic: Cubic::new(mss),
             recovery: None,
+            undoable: None,
             sack: false,
             duplicates: 0,
             alarm: None,
@@ -113,7 +116,11 @@ impl Sender {
         let mut news = News::default();
         let least = self.rtt.least();
         let advanced = segment.ack > self.una;
-        let shift = if segment.has(tcp_flags::SYN) { 0 } else { self.scale };
+        let shift = if segment.has(tcp_flags::SYN) {
+            0
+        } else {
+            self.scale
+        };
         let window = usize::from(segment.window) << shift;
         let is_duplicate = segment.ack == self.una
             && segment.payload.is_empty()
@@ -130,7 +137,7 @@ impl Sender {
         }
         if self.sack {
             self.flight
-                .selectively_acked(&segment.options.sack, least, now, &mut news);
+                .selectively_acked(&segment.options.sack, self.una, least, now, &mut news);
         }
         let (seq, ack) = self.told;
         if advanced || segment.seq > seq || (segment.seq == seq && segment.ack >= ack) {
@@ -143,6 +150,11 @@ impl Sender {
         }
         if let Some(rtt) = news.rtt {
             self.rtt.sample(rtt);
+        }
+        if news.spurious && self.undoable.take().is_some_and(|end| self.una <= end) {
+            self.recovery = None;
+            self.cubic.undo();
+            self.flight.be_patient();
         }
         self.recover(advanced, is_duplicate, now);
         if advanced && self.recovery.is_none() && self.limited {
@@ -178,6 +190,7 @@ impl Sender {
                 if self.rounds == 0 {
                     self.cubic.timed_out();
                     self.recovery = None;
+                    self.undoable = Some(self.next);
                 }
                 self.rounds += 1;
                 self.flight.lose_all();
@@ -236,6 +249,7 @@ impl Sender {
         }
         if lost && !in_recovery && self.rounds == 0 {
             self.recovery = Some(self.next);
+            self.undoable = self.recovery;
             self.cubic.lost();
         }
     }
@@ -260,7 +274,11 @@ impl Sender {
         });
         self.alarm = Some(match probe {
             Some(probe)
-                if self.sack && self.rounds == 0 && self.recovery.is_none() && !self.flight.has_lost() && probe < timeout =>
+                if self.sack
+                    && self.rounds == 0
+                    && self.recovery.is_none()
+                    && !self.flight.has_lost()
+                    && probe < timeout =>
             {
                 (now + probe, Alarm::Probe)
             }
@@ -270,7 +288,11 @@ impl Sender {
 
     /// Sets the time of the next question to a closed window.
     pub(super) fn arm_persist(&mut self, round: u32, now: Instant) {
-        let pause = self.rtt.timeout(0).saturating_mul(1 << round.min(10)).min(MAX_PERSIST);
+        let pause = self
+            .rtt
+            .timeout(0)
+            .saturating_mul(1 << round.min(10))
+            .min(MAX_PERSIST);
         self.persist = Some((now + pause, round));
     }
 }
