@@ -8,13 +8,15 @@ use http::header::{
 use http::{Method, Request, StatusCode};
 use http_body_util::Full;
 use hyper::body::Bytes;
-use serde::Deserialize;
+use ipnet::IpNet;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 use url::Url;
 
 use crate::backoff::{MAX_ATTEMPTS, MAX_WAIT, delay};
 use crate::error::{ConfigError, Error, scrub};
+use crate::network::{DeviceRoutes, DnsConfig, ServiceListBody, VipService};
 use crate::oauth::{TokenBody, TokenCache};
 use crate::secret::Secret;
 use crate::transport::{Answer, Transport};
@@ -288,17 +290,47 @@ impl Client {
         }
     }
 
-    async fn write_tags(&self, id: &DeviceId, tags: &[String]) -> Result<(), Error> {
-        let body = serde_json::json!({ "tags": tags }).to_string();
-        let url = self.url(&["device", id.as_str(), "tags"]);
+    /// Writes something as JSON. `what` names it, should it not be there.
+    async fn write(
+        &self,
+        what: String,
+        method: Method,
+        url: Url,
+        body: &impl Serialize,
+    ) -> Result<Answer, Error> {
+        let body = serde_json::to_vec(body).map_err(|source| Error::Malformed {
+            what: "a request",
+            source: source.into(),
+        })?;
         let answer = self
-            .send(Outgoing::new(Method::POST, url).with_body(JSON, body))
+            .send(Outgoing::new(method, url).with_body(JSON, body))
             .await?;
         if answer.status.is_success() {
-            Ok(())
+            Ok(answer)
         } else {
-            Err(failure(format!("device {id}"), &answer))
+            Err(failure(what, &answer))
         }
+    }
+
+    async fn write_tags(&self, id: &DeviceId, tags: &[String]) -> Result<(), Error> {
+        let url = self.url(&["device", id.as_str(), "tags"]);
+        let body = serde_json::json!({ "tags": tags });
+        self.write(format!("device {id}"), Method::POST, url, &body)
+            .await
+            .map(drop)
+    }
+
+    async fn write_routes(&self, id: &DeviceId, routes: &[IpNet]) -> Result<DeviceRoutes, Error> {
+        let url = self.url(&["device", id.as_str(), "routes"]);
+        let body = serde_json::json!({ "routes": routes });
+        let answer = self
+            .write(format!("device {id}"), Method::POST, url, &body)
+            .await?;
+        decode("routes", &answer.body)
+    }
+
+    fn service_url(&self, name: &str) -> Url {
+        self.tailnet_url(&["vip-services", name])
     }
 
     async fn read_policy(&self) -> Result<PolicyFile, Error> {
@@ -363,6 +395,52 @@ impl ControlApi for Client {
 
     fn delete_device<'a>(&'a self, id: &'a DeviceId) -> Call<'a, ()> {
         Box::pin(self.delete("device", self.url(&["device", id.as_str()]), id.as_str()))
+    }
+
+    fn device_routes<'a>(&'a self, id: &'a DeviceId) -> Call<'a, DeviceRoutes> {
+        let url = self.url(&["device", id.as_str(), "routes"]);
+        Box::pin(self.get("device", url, id.as_str()))
+    }
+
+    fn set_device_routes<'a>(&'a self, id: &'a DeviceId, routes: &'a [IpNet]) -> Call<'a, DeviceRoutes> {
+        Box::pin(self.write_routes(id, routes))
+    }
+
+    fn list_services(&self) -> Call<'_, Vec<VipService>> {
+        Box::pin(async {
+            let url = self.tailnet_url(&["vip-services"]);
+            let list: ServiceListBody = self.get("list of services", url, "").await?;
+            Ok(list.services)
+        })
+    }
+
+    fn service<'a>(&'a self, name: &'a str) -> Call<'a, VipService> {
+        Box::pin(self.get("service", self.service_url(name), name))
+    }
+
+    fn put_service<'a>(&'a self, service: &'a VipService) -> Call<'a, ()> {
+        Box::pin(async move {
+            let url = self.service_url(&service.name);
+            let what = format!("service {}", service.name);
+            self.write(what, Method::PUT, url, service).await.map(drop)
+        })
+    }
+
+    fn delete_service<'a>(&'a self, name: &'a str) -> Call<'a, ()> {
+        Box::pin(self.delete("service", self.service_url(name), name))
+    }
+
+    fn dns(&self) -> Call<'_, DnsConfig> {
+        let url = self.tailnet_url(&["dns", "configuration"]);
+        Box::pin(self.get("DNS configuration", url, ""))
+    }
+
+    fn set_dns<'a>(&'a self, dns: &'a DnsConfig) -> Call<'a, ()> {
+        Box::pin(async move {
+            let url = self.tailnet_url(&["dns", "configuration"]);
+            let what = "tailnet".to_owned();
+            self.write(what, Method::POST, url, dns).await.map(drop)
+        })
     }
 
     fn policy(&self) -> Call<'_, PolicyFile> {

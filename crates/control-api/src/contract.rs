@@ -10,7 +10,10 @@
 use std::future::Future;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use crate::error::Error;
+use crate::network::{DnsConfig, DnsPreferences, Resolver, VipService};
 use crate::secret::Secret;
 use crate::types::{CreateKey, Device, DeviceFilter, DeviceId, KeyId};
 use crate::{AuthKey, ControlApi};
@@ -43,6 +46,8 @@ pub async fn check(subject: &impl Subject) {
     keys(subject).await;
     refused_tags(subject).await;
     devices(subject).await;
+    services(subject).await;
+    dns(subject).await;
     policy(subject).await;
 }
 
@@ -125,16 +130,98 @@ async fn devices(subject: &impl Subject) {
     }
     assert_eq!(api.device(&id).await.expect("the device is there").tags, tags);
 
+    let route: IpNet = "10.1.0.0/16".parse().expect("a prefix");
+    let routes = api
+        .set_device_routes(&id, &[route])
+        .await
+        .expect("routes are approved");
+    assert_eq!(routes.advertised, [], "the device offers none");
+    assert_eq!(api.device_routes(&id).await.expect("routes are read"), routes);
+
     api.delete_device(&id).await.expect("the device is removed");
     for outcome in [
         api.device(&id).await.map(drop),
+        api.device_routes(&id).await.map(drop),
+        api.set_device_routes(&id, &[route]).await.map(drop),
         api.set_device_tags(&id, &tags).await,
         api.delete_device(&id).await,
     ] {
-        match outcome {
-            Err(Error::NotFound { .. }) => {}
-            other => panic!("a call about a removed device: {other:?}"),
+        expect_missing(outcome);
+    }
+}
+
+async fn services(subject: &impl Subject) {
+    let api = subject.api();
+    let mut wanted = VipService {
+        name: "svc:contract".to_owned(),
+        comment: "contract test".to_owned(),
+        annotations: [("owner".to_owned(), "{\"a\": [1]}".to_owned())].into(),
+        ports: vec!["tcp:443".to_owned(), "tcp:80".to_owned()],
+        tags: vec![subject.allowed_tag()],
+        ..VipService::default()
+    };
+    let name = wanted.name.clone();
+    expect_missing(api.service(&name).await.map(drop));
+    expect_missing(api.delete_service(&name).await);
+    api.put_service(&wanted).await.expect("a service is made");
+    let made = api.service(&name).await.expect("the service is there");
+    assert!(!made.addresses.is_empty(), "a service has addresses");
+    wanted.addresses.clone_from(&made.addresses);
+    assert_eq!(made, wanted, "what was written is read, in its order");
+    assert_eq!(api.list_services().await.expect("services are listed"), [made]);
+
+    wanted.ports = vec!["do-not-validate".to_owned()];
+    wanted.addresses.clear();
+    api.put_service(&wanted).await.expect("the service is changed");
+    let changed = api.service(&name).await.expect("the service is there");
+    assert_eq!(changed.ports, wanted.ports);
+    assert!(!changed.addresses.is_empty(), "it keeps its addresses");
+
+    for refused in [
+        VipService {
+            tags: vec![subject.foreign_tag()],
+            ..wanted.clone()
+        },
+        VipService {
+            name: "contract".to_owned(),
+            ..wanted.clone()
+        },
+    ] {
+        match api.put_service(&refused).await {
+            Err(Error::Forbidden { .. } | Error::Invalid { .. }) => {}
+            other => panic!("a service of no use: {other:?}"),
         }
+    }
+    api.delete_service(&name).await.expect("the service is deleted");
+    expect_missing(api.service(&name).await.map(drop));
+}
+
+async fn dns(subject: &impl Subject) {
+    let api = subject.api();
+    let before = api.dns().await.expect("the DNS configuration is read");
+    let resolver = |address: &str| Resolver {
+        address: address.to_owned(),
+    };
+    let wanted = DnsConfig {
+        nameservers: vec![resolver("192.0.2.53")],
+        split: [("corp.example.com".to_owned(), vec![resolver("192.0.2.54")])].into(),
+        search_paths: vec!["corp.example.com".to_owned()],
+        preferences: DnsPreferences {
+            override_local: true,
+            magic_dns: true,
+        },
+    };
+    for config in [&wanted, &before] {
+        api.set_dns(config).await.expect("the DNS configuration is set");
+        let stored = api.dns().await.expect("the DNS configuration is read");
+        assert_eq!(stored, *config);
+    }
+}
+
+fn expect_missing(outcome: Result<(), Error>) {
+    match outcome {
+        Err(Error::NotFound { .. }) => {}
+        other => panic!("a call about a thing that is not there: {other:?}"),
     }
 }
 

@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use ipnet::IpNet;
+
 use crate::error::Error;
+use crate::network::{DeviceRoutes, DnsConfig, VipService};
 use crate::secret::Secret;
 use crate::types::{AuthKey, CreateKey, Device, DeviceFilter, DeviceId, KeyId, KeyInfo, PolicyFile};
 use crate::{Call, ControlApi};
@@ -26,6 +29,22 @@ pub enum Asked {
     SetDeviceTags(DeviceId, Vec<String>),
     /// [`ControlApi::delete_device`].
     DeleteDevice(DeviceId),
+    /// [`ControlApi::device_routes`].
+    DeviceRoutes(DeviceId),
+    /// [`ControlApi::set_device_routes`].
+    SetDeviceRoutes(DeviceId),
+    /// [`ControlApi::list_services`].
+    ListServices,
+    /// [`ControlApi::service`].
+    Service(String),
+    /// [`ControlApi::put_service`].
+    PutService(String),
+    /// [`ControlApi::delete_service`].
+    DeleteService(String),
+    /// [`ControlApi::dns`].
+    Dns,
+    /// [`ControlApi::set_dns`].
+    SetDns,
     /// [`ControlApi::policy`].
     Policy,
     /// [`ControlApi::set_policy`].
@@ -37,6 +56,9 @@ struct State {
     next: u32,
     keys: BTreeMap<KeyId, (Secret, CreateKey)>,
     devices: BTreeMap<DeviceId, Device>,
+    routes: BTreeMap<DeviceId, DeviceRoutes>,
+    services: BTreeMap<String, VipService>,
+    dns: DnsConfig,
     policy: (u32, String),
     asked: Vec<Asked>,
     failures: VecDeque<Error>,
@@ -146,22 +168,11 @@ impl ControlApi for Fake {
     }
 
     fn create_key<'a>(&'a self, request: &'a CreateKey) -> Call<'a, AuthKey> {
-        let foreign: Vec<_> = request
-            .tags
-            .iter()
-            .filter(|tag| !self.allowed_tags.contains(*tag))
-            .cloned()
-            .collect();
+        let refusal = self.refusal(&request.tags);
         self.call(Asked::CreateKey(request.tags.clone()), move |state| {
-            if request.tags.is_empty() || !foreign.is_empty() {
-                let message = format!(
-                    "requested tags [{}] are invalid or not permitted",
-                    foreign.join(" ")
-                );
-                return Err(Error::KeyRefused {
-                    tags: request.tags.clone(),
-                    message,
-                });
+            if let Some(message) = refusal {
+                let tags = request.tags.clone();
+                return Err(Error::KeyRefused { tags, message });
             }
             state.next += 1;
             let id = KeyId(format!("k{}CNTRL", state.next));
@@ -238,6 +249,77 @@ impl ControlApi for Fake {
         })
     }
 
+    fn device_routes<'a>(&'a self, id: &'a DeviceId) -> Call<'a, DeviceRoutes> {
+        self.call(Asked::DeviceRoutes(id.clone()), |state| {
+            state.routes_of(id).map(|routes| routes.clone())
+        })
+    }
+
+    fn set_device_routes<'a>(&'a self, id: &'a DeviceId, routes: &'a [IpNet]) -> Call<'a, DeviceRoutes> {
+        self.call(Asked::SetDeviceRoutes(id.clone()), |state| {
+            let stored = state.routes_of(id)?;
+            let advertised = stored.advertised.iter();
+            stored.enabled = advertised.filter(|route| routes.contains(route)).copied().collect();
+            Ok(stored.clone())
+        })
+    }
+
+    fn list_services(&self) -> Call<'_, Vec<VipService>> {
+        self.call(Asked::ListServices, |state| {
+            Ok(state.services.values().cloned().collect())
+        })
+    }
+
+    fn service<'a>(&'a self, name: &'a str) -> Call<'a, VipService> {
+        self.call(Asked::Service(name.to_owned()), |state| {
+            state
+                .services
+                .get(name)
+                .cloned()
+                .ok_or_else(|| no_service(name))
+        })
+    }
+
+    fn put_service<'a>(&'a self, service: &'a VipService) -> Call<'a, ()> {
+        let refusal = self.refusal(&service.tags).filter(|_| !service.tags.is_empty());
+        self.call(Asked::PutService(service.name.clone()), move |state| {
+            if let Some(message) = refusal {
+                return Err(Error::Invalid { message });
+            }
+            if !service.name.starts_with("svc:") {
+                let message = format!("invalid service name {}", service.name);
+                return Err(Error::Invalid { message });
+            }
+            let mut service = service.clone();
+            if service.addresses.is_empty() {
+                state.next += 1;
+                let given = vec![IpAddr::V4(Ipv4Addr::from(0x6440_0000 + state.next))];
+                let former = state.services.get(&service.name);
+                service.addresses = former.map_or(given, |former| former.addresses.clone());
+            }
+            state.services.insert(service.name.clone(), service);
+            Ok(())
+        })
+    }
+
+    fn delete_service<'a>(&'a self, name: &'a str) -> Call<'a, ()> {
+        self.call(Asked::DeleteService(name.to_owned()), |state| {
+            let removed = state.services.remove(name);
+            removed.map(drop).ok_or_else(|| no_service(name))
+        })
+    }
+
+    fn dns(&self) -> Call<'_, DnsConfig> {
+        self.call(Asked::Dns, |state| Ok(state.dns.clone()))
+    }
+
+    fn set_dns<'a>(&'a self, dns: &'a DnsConfig) -> Call<'a, ()> {
+        self.call(Asked::SetDns, |state| {
+            state.dns = dns.clone();
+            Ok(())
+        })
+    }
+
     fn policy(&self) -> Call<'_, PolicyFile> {
         self.call(Asked::Policy, |state| Ok(policy_file(&state.policy)))
     }
@@ -252,6 +334,23 @@ impl ControlApi for Fake {
             state.policy = (state.policy.0 + 1, hujson.to_owned());
             Ok(policy_file(&state.policy))
         })
+    }
+}
+
+impl State {
+    fn routes_of(&mut self, id: &DeviceId) -> Result<&mut DeviceRoutes, Error> {
+        if !self.devices.contains_key(id) {
+            return Err(Error::NotFound {
+                what: format!("device {id}"),
+            });
+        }
+        Ok(self.routes.entry(id.clone()).or_default())
+    }
+}
+
+fn no_service(name: &str) -> Error {
+    Error::NotFound {
+        what: format!("service {name}"),
     }
 }
 

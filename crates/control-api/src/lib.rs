@@ -9,6 +9,7 @@
 mod backoff;
 mod client;
 mod error;
+mod network;
 mod oauth;
 mod secret;
 mod transport;
@@ -22,8 +23,11 @@ pub mod fake;
 use std::future::Future;
 use std::pin::Pin;
 
+use ipnet::IpNet;
+
 pub use client::{Client, ClientConfig, Credentials};
 pub use error::{ConfigError, Error};
+pub use network::{DeviceRoutes, DnsConfig, DnsPreferences, Resolver, VipService};
 pub use secret::Secret;
 pub use types::{AuthKey, CreateKey, Device, DeviceFilter, DeviceId, KeyId, KeyInfo, PolicyFile};
 
@@ -58,6 +62,30 @@ pub trait ControlApi: Send + Sync {
 
     /// Removes a device from the tailnet. [`Error::NotFound`] when there is none of this id.
     fn delete_device<'a>(&'a self, id: &'a DeviceId) -> Call<'a, ()>;
+
+    /// The routes of a device. [`Error::NotFound`] when there is none of this id.
+    fn device_routes<'a>(&'a self, id: &'a DeviceId) -> Call<'a, DeviceRoutes>;
+
+    /// Replaces the approved routes of a device.
+    fn set_device_routes<'a>(&'a self, id: &'a DeviceId, routes: &'a [IpNet]) -> Call<'a, DeviceRoutes>;
+
+    /// Lists the VIP services.
+    fn list_services(&self) -> Call<'_, Vec<VipService>>;
+
+    /// Reads one VIP service. [`Error::NotFound`] when there is none of this name.
+    fn service<'a>(&'a self, name: &'a str) -> Call<'a, VipService>;
+
+    /// Creates or replaces a VIP service. Addresses that are left out stay, or are given by the server.
+    fn put_service<'a>(&'a self, service: &'a VipService) -> Call<'a, ()>;
+
+    /// Deletes a VIP service. [`Error::NotFound`] when there is none of this name.
+    fn delete_service<'a>(&'a self, name: &'a str) -> Call<'a, ()>;
+
+    /// Reads how names are resolved.
+    fn dns(&self) -> Call<'_, DnsConfig>;
+
+    /// Replaces how names are resolved.
+    fn set_dns<'a>(&'a self, dns: &'a DnsConfig) -> Call<'a, ()>;
 
     /// Reads the policy file.
     fn policy(&self) -> Call<'_, PolicyFile>;

@@ -43,7 +43,7 @@ impl Site {
         let oauth = NewOauthClient {
             creator: Actor::Administrator,
             description: "operator".to_owned(),
-            scopes: ["auth_keys", "devices:core", "policy_file"]
+            scopes: ["auth_keys", "devices", "services", "dns", "policy_file"]
                 .map(str::to_owned)
                 .into(),
             tags: BTreeSet::from(["tag:k8s-operator".parse().unwrap()]),

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use tailwharf_wire::tailcfg::RegionId;
 use url::Url;
 
-use crate::{ipam::Prefixes, names::Suffix};
+use crate::{ipam::Prefixes, model::Settings, names::Suffix};
 
 /// The coordinator's configuration, as TOML. Unknown keys are refused.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -41,6 +41,24 @@ pub struct Config {
     /// The embedded relay.
     #[serde(default)]
     pub relay: RelaySettings,
+    /// Further relays.
+    #[serde(default)]
+    pub derp: DerpSettings,
+    /// Platforms whose tokens are believed, so that programs there need no secret of this server.
+    #[serde(default)]
+    pub issuers: Vec<IssuerConfig>,
+}
+
+/// A platform that signs tokens for its programs, such as a Kubernetes cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IssuerConfig {
+    /// Its name in the tokens: of a cluster, `--service-account-issuer` of the API server.
+    pub url: String,
+    /// Its public keys as a JWK set, as `kubectl get --raw /openid/v1/jwks` prints it. Without it they are fetched from `url`.
+    pub jwks_file: Option<PathBuf>,
+    /// The certificates to trust when keys are fetched; those of the system when absent.
+    pub ca_file: Option<PathBuf>,
 }
 
 /// A certificate chain and its key, both as PEM.
@@ -76,6 +94,15 @@ impl Default for NodeRules {
 }
 
 impl NodeRules {
+    /// The settings of the first start. Later ones are kept in the store.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            device_approval: self.require_approval,
+            key_lifetime_days: self.key_lifetime_days,
+            ..Settings::default()
+        }
+    }
+
     /// How long an ephemeral node may be away.
     pub fn ephemeral_grace(&self) -> Duration {
         Duration::from_secs(self.ephemeral_grace_seconds.into())
@@ -90,6 +117,10 @@ pub struct Limits {
     pub connections: usize,
     /// Connections of one source address at one time. Many nodes may live behind one address.
     pub connections_per_source: usize,
+    /// Connections of one source address at one time that have not shown yet what they are for.
+    pub half_open_per_source: usize,
+    /// Calls of the API that one credential may make in a second, on average.
+    pub calls_per_second: u32,
 }
 
 impl Default for Limits {
@@ -97,6 +128,8 @@ impl Default for Limits {
         Self {
             connections: 20_000,
             connections_per_source: 5_000,
+            half_open_per_source: 3_000,
+            calls_per_second: 5_000,
         }
     }
 }
@@ -130,6 +163,16 @@ impl Default for RelaySettings {
             region_code: "tailwharf".to_owned(),
         }
     }
+}
+
+/// Relays beside the embedded one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DerpSettings {
+    /// A DERP map as JSON, in the form that clients are told it. Read again when it changes.
+    pub map_file: Option<PathBuf>,
+    /// Whether nodes are told of the relays of the file alone, not of the embedded one.
+    pub replace: bool,
 }
 
 /// Why a configuration is refused.
@@ -226,8 +269,28 @@ impl Config {
                 "the IPv4 addresses must fit into it: use a /96 or larger",
             );
         }
-        if self.limits.connections == 0 || self.limits.connections_per_source == 0 {
+        let Limits {
+            connections,
+            connections_per_source,
+            half_open_per_source,
+            calls_per_second,
+        } = self.limits;
+        if [connections, connections_per_source, half_open_per_source].contains(&0) || calls_per_second == 0 {
             return wrong("limits", "0 would let nobody in");
+        }
+        for issuer in &self.issuers {
+            if issuer.jwks_file.is_none() && !issuer.url.starts_with("https://") {
+                return wrong(
+                    "issuers.url",
+                    "keys are fetched by https alone: use an https:// address, or name a `jwks_file`",
+                );
+            }
+            if self.issuers.iter().filter(|other| other.url == issuer.url).count() > 1 {
+                return wrong("issuers.url", "it is there twice: name each issuer once");
+            }
+        }
+        if self.derp.replace && self.derp.map_file.is_none() {
+            return wrong("derp.map_file", "without it there would be no relay: name a file");
         }
         if self.relay.enabled && !(1..=65_535).contains(&self.relay.region_id.0) {
             return wrong("relay.region_id", "use a number from 1 to 65535");
@@ -281,6 +344,9 @@ mod tests {
             ("[prefixes]\nv6 = \"fd7a::/97\"", "prefixes.v6"),
             ("[limits]\nconnections = 0", "limits"),
             ("[relay]\nregion_id = 0", "relay.region_id"),
+            ("[limits]\ncalls_per_second = 0", "limits"),
+            ("[[issuers]]\nurl = \"http://a\"", "issuers.url"),
+            ("[[issuers]]\nurl = \"https://a\"\n[[issuers]]\nurl = \"https://a\"", "issuers.url"),
         ] {
             assert!(parse(more).unwrap_err().to_string().contains(key), "{more}");
         }

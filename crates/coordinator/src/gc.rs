@@ -1,162 +1,214 @@
-//! What happens by itself as time passes: keys end, ephemeral nodes are removed, tokens are forgotten.
+//! What happens by itself as time passes: keys end, ephemeral nodes are removed, what has ended is forgotten.
+//!
+//! What has an end by the calendar ends by the clock of the machine, and begins again if that clock is set back. How long a node is away is measured
+//! by a clock that nobody sets.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use tailwharf_wire::tailcfg::NodeId;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::{
     machine::Control,
-    ops::{Decision, OpError, removal},
+    model::{Action, Author, Node},
+    ops::{Context, Decision, OpError, Subject, note, removal},
     world::{Change, Presence, World},
 };
 
 /// The least time between two rounds, however much changes.
 const SETTLE: Duration = Duration::from_secs(1);
-/// The most time between two rounds, however little changes.
-const IDLE: Duration = Duration::from_secs(600);
+/// The most time between two rounds, however little changes: a clock that is set is noticed by then.
+const IDLE: Duration = Duration::from_secs(60);
+/// How long an auth key is shown that can be used no more.
+const KEY_MEMORY: SignedDuration = SignedDuration::from_hours(24 * 30);
+/// How long a TXT record is kept: a certificate authority asks within minutes.
+const TXT_MEMORY: SignedDuration = SignedDuration::from_hours(24);
 
-/// What is due, and when the next thing will be.
-#[derive(Debug, Default, PartialEq, Eq)]
+/// Since when ephemeral nodes are away.
+#[derive(Debug, Default)]
+struct Away(HashMap<NodeId, Instant>);
+
+impl Away {
+    /// Notes who is away, and says who was for as long as `grace`, and when the next will have been.
+    fn note(&mut self, world: &World, now: Instant, grace: Duration) -> (Vec<NodeId>, Option<Instant>) {
+        let is_away = |node: &Node| node.ephemeral && !world.presence(node.id).online;
+        self.0.retain(|id, _| world.node(*id).is_some_and(|node| is_away(node)));
+        for node in world.nodes().filter(|node| is_away(node)) {
+            self.0.entry(node.id).or_insert(now);
+        }
+        let gone = |since: &Instant| now.duration_since(*since) >= grace;
+        let abandoned = self.0.iter().filter(|(_, since)| gone(since)).map(|(id, _)| *id).collect();
+        let next = self.0.values().filter(|since| !gone(since)).min().map(|since| *since + grace);
+        (abandoned, next)
+    }
+}
+
+/// What has ended, and when the next thing will.
+#[derive(Debug, Default)]
 struct Due {
-    expired: Vec<NodeId>,
-    abandoned: Vec<NodeId>,
-    tokens: bool,
+    changes: Vec<Change>,
     next: Option<Timestamp>,
 }
 
 impl Due {
-    fn is_empty(&self) -> bool {
-        self.expired.is_empty() && self.abandoned.is_empty() && !self.tokens
-    }
-
-    fn later(&mut self, at: Timestamp) {
-        self.next = Some(self.next.map_or(at, |next| next.min(at)));
+    /// Whether something has ended; if not yet, when it will.
+    fn has_ended(&mut self, at: Timestamp, now: Timestamp) -> bool {
+        if at > now {
+            self.next = Some(self.next.map_or(at, |next| next.min(at)));
+        }
+        at <= now
     }
 }
 
-/// Looks after the world until the coordinator stops. `grace` is how long an ephemeral node may be away; nobody counts as away for longer than this
-/// process runs, since before that nobody could connect.
-pub(crate) async fn run(control: Arc<Control>, grace: Duration, started: Timestamp) {
-    let grace = SignedDuration::try_from(grace).unwrap_or(SignedDuration::MAX);
+/// Looks after the world until the coordinator stops. `grace` is how long an ephemeral node may be away.
+pub(crate) async fn run(control: Arc<Control>, grace: Duration) {
     let mut worlds = control.ops.watch();
-    loop {
-        let world = worlds.borrow_and_update().clone();
-        let now = Timestamp::now();
-        let due = due(&world, now, grace, started);
-        if !due.is_empty()
-            && let Err(error) = settle(&control, grace, started).await
-        {
-            tracing::warn!(%error, "what has ended could not be cleaned up; trying again");
+    let mut away = Away::default();
+    let rounds = async {
+        loop {
+            let world = worlds.borrow_and_update().clone();
+            let (abandoned, next_abandoned) = away.note(&world, Instant::now(), grace);
+            let now = Timestamp::now();
+            let ended = due(&world, now);
+            if (!abandoned.is_empty() || !ended.changes.is_empty())
+                && let Err(error) = settle(&control, abandoned).await
+            {
+                tracing::warn!(%error, "what has ended could not be cleaned up; trying again");
+            }
+            let until = ended.next.and_then(|at| Duration::try_from(at.duration_since(now)).ok());
+            let until_abandoned = next_abandoned.map(|at| at.duration_since(Instant::now()));
+            let pause = until.into_iter().chain(until_abandoned).fold(IDLE, Duration::min);
+            sleep(SETTLE).await;
+            tokio::select! {
+                // The writer is gone: the stop token follows.
+                changed = worlds.changed() => if changed.is_err() { std::future::pending::<()>().await },
+                () = sleep(pause) => {}
+            }
         }
-        let until = due
-            .next
-            .and_then(|at| Duration::try_from(at.duration_since(now)).ok())
-            .unwrap_or(IDLE);
-        tokio::select! {
-            () = control.stop.cancelled() => return,
-            () = async {
-                sleep(SETTLE).await;
-                tokio::select! {
-                    // The writer is gone: the stop token follows.
-                    changed = worlds.changed() => if changed.is_err() { std::future::pending::<()>().await },
-                    () = sleep(until.min(IDLE)) => {}
-                }
-            } => {}
-        }
-    }
+    };
+    control.stop.run_until_cancelled(rounds).await;
 }
 
-async fn settle(control: &Control, grace: SignedDuration, started: Timestamp) -> Result<(), OpError> {
-    let removed = control
+/// Cleans up what has ended. Judged again by the writer: a node may have come back meanwhile.
+async fn settle(control: &Control, abandoned: Vec<NodeId>) -> Result<(), OpError> {
+    control
         .ops
         .submit(move |world, context| {
-            // Judged again by the writer: a node may have come back meanwhile.
-            let due = due(world, context.now, grace, started);
-            let mut changes = Vec::new();
-            for id in due.expired {
-                let presence = Presence {
-                    expired: true,
-                    ..world.presence(id)
-                };
-                changes.push(Change::SetPresence(id, presence));
+            let mut changes = due(world, context.now).changes;
+            note_expiries(world, context, &mut changes);
+            for node in abandoned.iter().filter_map(|id| world.node(*id)) {
+                if node.ephemeral && !world.presence(node.id).online {
+                    changes.extend(removal(world, node.id));
+                    let subject = Subject::node(node).detail("ephemeral, and away");
+                    note(world, context, &mut changes, Author::Coordinator, Action::Delete, subject);
+                }
             }
-            changes.extend(due.abandoned.iter().flat_map(|id| removal(world, *id)));
-            Ok(Decision::new(changes, due.abandoned))
+            Ok(Decision::new(changes, ()))
         })
-        .await?;
-    for id in removed {
-        tracing::info!(node = id.0, "ephemeral node removed");
-    }
-    control.ops.drop_expired_tokens().await
+        .await
 }
 
-fn due(world: &World, now: Timestamp, grace: SignedDuration, started: Timestamp) -> Due {
+fn note_expiries(world: &World, context: &Context, changes: &mut Vec<Change>) {
+    let expired: Vec<NodeId> = changes
+        .iter()
+        .filter_map(|change| match change {
+            Change::SetPresence(id, presence) if presence.expired => Some(*id),
+            _ => None,
+        })
+        .collect();
+    for node in expired.into_iter().filter_map(|id| world.node(id)) {
+        note(world, context, changes, Author::Coordinator, Action::Expire, Subject::node(node));
+    }
+}
+
+fn due(world: &World, now: Timestamp) -> Due {
     let mut due = Due::default();
     for node in world.nodes() {
-        let presence = world.presence(node.id);
-        match node.expires.filter(|_| !presence.expired) {
-            Some(at) if at <= now => due.expired.push(node.id),
-            Some(at) => due.later(at),
-            None => {}
-        }
-        if node.ephemeral && !presence.online {
-            let since = node.last_seen.unwrap_or(node.created).max(started);
-            match since.checked_add(grace) {
-                Ok(at) if at <= now => due.abandoned.push(node.id),
-                Ok(at) => due.later(at),
-                Err(_) => {}
-            }
-        }
+        node_due(world, node, now, &mut due);
     }
     for token in world.tokens() {
-        if token.expires <= now {
-            due.tokens = true;
-        } else {
-            due.later(token.expires);
+        if due.has_ended(token.expires, now) {
+            due.changes.push(Change::DeleteToken(token.id.clone()));
+        }
+    }
+    for key in world.auth_keys() {
+        let end = key.revoked.map_or(key.expires, |revoked| revoked.min(key.expires));
+        if end.checked_add(KEY_MEMORY).is_ok_and(|end| due.has_ended(end, now)) {
+            due.changes.push(Change::DeleteAuthKey(key.id.clone()));
+        }
+    }
+    for record in world.dns_txt() {
+        if record.created.checked_add(TXT_MEMORY).is_ok_and(|end| due.has_ended(end, now)) {
+            due.changes.push(Change::DeleteDnsTxt(record.name.clone()));
+        }
+    }
+    for registration in world.registrations() {
+        if due.has_ended(registration.expires, now) {
+            due.changes.push(Change::DeleteRegistration(registration.id.clone()));
         }
     }
     due
 }
 
+fn node_due(world: &World, node: &Arc<Node>, now: Timestamp, due: &mut Due) {
+    let presence = world.presence(node.id);
+    let expired = node.expires.is_some_and(|at| due.has_ended(at, now));
+    if expired != presence.expired {
+        due.changes.push(Change::SetPresence(node.id, Presence { expired, ..presence }));
+    }
+    let ended: Vec<&String> = (node.attribute_ends.iter())
+        .filter(|(_, at)| due.has_ended(**at, now))
+        .map(|(name, _)| name)
+        .collect();
+    if !ended.is_empty() {
+        let mut next = node.as_ref().clone();
+        for name in ended {
+            next.attributes.remove(name);
+            next.attribute_ends.remove(name);
+        }
+        due.changes.push(Change::PutNode(Arc::new(next)));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::Lab;
+    use crate::{lab::Lab, model::AttributeValue, ops::replacement};
 
-    const GRACE: SignedDuration = SignedDuration::from_secs(300);
+    const GRACE: Duration = Duration::from_secs(300);
 
     fn after(at: Timestamp, seconds: i64) -> Timestamp {
         at.checked_add(SignedDuration::from_secs(seconds)).unwrap()
     }
 
+    fn abandoned(away: &mut Away, lab: &Lab, now: Instant) -> Vec<NodeId> {
+        away.note(&lab.world, now, GRACE).0
+    }
+
     #[test]
-    fn an_ephemeral_node_goes_when_it_was_away_for_the_grace() {
+    fn an_ephemeral_node_goes_when_it_was_away_for_the_grace_whatever_the_clock_says() {
         let mut lab = Lab::new();
         let key = lab.auth_key(Some(1), &[], |key| key.ephemeral = true);
         lab.join(1, &key, "a");
-        let (id, now) = (NodeId(1), lab.context.now);
-        let away = |lab: &Lab, at, started| due(&lab.world, at, GRACE, started).abandoned;
-        assert_eq!(away(&lab, after(now, 299), now), []);
-        assert_eq!(away(&lab, after(now, 300), now), [id]);
-        assert_eq!(
-            away(&lab, after(now, 300), after(now, 10)),
-            [],
-            "a restart starts the time anew"
-        );
+        let (id, start) = (NodeId(1), Instant::now());
+        let mut away = Away::default();
+        assert_eq!(abandoned(&mut away, &lab, start), []);
+        lab.pass(1_000_000);
+        assert_eq!(abandoned(&mut away, &lab, start + Duration::from_secs(299)), []);
+        assert_eq!(abandoned(&mut away, &lab, start + GRACE), [id]);
 
         let online = Presence {
             online: true,
             ..Presence::default()
         };
         lab.apply(&[Change::SetPresence(id, online)]);
-        assert_eq!(away(&lab, after(now, 9999), now), []);
-        lab.pass(1000);
+        let late = start + 10 * GRACE;
+        assert_eq!(abandoned(&mut away, &lab, late), []);
         lab.run(|world, context| Ok(crate::poll::disconnect(world, context, id)))
             .unwrap();
-        assert_eq!(away(&lab, after(now, 1299), now), []);
-        assert_eq!(away(&lab, after(now, 1300), now), [id]);
+        assert_eq!(abandoned(&mut away, &lab, late), [], "the time begins anew");
+        assert_eq!(abandoned(&mut away, &lab, late + GRACE), [id]);
     }
 
     #[test]
@@ -164,24 +216,42 @@ mod tests {
         let mut lab = Lab::new();
         let key = lab.auth_key(None, &["tag:k8s"], |_| {});
         lab.join(1, &key, "a");
-        let far = after(lab.context.now, 1_000_000_000);
-        assert_eq!(due(&lab.world, far, GRACE, lab.context.now), Due::default());
+        let (mut away, now) = (Away::default(), Instant::now());
+        abandoned(&mut away, &lab, now);
+        assert_eq!(abandoned(&mut away, &lab, now + 1000 * GRACE), []);
     }
 
     #[test]
-    fn a_key_that_ends_is_noted_once() {
+    fn a_key_ends_by_the_clock_and_comes_back_with_it() {
         let mut lab = Lab::new();
         let key = lab.auth_key(Some(1), &[], |_| {});
         lab.join(1, &key, "a");
         let end = lab.world.node(NodeId(1)).unwrap().expires.unwrap();
-        let early = due(&lab.world, lab.context.now, GRACE, lab.context.now);
-        assert_eq!((early.expired, early.next), (vec![], Some(end)));
-        assert_eq!(due(&lab.world, end, GRACE, end).expired, [NodeId(1)]);
-        let expired = Presence {
-            expired: true,
-            ..Presence::default()
-        };
-        lab.apply(&[Change::SetPresence(NodeId(1), expired)]);
-        assert!(due(&lab.world, end, GRACE, end).is_empty());
+        let early = due(&lab.world, lab.context.now);
+        assert!(early.changes.is_empty());
+        assert!(early.next <= Some(end));
+        lab.apply(&due(&lab.world, end).changes);
+        assert!(lab.world.presence(NodeId(1)).expired);
+        assert!(
+            !due(&lab.world, end).changes.iter().any(|change| matches!(change, Change::SetPresence(..))),
+            "noted once"
+        );
+        lab.apply(&due(&lab.world, after(end, -1)).changes);
+        assert!(!lab.world.presence(NodeId(1)).expired, "the clock was set back");
+    }
+
+    #[test]
+    fn attributes_end() {
+        let mut lab = Lab::new();
+        let key = lab.auth_key(Some(1), &[], |_| {});
+        lab.join(1, &key, "a");
+        let mut node = lab.world.node(NodeId(1)).unwrap().as_ref().clone();
+        let end = after(lab.context.now, 60);
+        node.attributes.insert("custom:a".to_owned(), AttributeValue::Bool(true));
+        node.attribute_ends.insert("custom:a".to_owned(), end);
+        lab.apply(&replacement(&lab.world, &lab.context, &Arc::new(node)));
+        assert!(due(&lab.world, after(end, -1)).changes.is_empty());
+        lab.apply(&due(&lab.world, end).changes);
+        assert!(lab.world.node(NodeId(1)).unwrap().attributes.is_empty());
     }
 }

@@ -40,6 +40,12 @@ impl Prefixes {
         [self.v4.into(), self.v6.into()]
     }
 
+    /// Whether a node may be given this address.
+    pub fn may_have(&self, addr: Ipv4Addr) -> bool {
+        let inner = u32::from(self.v4.network()) + 1..u32::from(self.v4.broadcast());
+        inner.contains(&u32::from(addr)) && !is_reserved_v4(addr)
+    }
+
     /// The IPv4 address after `last` (or the first one) that is not taken; the first again behind the last one. The prefix when all are taken.
     ///
     /// # Errors

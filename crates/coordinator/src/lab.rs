@@ -13,14 +13,14 @@ use rand::{SeedableRng, rngs::StdRng};
 use tailwharf_policy::Policy;
 use tailwharf_wire::{
     key::{MachinePrivate, MachinePublic, NodePrivate, NodePublic},
-    tailcfg::{DerpMap, Hostinfo, NetInfo, RegionId, RegisterAuth, RegisterRequest, UserId},
+    tailcfg::{Hostinfo, NetInfo, RegionId, RegisterAuth, RegisterRequest, UserId},
 };
 
 use crate::{
     config::Config,
     model::{Actor, AuthKey, PolicyVersion, Role, Tag, User},
     ops::{Context, Decision, OpError},
-    register::{self, Registered, Rules},
+    register::{self, Registered},
     secret::{self, CredentialKind, Secret},
     sessions::Sessions,
     store::{Saved, SqliteStore, Store, StoreError},
@@ -51,7 +51,7 @@ pub(crate) fn active(version: i64, text: &str) -> ActivePolicy {
             actor: Actor::Administrator,
             created: Timestamp::UNIX_EPOCH,
         }),
-        policy: Policy::parse(text).unwrap(),
+        policy: Arc::new(Policy::parse(text).unwrap()),
     }
 }
 
@@ -63,7 +63,6 @@ pub(crate) fn facts() -> Facts {
     Facts {
         prefixes: crate::ipam::Prefixes::default(),
         suffix: "tail1234.ts.net".to_owned().try_into().unwrap(),
-        derp_map: DerpMap::default(),
     }
 }
 
@@ -103,10 +102,7 @@ impl Lab {
             rng: StdRng::seed_from_u64(7),
             prefixes: world.facts().prefixes,
             suffix: world.facts().suffix.clone(),
-            rules: Rules {
-                key_lifetime: Some(SignedDuration::from_hours(24 * 180)),
-                require_approval: false,
-            },
+            server_url: "http://10.0.0.1:8080".parse().unwrap(),
         };
         let mut lab = Self {
             sessions: Sessions::new(world.clone()),
@@ -241,6 +237,10 @@ impl Store for Switched {
     fn commit(&mut self, changes: &[Change], counters: Counters) -> Result<(), StoreError> {
         self.store.set_read_only(self.read_only.load(Ordering::SeqCst));
         self.store.commit(changes, counters)
+    }
+
+    fn back_up(&mut self, to: &std::path::Path) -> Result<(), StoreError> {
+        self.store.back_up(to)
     }
 }
 

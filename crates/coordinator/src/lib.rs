@@ -15,7 +15,9 @@
 pub mod admin;
 pub mod api;
 pub mod config;
+mod derp_map;
 mod gc;
+pub mod hosts;
 mod http;
 pub mod ipam;
 #[cfg(test)]
@@ -27,18 +29,24 @@ pub mod names;
 mod noise;
 pub mod ops;
 mod poll;
+mod questions;
 mod register;
 mod routes;
 mod scope;
 pub mod secret;
 pub mod server;
 mod sessions;
+mod site;
 pub mod store;
+mod web;
+mod workload;
 pub mod world;
 mod writer;
 
 pub use self::{
     config::{Config, ConfigError},
+    derp_map::DerpMapError,
+    noise::NoiseStream,
     ops::{OpError, Operations},
     server::{Coordinator, Handle, StartError, run},
 };

@@ -8,6 +8,7 @@ use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use serde::{Serialize, de::DeserializeOwned};
+use tailwharf_policy::AttributeValue;
 use tailwharf_wire::{
     json,
     key::{MachinePrivate, MachinePublic, NodePublic},
@@ -22,11 +23,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     mapper::{self, MapStream},
-    model::Node,
-    ops::{OpError, Operations},
+    model::{Author, Node},
+    ops::{Attribute, Decision, OpError, Operations},
     poll::{self, Kind},
-    register,
+    questions::Questions,
+    register::{self, Registered},
     sessions::{Session, Sessions},
+    world::{Change, Presence},
 };
 
 /// The longest body of a request.
@@ -35,6 +38,12 @@ const BODY_LIMIT: usize = 1 << 20;
 const BODY_TIME: Duration = Duration::from_secs(30);
 /// How long a node without stream still counts as online: time to come back after a network change or a restart.
 const OFFLINE_GRACE: Duration = Duration::from_secs(10);
+/// How long a node without stream keeps what another node could do as well.
+const TRUST: Duration = Duration::from_secs(2);
+/// In how many seconds a client that met too much load comes back.
+const RETRY_AFTER: header::HeaderValue = header::HeaderValue::from_static("30");
+/// How long a client's question for the decision of a person is held open.
+const FOLLOW_UP: Duration = Duration::from_secs(120);
 /// How long a new node is held back from its peers until it can be reached.
 const HOLD: Duration = Duration::from_secs(1);
 
@@ -43,6 +52,8 @@ pub(crate) struct Control {
     pub(crate) ops: Operations,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) server_key: MachinePrivate,
+    /// What nodes were asked and have not answered yet.
+    pub(crate) questions: Questions,
     /// Ends streams and connections.
     pub(crate) stop: CancellationToken,
     /// What runs beside the connections.
@@ -81,6 +92,7 @@ impl Fault {
             Self::Slow => StatusCode::REQUEST_TIMEOUT,
             Self::OtherMachine => StatusCode::FORBIDDEN,
             Self::Operation(OpError::Store(_) | OpError::Stopped) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Operation(OpError::Busy(_)) => StatusCode::TOO_MANY_REQUESTS,
             Self::Operation(_) => StatusCode::BAD_REQUEST,
             Self::Encode => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -99,7 +111,11 @@ impl Control {
             Ok(response) => response,
             Err(fault) => {
                 tracing::debug!(%machine, %method, path, %fault, "request refused");
-                answer(fault.status(), "text/plain; charset=utf-8", format!("{fault}\n"))
+                let mut response = answer(fault.status(), "text/plain; charset=utf-8", format!("{fault}\n"));
+                if matches!(fault.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+                    response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+                }
+                response
             }
         }
     }
@@ -122,6 +138,13 @@ impl Control {
                 collect(body).await?;
                 Ok(ok_json(Bytes::from_static(b"{}")))
             }
+            (&Method::POST | &Method::HEAD, path) if path.starts_with(Questions::PATH) => {
+                let id = &path[Questions::PATH.len()..];
+                if !self.questions.answered(id, machine, collect(body).await?) {
+                    return Err(Fault::NoSuchPath);
+                }
+                Ok(ok_json(Bytes::from_static(b"{}")))
+            }
             _ => Err(Fault::NoSuchPath),
         }
     }
@@ -131,18 +154,34 @@ impl Control {
         machine: MachinePublic,
         request: RegisterRequest,
     ) -> Result<Response<Body>, Fault> {
-        let decide = move |world: &_, context: &mut _| register::register(world, context, machine, request);
-        let registered = match self.ops.submit(decide).await {
+        let mut registered = match self.try_register(machine, request.clone()).await {
             Ok(registered) => registered,
             // What an administrator has to mend: the client shows it to its user.
             Err(error @ OpError::AddressesExhausted(_)) => return Ok(refuse_registration(&error)),
             Err(error) => return Err(error.into()),
         };
+        if let Some(decided) = registered.waits.take().filter(|_| !request.followup.is_empty()) {
+            tokio::select! {
+                () = decided.cancelled() => {}
+                () = sleep(FOLLOW_UP) => {}
+                () = self.stop.cancelled() => {}
+            }
+            registered = self.try_register(machine, request).await?;
+        }
         if let Some(id) = registered.created {
             tracing::info!(node = id.0, %machine, "node created");
             self.reveal_later(id);
         }
         json_answer(&registered.response)
+    }
+
+    async fn try_register(
+        &self,
+        machine: MachinePublic,
+        request: RegisterRequest,
+    ) -> Result<Registered, OpError> {
+        let decide = move |world: &_, context: &mut _| register::register(world, context, machine, request);
+        self.ops.submit(decide).await
     }
 
     async fn map(
@@ -169,6 +208,7 @@ impl Control {
                     Err(error) => return Err(error.into()),
                 }
                 let stream = MapStream::open(self.clone(), id, compression, keep_alive);
+                self.ask_for_services(id);
                 tracing::debug!(node = id.0, "map stream opened");
                 Ok(answer(
                     StatusCode::OK,
@@ -180,6 +220,7 @@ impl Control {
                 self.ops
                     .submit(move |world, context| poll::update(world, context, id, request))
                     .await?;
+                self.ask_for_services(id);
                 if omit_peers {
                     return Ok(answer(StatusCode::OK, "application/octet-stream", Body::empty()));
                 }
@@ -192,7 +233,7 @@ impl Control {
     fn map_once(&self, id: NodeId, compression: Compression) -> Result<Response<Body>, Fault> {
         let message =
             mapper::full(&self.ops.world(), id, jiff::Timestamp::now()).ok_or(Fault::UnknownNode)?;
-        let frame = mapper::encode(&message, compression).ok_or(Fault::Encode)?;
+        let frame = message.encode(compression).ok_or(Fault::Encode)?;
         Ok(answer(StatusCode::OK, "application/octet-stream", frame))
     }
 
@@ -210,17 +251,18 @@ impl Control {
         machine: MachinePublic,
         request: SetDeviceAttributesRequest,
     ) -> Result<Response<Body>, Fault> {
-        let id = self.node(machine, &request.node_key)?.id;
+        let node = self.node(machine, &request.node_key)?;
         let mut update = BTreeMap::new();
         for (name, value) in request.update {
-            let value = serde_json::from_value(value).map_err(|_| {
+            let value: Option<AttributeValue> = serde_json::from_value(value).map_err(|_| {
                 OpError::Invalid(format!(
                     "attribute `{name}` must be a text, a number, or true or false"
                 ))
             })?;
-            update.insert(name, value);
+            update.insert(name, value.map(Attribute::from));
         }
-        self.ops.set_node_attributes(id, update).await?;
+        let author = Author::Node(node.stable_id.clone());
+        self.ops.set_node_attributes(author, node.id, update).await?;
         Ok(ok_json(Bytes::from_static(b"{}")))
     }
 
@@ -265,32 +307,51 @@ impl Control {
         });
     }
 
-    /// Marks a node offline when its last stream has been over for [`OFFLINE_GRACE`].
+    /// Marks a node offline when its last stream has been over for [`OFFLINE_GRACE`]. Before that, another node takes over what it can.
     pub(crate) fn stream_ended(self: &Arc<Self>, session: &Arc<Session>, id: NodeId) {
         if !self.sessions.close(session) || self.stop.is_cancelled() {
             return;
         }
         let (control, session) = (self.clone(), session.clone());
-        self.tasks.spawn(async move {
-            tokio::select! {
-                () = sleep(OFFLINE_GRACE) => {}
-                () = control.stop.cancelled() => return,
+        let wait = async move {
+            sleep(TRUST).await;
+            if control.sessions.is_last(&session) && control.ops.world().has_rival(id) {
+                control.set_silent(id, true).await;
             }
-            if !control.sessions.was_last(&session) {
-                return;
+            sleep(OFFLINE_GRACE - TRUST).await;
+            if control.sessions.was_last(&session) {
+                control.went_offline(id).await;
             }
-            let offline = control
-                .ops
-                .submit(move |world, context| Ok(poll::disconnect(world, context, id)))
-                .await;
-            let offline = match offline {
-                Err(OpError::Store(_)) => control.set_online(id, false).await,
-                other => other,
+        };
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move { stop.run_until_cancelled(wait).await });
+    }
+
+    async fn went_offline(&self, id: NodeId) {
+        let decide = move |world: &_, context: &mut _| Ok(poll::disconnect(world, context, id));
+        let offline = match self.ops.submit(decide).await {
+            Err(OpError::Store(_)) => self.set_online(id, false).await,
+            other => other,
+        };
+        if let Err(error) = offline {
+            tracing::warn!(node = id.0, %error, "a node that left is still shown online");
+        }
+    }
+
+    /// Notes whether a node may be entrusted with what another could do as well.
+    pub(crate) async fn set_silent(&self, id: NodeId, silent: bool) {
+        let noted = self.ops.submit(move |world, _| {
+            let presence = world.presence(id);
+            let changes = if presence.silent == silent || world.node(id).is_none() {
+                Vec::new()
+            } else {
+                vec![Change::SetPresence(id, Presence { silent, ..presence })]
             };
-            if let Err(error) = offline {
-                tracing::warn!(node = id.0, %error, "a node that left is still shown online");
-            }
+            Ok(Decision::new(changes, ()))
         });
+        if let Err(error) = noted.await {
+            tracing::warn!(node = id.0, %error, "a node's health was not noted");
+        }
     }
 
     /// Notes whether a node is connected while nothing can be stored.

@@ -1,10 +1,10 @@
-//! What the coordinator keeps: users, nodes, keys, clients, tokens and the policy.
+//! What the coordinator keeps: users, nodes, services, credentials, settings, the policy and the log of changes.
 //!
 //! These types are the in-memory truth and, as JSON, the rows of the store. They hold no secret: of every credential only a hash is kept.
 
 use std::{
     borrow::Borrow,
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
@@ -19,7 +19,20 @@ use tailwharf_wire::{
     tailcfg::{CapabilityVersion, EndpointType, Hostinfo, NodeId, RegionId, StableId, UserId},
 };
 
+pub use self::{
+    federation::{Federation, Proof},
+    log::{Action, Author, LogEntry, TargetKind},
+    registration::{PendingRegistration, RegistrationId},
+    service::{InvalidServiceName, ServiceName, VipService},
+    settings::{DnsSettings, ExtraRecord, Settings},
+};
 use crate::secret::SecretHash;
+
+mod federation;
+mod log;
+mod registration;
+mod service;
+mod settings;
 
 /// A person of the tailnet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +50,14 @@ pub struct User {
 }
 
 impl User {
+    /// Whether the person may look after all devices.
+    pub fn is_administrator(&self) -> bool {
+        matches!(
+            self.role,
+            Role::ItAdmin | Role::NetworkAdmin | Role::Admin | Role::Owner
+        )
+    }
+
     /// The person, as the policy's rules of ownership see it.
     pub fn principal(&self) -> Principal {
         Principal::User {
@@ -128,6 +149,15 @@ pub struct Node {
     pub approved_routes: BTreeSet<IpNet>,
     /// Posture attributes that an administrator or the node itself set.
     pub attributes: Attributes,
+    /// When attributes end that do not hold for ever.
+    #[serde(default)]
+    pub attribute_ends: BTreeMap<String, Timestamp>,
+    /// The services that the node offers to be a host of.
+    #[serde(default)]
+    pub services: BTreeSet<ServiceName>,
+    /// What the node called this set of services.
+    #[serde(default)]
+    pub services_hash: String,
 }
 
 impl Node {
@@ -233,8 +263,9 @@ pub struct AuthKey {
 pub struct OauthClient {
     /// The public part, which is the `client_id`.
     pub id: CredentialId,
-    /// The hash of the secret part.
-    pub secret: SecretHash,
+    /// How it proves who it is.
+    #[serde(flatten)]
+    pub proof: Proof,
     /// Who made the client.
     pub creator: Actor,
     /// Free text.

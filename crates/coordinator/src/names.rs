@@ -35,14 +35,9 @@ impl TryFrom<String> for Suffix {
     type Error = InvalidSuffix;
 
     fn try_from(text: String) -> Result<Self, InvalidSuffix> {
-        let domain = text.trim_end_matches('.').to_ascii_lowercase();
-        let legal = domain.contains('.')
-            && domain.len() < 253 - LABEL_LIMIT
-            && domain.split('.').all(|label| sanitise(label) == label);
-        if legal {
-            Ok(Self(domain))
-        } else {
-            Err(InvalidSuffix(text))
+        match domain(&text) {
+            Some(domain) if domain.contains('.') && domain.len() < 253 - LABEL_LIMIT => Ok(Self(domain)),
+            Some(_) | None => Err(InvalidSuffix(text)),
         }
     }
 }
@@ -51,6 +46,13 @@ impl fmt::Display for Suffix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// A domain in lower case and without a final dot; `None` when the text is none.
+pub fn domain(text: &str) -> Option<String> {
+    let domain = text.trim_end_matches('.').to_ascii_lowercase();
+    let legal = domain.len() <= 253 && domain.split('.').all(|label| sanitise(label) == label);
+    legal.then_some(domain)
 }
 
 /// Makes a DNS label of a host name: its first label in lower case, with a hyphen for each run of other characters, 63 characters at most.

@@ -3,11 +3,10 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use ipnet::IpNet;
-use tailwharf_policy::Principal;
 use tailwharf_wire::tailcfg::{EndpointType, Hostinfo, MapRequest, NodeId};
 
 use crate::{
-    model::{Endpoint, Node, NodeOwner},
+    model::{Endpoint, Node},
     names,
     ops::{Context, Decision, OpError, replacement},
     world::{Change, Presence, World},
@@ -15,6 +14,14 @@ use crate::{
 
 /// Endpoints of one node that are kept and told to its peers.
 const ENDPOINT_LIMIT: usize = 64;
+/// Routes that one node may offer.
+const ROUTE_LIMIT: usize = 1024;
+/// Entries that other lists of a node may have.
+const LIST_LIMIT: usize = 128;
+/// The longest text that a node may say about itself, in bytes.
+const TEXT_LIMIT: usize = 512;
+/// The longest public key of an SSH server: RSA of 16,384 bits.
+const SSH_KEY_LIMIT: usize = 4096;
 
 /// What a map request is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +90,7 @@ pub(crate) fn connect(
     });
     let presence = Presence {
         online: true,
+        silent: false,
         ..before.unwrap_or_else(|| world.presence(id))
     };
     if presence != world.presence(id) {
@@ -98,6 +106,7 @@ pub(crate) fn disconnect(world: &World, context: &Context, id: NodeId) -> Decisi
     };
     let presence = Presence {
         online: false,
+        silent: false,
         ..world.presence(id)
     };
     let node = Node {
@@ -139,6 +148,7 @@ pub(crate) fn reveal(world: &World, id: NodeId) -> Decision<()> {
 
 /// Takes over what a node says about itself: its name follows, and routes that the policy approves are approved.
 pub(crate) fn take_hostinfo(world: &World, node: &mut Node, mut hostinfo: Hostinfo) {
+    limit(&mut hostinfo);
     if hostinfo.net_info.is_none() {
         // Sent before the node has looked at the network: the last known home is the best guess.
         hostinfo.net_info = node.hostinfo.net_info.take();
@@ -153,19 +163,59 @@ pub(crate) fn take_hostinfo(world: &World, node: &mut Node, mut hostinfo: Hostin
 }
 
 fn approved_by_policy(world: &World, node: &Node, routes: &[IpNet]) -> BTreeSet<IpNet> {
-    let principal = match &node.owner {
-        NodeOwner::Tags(tags) => Principal::Tags(tags.clone()),
-        NodeOwner::User(id) => match world.user(*id) {
-            Some(user) => user.principal(),
-            None => return BTreeSet::new(),
-        },
+    let Some(principal) = world.principal(&node.owner) else {
+        return BTreeSet::new();
     };
     let policy = &world.policy().policy;
-    routes
-        .iter()
-        .copied()
-        .filter(|route| policy.may_advertise(&principal, route))
-        .collect()
+    let approved = routes.iter().filter(|route| policy.may_advertise(&principal, route));
+    approved.copied().collect()
+}
+
+/// Cuts what a node says about itself down to what is kept and told to others.
+pub(crate) fn limit(hostinfo: &mut Hostinfo) {
+    hostinfo.routable_ips.truncate(ROUTE_LIMIT);
+    hostinfo.services.truncate(LIST_LIMIT);
+    hostinfo.request_tags.truncate(LIST_LIMIT);
+    hostinfo.wol_macs.truncate(LIST_LIMIT);
+    hostinfo.ssh_host_keys.truncate(LIST_LIMIT);
+    let texts = [
+        &mut hostinfo.ipn_version,
+        &mut hostinfo.frontend_log_id,
+        &mut hostinfo.backend_log_id,
+        &mut hostinfo.os,
+        &mut hostinfo.os_version,
+        &mut hostinfo.env,
+        &mut hostinfo.distro,
+        &mut hostinfo.distro_version,
+        &mut hostinfo.distro_code_name,
+        &mut hostinfo.app,
+        &mut hostinfo.package,
+        &mut hostinfo.device_model,
+        &mut hostinfo.push_device_token,
+        &mut hostinfo.hostname,
+        &mut hostinfo.machine,
+        &mut hostinfo.go_arch,
+        &mut hostinfo.go_arch_var,
+        &mut hostinfo.go_version,
+        &mut hostinfo.cloud,
+        &mut hostinfo.services_hash,
+    ];
+    let services = hostinfo.services.iter_mut();
+    let lists = (hostinfo.request_tags.iter_mut())
+        .chain(&mut hostinfo.wol_macs)
+        .chain(services.flat_map(|service| [&mut service.proto, &mut service.description]));
+    for text in texts.into_iter().chain(lists) {
+        text.truncate(text.floor_char_boundary(TEXT_LIMIT));
+    }
+    for key in &mut hostinfo.ssh_host_keys {
+        key.truncate(key.floor_char_boundary(SSH_KEY_LIMIT));
+    }
+    if let Some(net_info) = &mut hostinfo.net_info {
+        net_info.derp_latency.retain(|region, _| region.len() <= TEXT_LIMIT);
+        while net_info.derp_latency.len() > LIST_LIMIT {
+            net_info.derp_latency.pop_last();
+        }
+    }
 }
 
 fn take_keys(node: &mut Node, request: &MapRequest) {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use tailwharf_policy::Principal;
 use tailwharf_wire::{
     key::MachinePublic,
@@ -12,20 +12,25 @@ use tailwharf_wire::{
     },
 };
 
+use tokio_util::sync::CancellationToken;
+
+mod person;
+
+pub(crate) use self::person::admit;
 use crate::{
     mapper,
-    model::{AuthKey, Node, NodeOwner, Tag},
-    ops::{Context, Decision, OpError, removal, replacement},
+    model::{Action, AuthKey, Author, Node, NodeOwner, Tag},
+    ops::{Context, Decision, OpError, Subject, removal, replacement},
     secret::{self, CredentialKind},
-    world::{Change, Presence, World},
+    world::{Change, Presence, World, profile_id},
 };
 
 /// Why a node may not register. The text is what the client shows to its user.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
-    /// The client is logged out and brings nothing to log in with.
-    #[error("this control server needs an auth key: create one and run `tailscale up --auth-key=…`")]
-    NoAuthKey,
+    /// An administrator turned the device down.
+    #[error("an administrator turned this device down")]
+    Denied,
     /// A text that is not an auth key.
     #[error("this is not an auth key: it should begin with `tskey-auth-`")]
     Malformed,
@@ -57,20 +62,39 @@ pub(crate) enum Refusal {
     NoNodeKey,
 }
 
-/// What registration has to know beside the world.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Rules {
-    /// How long the key of a person's node lives; for ever when absent.
-    pub(crate) key_lifetime: Option<SignedDuration>,
-    /// Whether nodes need approval, unless their auth key is pre-approved.
-    pub(crate) require_approval: bool,
-}
-
-/// The answer to a client, and which node is new because of it.
-#[derive(Debug)]
+/// The answer to a client.
+#[derive(Debug, Default)]
 pub(crate) struct Registered {
     pub(crate) response: RegisterResponse,
+    /// Which node is new because of it.
     pub(crate) created: Option<NodeId>,
+    /// Cancelled once a person has decided, where one has to.
+    pub(crate) waits: Option<CancellationToken>,
+}
+
+impl Registered {
+    fn of(response: RegisterResponse) -> Self {
+        Self {
+            response,
+            ..Self::default()
+        }
+    }
+
+    /// The client has to make a new node key.
+    fn expired() -> Self {
+        Self::of(RegisterResponse {
+            node_key_expired: true,
+            ..RegisterResponse::default()
+        })
+    }
+}
+
+/// By what right a node is made, or logs in again.
+struct Grant {
+    owner: NodeOwner,
+    ephemeral: bool,
+    authorized: bool,
+    key: Option<Arc<AuthKey>>,
 }
 
 /// Decides on a registration. A refusal is an answer, too; the errors are those that the client shall try again after.
@@ -94,10 +118,7 @@ pub(crate) fn register(
                 error: refusal.to_string(),
                 ..RegisterResponse::default()
             };
-            Ok(Decision::unchanged(Registered {
-                response,
-                created: None,
-            }))
+            Ok(Decision::unchanged(Registered::of(response)))
         }
         Err(Stop::Failed(error)) => Err(error),
     }
@@ -140,24 +161,17 @@ impl Attempt<'_> {
                 return self.refresh(node);
             }
             if self.auth_text().is_none() {
-                let response = RegisterResponse {
-                    node_key_expired: true,
-                    ..RegisterResponse::default()
-                };
-                return Ok(Decision::unchanged(Registered {
-                    response,
-                    created: None,
-                }));
+                return Ok(Decision::unchanged(Registered::expired()));
             }
         }
         if self.auth_text().is_some() {
             let key = self.auth_key()?;
-            return self.log_in(known, &key);
+            return self.log_in_by_key(known, key);
         }
         match known {
             // A new key for a node whose old key is still good needs no proof but the machine key; it gains no time.
             Some(node) if !node.is_expired(now) => self.rotate(&node),
-            Some(_) | None => Err(Refusal::NoAuthKey.into()),
+            known => self.wait_for_person(known.as_deref()),
         }
     }
 
@@ -175,24 +189,20 @@ impl Attempt<'_> {
     }
 
     fn log_out(&self, known: Option<&Node>) -> Decision<Registered> {
-        let answer = Registered {
-            response: RegisterResponse {
-                node_key_expired: true,
-                ..RegisterResponse::default()
-            },
-            created: None,
-        };
+        let answer = Registered::expired();
         let Some(node) = known else {
             return Decision::unchanged(answer);
         };
-        if node.ephemeral {
-            return Decision::new(removal(self.world, node.id), answer);
-        }
-        let node = Arc::new(Node {
-            expires: Some(self.context.now),
-            ..node.clone()
-        });
-        Decision::new(replacement(self.world, self.context, &node), answer)
+        let changes = if node.ephemeral {
+            removal(self.world, node.id)
+        } else {
+            let node = Arc::new(Node {
+                expires: Some(self.context.now),
+                ..node.clone()
+            });
+            replacement(self.world, self.context, &node)
+        };
+        self.noted(Decision::new(changes, answer), node, Action::Logout, "")
     }
 
     /// A client that is logged in says so again, perhaps with other wishes.
@@ -216,30 +226,25 @@ impl Attempt<'_> {
         self.answer(true, next)
     }
 
-    /// Makes a node, or takes up the one that this machine had, by the right of an auth key.
-    fn log_in(&mut self, known: Option<Arc<Node>>, key: &Arc<AuthKey>) -> Result<Decision<Registered>, Stop> {
+    fn log_in_by_key(
+        &mut self,
+        known: Option<Arc<Node>>,
+        key: Arc<AuthKey>,
+    ) -> Result<Decision<Registered>, Stop> {
         let owner = match key.owner {
             Some(user) => NodeOwner::User(user),
             None => NodeOwner::Tags(key.tags.clone()),
         };
-        let owner = self.owner_with_wishes(&owner)?;
-        let former = known.or_else(|| self.former(&owner));
-        let created = former.is_none();
-        let mut node = match former {
-            Some(node) => node.as_ref().clone(),
-            None => self.blank(owner.clone()).map_err(Stop::Failed)?,
+        let grant = Grant {
+            owner: self.owner_with_wishes(&owner)?,
+            ephemeral: key.ephemeral || self.request.ephemeral,
+            authorized: key.preauthorized || !self.world.settings().device_approval,
+            key: Some(key),
         };
-        node.node_key = self.request.node_key;
-        node.expires = self.expiry(&owner);
-        node.owner = owner;
-        node.ephemeral = key.ephemeral || self.request.ephemeral;
-        node.authorized |= key.preauthorized || !self.context.rules.require_approval;
-        node.auth_key = Some(key.id.clone());
-        self.describe(&mut node);
-
-        let id = node.id;
-        let mut decision = self.answer(true, node)?;
-        if key.used.is_none() {
+        let (node, created) = self.log_in(known, &grant)?;
+        let (id, name) = (node.id, node.auth_key.clone());
+        let mut decision = self.answer(true, node.clone())?;
+        if let Some(key) = grant.key.filter(|key| key.used.is_none()) {
             let used = AuthKey {
                 used: Some(self.context.now),
                 ..key.as_ref().clone()
@@ -257,7 +262,35 @@ impl Attempt<'_> {
             ));
             decision.answer.created = Some(id);
         }
-        Ok(decision)
+        let action = if created { Action::Create } else { Action::Login };
+        let detail = name.map(|key| format!("auth key {key}")).unwrap_or_default();
+        Ok(self.noted(decision, &node, action, &detail))
+    }
+
+    /// Makes a node, or takes up the one that this machine had. Whether it is new.
+    fn log_in(&mut self, known: Option<Arc<Node>>, grant: &Grant) -> Result<(Node, bool), Stop> {
+        let owner = &grant.owner;
+        let former = known.or_else(|| self.former(owner));
+        let created = former.is_none();
+        let mut node = match former {
+            Some(node) => node.as_ref().clone(),
+            None => self.blank(owner.clone()).map_err(Stop::Failed)?,
+        };
+        node.node_key = self.request.node_key;
+        node.expires = self.expiry(owner);
+        node.owner = owner.clone();
+        node.ephemeral = grant.ephemeral;
+        node.authorized |= grant.authorized;
+        node.auth_key = grant.key.as_ref().map(|key| key.id.clone());
+        self.describe(&mut node);
+        Ok((node, created))
+    }
+
+    /// Adds what the node itself did to the log.
+    fn noted<T>(&self, decision: Decision<T>, node: &Node, action: Action, detail: &str) -> Decision<T> {
+        let author = Author::Node(node.stable_id.clone());
+        let subject = Subject::node(node).detail(detail);
+        decision.noted(self.world, self.context, author, action, subject)
     }
 
     /// The node that this machine logged out of before, if it had the same owner.
@@ -303,6 +336,9 @@ impl Attempt<'_> {
             endpoints: Vec::new(),
             approved_routes: BTreeSet::new(),
             attributes: Default::default(),
+            attribute_ends: Default::default(),
+            services: BTreeSet::new(),
+            services_hash: String::new(),
         })
     }
 
@@ -315,7 +351,7 @@ impl Attempt<'_> {
     }
 
     fn auth_key(&self) -> Result<Arc<AuthKey>, Refusal> {
-        let text = self.auth_text().ok_or(Refusal::NoAuthKey)?;
+        let text = self.auth_text().unwrap_or_default();
         let presented = secret::parse(CredentialKind::Auth, text).ok_or(Refusal::Malformed)?;
         let id = || presented.id.to_owned();
         let key = self
@@ -349,13 +385,8 @@ impl Attempt<'_> {
         if wishes.is_empty() {
             return Ok(owner.clone());
         }
-        let principal = match owner {
-            NodeOwner::Tags(tags) => Principal::Tags(tags.clone()),
-            NodeOwner::User(id) => match self.world.user(*id) {
-                Some(user) => user.principal(),
-                None => Principal::Tags(BTreeSet::new()),
-            },
-        };
+        let principal = self.world.principal(owner);
+        let principal = principal.unwrap_or_else(|| Principal::Tags(BTreeSet::new()));
         let mut tags = BTreeSet::new();
         let mut refused = Vec::new();
         for wish in wishes {
@@ -384,8 +415,7 @@ impl Attempt<'_> {
         if owner.tags().is_some() {
             return None;
         }
-        let lifetime = self.context.rules.key_lifetime;
-        let regular = lifetime.and_then(|lifetime| self.context.now.checked_add(lifetime).ok());
+        let regular = self.world.settings().key_end(self.context.now);
         match (regular, self.request.expiry) {
             (Some(regular), Some(wanted)) => Some(regular.min(wanted)),
             (regular, wanted) => regular.or(wanted),
@@ -403,7 +433,7 @@ impl Attempt<'_> {
     }
 
     fn answer(&self, differs: bool, node: Node) -> Result<Decision<Registered>, Stop> {
-        let id = mapper::profile_id(&node);
+        let id = profile_id(&node);
         let profile = mapper::profile(self.world, id).unwrap_or_default();
         let created = node
             .owner
@@ -419,7 +449,15 @@ impl Attempt<'_> {
             },
             login: Login {
                 id: LoginId(id.0),
-                login_name: profile.login_name,
+                // The name that the client keeps its profile under. Of a tagged node that is its own full name: the official operator reads the
+                // tailnet's domain from there.
+                login_name: match &node.owner {
+                    NodeOwner::User(_) => profile.login_name,
+                    NodeOwner::Tags(_) => {
+                        let name = self.context.suffix.fqdn(&node.name);
+                        name.trim_end_matches('.').to_owned()
+                    }
+                },
                 display_name: profile.display_name,
                 ..Login::default()
             },
@@ -432,13 +470,7 @@ impl Attempt<'_> {
         } else {
             Vec::new()
         };
-        Ok(Decision::new(
-            changes,
-            Registered {
-                response,
-                created: None,
-            },
-        ))
+        Ok(Decision::new(changes, Registered::of(response)))
     }
 }
 

@@ -1,87 +1,133 @@
 //! Which node serves a route, where several offer it.
 //!
-//! A client sends a prefix to one peer only. The one chosen keeps the route as long as it is online, so that a node that comes back does not move
-//! connections; without any online node the last one keeps it.
+//! A client sends a prefix to one peer only. The one chosen keeps the route as long as it can be relied on, so that a node that comes back does not
+//! move connections; without any such node the last one keeps it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{collections::BTreeSet, sync::Arc};
 
 use ipnet::IpNet;
+use rpds::RedBlackTreeMapSync as Table;
 use tailwharf_wire::tailcfg::NodeId;
 
-use crate::{model::Node, world::Presence};
+use crate::world::World;
 
 /// The serving node of each route. Exit routes are not among them: each exit node has both.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Primaries(BTreeMap<IpNet, NodeId>);
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Primaries {
+    offers: Table<IpNet, Arc<BTreeSet<NodeId>>>,
+    offered: Table<NodeId, Arc<BTreeSet<IpNet>>>,
+    holder: Table<IpNet, NodeId>,
+    held: Table<NodeId, Arc<Vec<IpNet>>>,
+}
 
 impl Primaries {
-    /// The routes that a node serves.
-    pub(crate) fn of(&self, id: NodeId) -> Vec<IpNet> {
-        self.0
-            .iter()
-            .filter(|(_, holder)| **holder == id)
-            .map(|(route, _)| *route)
-            .collect()
+    /// The routes that a node serves, in order.
+    pub(crate) fn of(&self, id: NodeId) -> &[IpNet] {
+        self.held.get(&id).map_or(&[], |routes| routes.as_slice())
     }
 
-    /// The nodes that serve other routes than in `former`.
-    pub(crate) fn differing(&self, former: &Self) -> BTreeSet<NodeId> {
-        let lost = former
-            .0
-            .iter()
-            .filter(|(route, id)| self.0.get(route) != Some(id));
-        let won = self
-            .0
-            .iter()
-            .filter(|(route, id)| former.0.get(route) != Some(id));
-        lost.chain(won).map(|(_, id)| *id).collect()
+    /// Takes up what has changed at some nodes, and says which nodes serve other routes than before.
+    pub(crate) fn settle(&mut self, world: &World, changed: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+        let mut concerned = BTreeSet::new();
+        for id in changed {
+            let offered: BTreeSet<IpNet> = world
+                .node(*id)
+                .into_iter()
+                .flat_map(|node| node.enabled_routes())
+                .filter(|route| !is_exit(route))
+                .collect();
+            let former = self.offered.get(id).cloned().unwrap_or_default();
+            for route in former.difference(&offered) {
+                self.withdraw(*id, route);
+            }
+            for route in offered.difference(&former) {
+                let mut nodes = self.offers.get(route).cloned().unwrap_or_default();
+                Arc::make_mut(&mut nodes).insert(*id);
+                self.offers.insert_mut(*route, nodes);
+            }
+            concerned.extend(former.union(&offered).copied());
+            if offered.is_empty() {
+                self.offered.remove_mut(id);
+            } else if *former != offered {
+                self.offered.insert_mut(*id, Arc::new(offered));
+            }
+        }
+        let mut moved = BTreeSet::new();
+        for route in concerned {
+            let former = self.holder.get(&route).copied();
+            let next = self.elect(world, &route, former);
+            if next != former {
+                self.hand_over(route, former, next);
+                moved.extend(former.into_iter().chain(next));
+            }
+        }
+        moved
+    }
+
+    fn withdraw(&mut self, id: NodeId, route: &IpNet) {
+        let Some(mut nodes) = self.offers.get(route).cloned() else {
+            return;
+        };
+        Arc::make_mut(&mut nodes).remove(&id);
+        if nodes.is_empty() {
+            self.offers.remove_mut(route);
+        } else {
+            self.offers.insert_mut(*route, nodes);
+        }
+    }
+
+    fn elect(&self, world: &World, route: &IpNet, former: Option<NodeId>) -> Option<NodeId> {
+        let offers = self.offers.get(route)?;
+        let former = former.filter(|id| offers.contains(id));
+        former
+            .filter(|id| world.is_dependable(*id))
+            .or_else(|| offers.iter().copied().find(|id| world.is_dependable(*id)))
+            .or(former)
+            .or_else(|| offers.first().copied())
+    }
+
+    fn hand_over(&mut self, route: IpNet, from: Option<NodeId>, to: Option<NodeId>) {
+        if let Some(from) = from {
+            let mut routes = self.of(from).to_vec();
+            routes.retain(|held| *held != route);
+            if routes.is_empty() {
+                self.held.remove_mut(&from);
+            } else {
+                self.held.insert_mut(from, Arc::new(routes));
+            }
+        }
+        match to {
+            Some(to) => {
+                let mut routes = self.of(to).to_vec();
+                routes.push(route);
+                routes.sort_unstable();
+                self.held.insert_mut(to, Arc::new(routes));
+                self.holder.insert_mut(route, to);
+            }
+            None => {
+                self.holder.remove_mut(&route);
+            }
+        }
+    }
+
+    /// Whether another node could take over a route of this one.
+    pub(crate) fn has_rival(&self, id: NodeId) -> bool {
+        self.offered.get(&id).is_some_and(|routes| {
+            let mut offers = routes.iter().filter_map(|route| self.offers.get(route));
+            offers.any(|nodes| nodes.len() > 1)
+        })
+    }
+}
+
+impl Primaries {
+    /// The nodes of which each has a route that another has, too.
+    pub(crate) fn contested(&self) -> impl Iterator<Item = NodeId> {
+        let contested = self.offers.values().filter(|nodes| nodes.len() > 1);
+        contested.flat_map(|nodes| nodes.iter().copied())
     }
 }
 
 /// Whether a route is half of an exit node.
 pub(crate) fn is_exit(route: &IpNet) -> bool {
     route.prefix_len() == 0
-}
-
-/// Whether a change of these nodes can move a route.
-pub(crate) fn concern<'a>(
-    primaries: &Primaries,
-    changed: impl Iterator<Item = &'a std::sync::Arc<Node>>,
-) -> bool {
-    !primaries.0.is_empty()
-        || changed
-            .into_iter()
-            .any(|node| node.enabled_routes().next().is_some())
-}
-
-/// Chooses the serving nodes anew. `nodes` come in the order of their ids.
-pub(crate) fn elect<'a>(
-    former: &Primaries,
-    nodes: impl Iterator<Item = (&'a std::sync::Arc<Node>, Presence)>,
-) -> Primaries {
-    let mut offers: BTreeMap<IpNet, Vec<(NodeId, bool)>> = BTreeMap::new();
-    for (node, presence) in nodes {
-        let usable = presence.online && node.authorized && !presence.expired;
-        for route in node.enabled_routes().filter(|route| !is_exit(route)) {
-            offers.entry(route).or_default().push((node.id, usable));
-        }
-    }
-    let choose = |route: &IpNet, offers: &[(NodeId, bool)]| {
-        let former = former
-            .0
-            .get(route)
-            .and_then(|id| offers.iter().find(|offer| offer.0 == *id));
-        let kept = former.filter(|offer| offer.1);
-        let online = offers.iter().find(|offer| offer.1);
-        kept.or(online)
-            .or(former)
-            .or_else(|| offers.first())
-            .map(|offer| offer.0)
-    };
-    Primaries(
-        offers
-            .iter()
-            .filter_map(|(route, offers)| Some((*route, choose(route, offers)?)))
-            .collect(),
-    )
 }

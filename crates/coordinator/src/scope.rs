@@ -10,6 +10,8 @@ use std::fmt;
 pub(crate) const AUTH_KEYS: Scope<'static> = Scope::area("auth_keys");
 /// OAuth clients.
 pub(crate) const OAUTH_KEYS: Scope<'static> = Scope::area("oauth_keys");
+/// OAuth clients that show a token of their platform.
+pub(crate) const FEDERATED_KEYS: Scope<'static> = Scope::area("federated_keys");
 /// API tokens of people.
 pub(crate) const API_TOKENS: Scope<'static> = Scope::area("api_access_tokens");
 /// Devices.
@@ -28,6 +30,10 @@ pub(crate) const DNS: Scope<'static> = Scope::area("dns");
 pub(crate) const USERS: Scope<'static> = Scope::area("users");
 /// Settings of the tailnet.
 pub(crate) const SETTINGS: Scope<'static> = Scope::area("feature_settings");
+/// Settings of the account: contacts.
+pub(crate) const ACCOUNT: Scope<'static> = Scope::area("account_settings");
+/// The log of changes.
+pub(crate) const LOG: Scope<'static> = Scope::area("logs:configuration");
 /// Everything.
 pub(crate) const ALL: Scope<'static> = Scope::area("all");
 
@@ -36,6 +42,7 @@ const AREAS: &[Scope<'static>] = &[
     ALL,
     AUTH_KEYS,
     OAUTH_KEYS,
+    FEDERATED_KEYS,
     API_TOKENS,
     Scope::area("devices"),
     DEVICES,
@@ -46,6 +53,16 @@ const AREAS: &[Scope<'static>] = &[
     DNS,
     USERS,
     SETTINGS,
+    ACCOUNT,
+    Scope::area("logs"),
+    LOG,
+    // Areas of the official service that have no calls here. Clients made there by the same scripts are accepted, and gain nothing.
+    Scope::area("device_invites"),
+    Scope::area("log_streaming"),
+    Scope::area("logs:network"),
+    Scope::area("networking_settings"),
+    Scope::area("user_invites"),
+    Scope::area("webhooks"),
 ];
 
 /// An area, to read alone or to change, too.
@@ -139,6 +156,7 @@ mod tests {
             assert!(covers(a, b), "{a} covers {b}");
             assert!(!covers(b, a), "{b} does not cover {a}");
         }
+        assert!(covers("logs", "logs:configuration:read"));
         assert!(!covers("devices:core", "devices:routes"));
         assert!(!covers("all:read", "devices:core"));
     }

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use rand::{
     SeedableRng,
     rngs::{OsRng, StdRng},
@@ -18,10 +18,7 @@ use rand::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tailwharf_policy::{Policy, PolicyError};
 use tailwharf_relay::{Admission, Relay, RelayConfig, RelayError, RelayHandle};
-use tailwharf_wire::{
-    key::{MachinePrivate, MachinePublic},
-    tailcfg::{DerpMap, DerpRegion},
-};
+use tailwharf_wire::key::{MachinePrivate, MachinePublic};
 use tokio::{
     net::{TcpListener, UnixListener},
     sync::{mpsc, watch},
@@ -33,13 +30,17 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     admin, api,
     config::{Config, TlsFiles},
+    derp_map::{DerpMapError, Relays},
     gc, http,
     machine::Control,
     model::{Actor, PolicyVersion},
     ops::{Context, OpError, Operations},
-    register::Rules,
+    questions::Questions,
     sessions::Sessions,
+    site::Site,
     store::{Saved, SqliteStore, Store, StoreError},
+    web,
+    workload::Issuers,
     world::{ActivePolicy, Facts, World},
     writer::{self, Writer},
 };
@@ -65,6 +66,12 @@ pub enum StartError {
     /// The store cannot be used.
     #[error("the store cannot be used")]
     Store(#[from] StoreError),
+    /// The first settings are not valid.
+    #[error("the settings of `[nodes]` are refused: {0}")]
+    Settings(#[source] OpError),
+    /// The file of relays is of no use.
+    #[error(transparent)]
+    DerpMap(#[from] DerpMapError),
     /// The policy file cannot be read.
     #[error("the policy {} cannot be read", path.display())]
     PolicyFile {
@@ -87,6 +94,12 @@ pub enum StartError {
     /// The TLS files are of no use.
     #[error("the TLS files cannot be used: {what}")]
     Tls {
+        /// What is wrong with which.
+        what: String,
+    },
+    /// The certificates to trust for an issuer are of no use.
+    #[error("the keys of the issuers cannot be fetched: {what}")]
+    Issuer {
         /// What is wrong with which.
         what: String,
     },
@@ -159,6 +172,7 @@ pub(crate) async fn start_on(
     stop: CancellationToken,
 ) -> Result<Handle, StartError> {
     let tls = config.tls.as_ref().map(acceptor).transpose()?;
+    let issuers = Issuers::new(&config.issuers).map_err(|what| StartError::Issuer { what })?;
     let saved = store.load()?;
     let server_key = server_key(store.as_mut(), &saved)?;
     let public = server_key.public();
@@ -176,14 +190,12 @@ pub(crate) async fn start_on(
     let facts = Facts {
         prefixes: config.prefixes,
         suffix: config.magic_dns_suffix.clone(),
-        derp_map: derp_map(&config, relay.as_ref()),
     };
-    let world = Arc::new(World::load(
-        facts,
-        active_policy(&saved)?,
-        saved,
-        Timestamp::now(),
-    ));
+    let relays = Relays::new(&config, relay.as_ref());
+    let derp_map = relays.load()?;
+    let active = active_policy(&saved)?;
+    let world = World::load(facts, active, derp_map, saved, Timestamp::now());
+    let world = Arc::new(world);
     let sessions = Arc::new(Sessions::new(world.clone()));
     let (published, worlds) = watch::channel(world);
     admitted.get_or_init(|| worlds.clone());
@@ -199,6 +211,10 @@ pub(crate) async fn start_on(
     let writer = writer.spawn(queue).map_err(StartError::Thread)?;
     let ops = Operations::new(jobs, worlds);
     if first_start {
+        let first = config.nodes.settings();
+        ops.edit_settings(Actor::Administrator, move |settings| *settings = first)
+            .await
+            .map_err(StartError::Settings)?;
         set_first_policy(&ops, &config).await?;
     }
 
@@ -207,19 +223,26 @@ pub(crate) async fn start_on(
         ops: ops.clone(),
         sessions,
         server_key,
+        questions: Questions::new(&config.server_url),
         stop: stop.clone(),
         tasks: tasks.clone(),
     });
-    let router = http::routes(control.clone()).merge(api::router(ops.clone()));
-    let permits = http::Permits::new(config.limits);
-    tasks.spawn(gc::run(
-        control.clone(),
-        config.nodes.ephemeral_grace(),
-        Timestamp::now(),
+    let site = Arc::new(Site::new(
+        ops.clone(),
+        config.server_url.clone(),
+        issuers,
+        &config.limits,
     ));
+    let router = http::routes(control.clone())
+        .merge(api::router(site.clone()))
+        .merge(web::router(site.clone()));
+    let permits = http::Permits::new(config.limits);
+    tasks.spawn(gc::run(control.clone(), config.nodes.ephemeral_grace()));
+    tasks.spawn(control.clone().probe());
+    tasks.spawn(relays.watch(control.clone()));
     tasks.spawn(admin::serve(
         admin_socket,
-        ops.clone(),
+        site,
         stop.clone(),
         tasks.clone(),
     ));
@@ -339,25 +362,6 @@ fn make_data_dir(path: &Path) -> Result<(), StartError> {
     })
 }
 
-fn derp_map(config: &Config, relay: Option<&RelayHandle>) -> DerpMap {
-    let region = |relay: &RelayHandle| DerpRegion {
-        region_id: config.relay.region_id,
-        region_code: config.relay.region_code.clone(),
-        region_name: config.relay.region_code.clone(),
-        nodes: vec![relay.derp_node()],
-        ..DerpRegion::default()
-    };
-    let regions = relay
-        .map(|relay| (config.relay.region_id, region(relay)))
-        .into_iter()
-        .collect();
-    DerpMap {
-        regions,
-        omit_default_regions: true,
-        ..DerpMap::default()
-    }
-}
-
 fn server_key(store: &mut dyn Store, saved: &Saved) -> Result<MachinePrivate, StoreError> {
     if let Some(key) = &saved.server_key {
         return Ok(key.clone());
@@ -368,16 +372,12 @@ fn server_key(store: &mut dyn Store, saved: &Saved) -> Result<MachinePrivate, St
 }
 
 fn context(config: &Config) -> Context {
-    let days = i64::from(config.nodes.key_lifetime_days);
     Context {
         now: Timestamp::now(),
         rng: StdRng::from_rng(OsRng).unwrap_or_else(|_| StdRng::from_entropy()),
         prefixes: config.prefixes,
         suffix: config.magic_dns_suffix.clone(),
-        rules: Rules {
-            key_lifetime: (days > 0).then(|| SignedDuration::from_hours(24 * days)),
-            require_approval: config.nodes.require_approval,
-        },
+        server_url: config.server_url.clone(),
     }
 }
 
@@ -391,7 +391,7 @@ fn active_policy(saved: &Saved) -> Result<ActivePolicy, StartError> {
     let policy = Policy::parse(&version.text).map_err(StartError::StoredPolicy)?;
     Ok(ActivePolicy {
         version: Arc::new(version),
-        policy,
+        policy: Arc::new(policy),
     })
 }
 

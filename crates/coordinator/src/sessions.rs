@@ -1,47 +1,66 @@
 //! The map streams that are open, and which of them a change concerns.
 //!
-//! A stream keeps no copy of what it sent: what a node sees follows from a [`World`] alone, so the stream keeps the world that its client has seen
-//! last (`base`) and which nodes may have changed since (`dirty`). The writer marks the streams that a change concerns and moves the base of all
-//! others along, so that old worlds live only as long as a slow client holds them.
+//! A stream keeps no copy of what it sent: what a node sees follows from a [`World`] alone. The writer marks the streams that a change concerns with
+//! the world before it (`base`) and what may differ since (`dirty`); a stream that nothing concerns keeps nothing, and costs nothing.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tailwharf_wire::tailcfg::NodeId;
+use tailwharf_wire::tailcfg::{NodeId, PingRequest, UserId};
 use tokio::sync::Notify;
 
 use crate::world::{Effects, World};
 
-/// What may differ between the base of a stream and the latest world.
+/// Questions that wait for one stream.
+const PING_LIMIT: usize = 16;
+
+/// What may differ between what a stream has told and the latest world.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Dirty {
-    /// These nodes.
+    /// These peers.
     pub(crate) nodes: BTreeSet<NodeId>,
+    /// The profiles of these users.
+    pub(crate) users: BTreeSet<UserId>,
+    /// The node itself, and how it resolves names.
+    pub(crate) own: bool,
+    /// The packet filter.
+    pub(crate) filter: bool,
     /// Anything.
     pub(crate) everything: bool,
 }
 
 impl Dirty {
-    fn is_empty(&self) -> bool {
-        !self.everything && self.nodes.is_empty()
+    fn extend(&mut self, more: Self) {
+        self.nodes.extend(more.nodes);
+        self.users.extend(more.users);
+        self.own |= more.own;
+        self.filter |= more.filter;
+        self.everything |= more.everything;
     }
 }
 
-/// What a stream has to bring its client up to date from and to.
-#[derive(Debug)]
+/// What a stream has to tell.
+#[derive(Debug, Default)]
 pub(crate) struct Due {
+    pub(crate) update: Option<Update>,
+    pub(crate) ping: Option<PingRequest>,
+}
+
+/// From and to what a stream has to bring its client up to date.
+#[derive(Debug)]
+pub(crate) struct Update {
     pub(crate) base: Arc<World>,
     pub(crate) latest: Arc<World>,
     pub(crate) dirty: Dirty,
 }
 
-#[derive(Debug)]
+/// What waits for a stream.
+#[derive(Debug, Default)]
 struct Slot {
-    base: Arc<World>,
-    latest: Arc<World>,
-    dirty: Dirty,
+    update: Option<Update>,
+    pings: VecDeque<PingRequest>,
 }
 
 /// One open stream, shared by the stream and the registry.
@@ -54,27 +73,25 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Waits until something may have changed. `false` once another stream has taken this one's place, or the node is gone.
+    /// Waits until there may be something to tell. `false` once another stream has taken this one's place, or the node is gone.
     pub(crate) async fn changed(&self) -> bool {
         loop {
             match lock(&self.slot).as_ref() {
                 None => return false,
-                Some(slot) if !slot.dirty.is_empty() => return true,
+                Some(slot) if slot.update.is_some() || !slot.pings.is_empty() => return true,
                 Some(_) => {}
             }
             self.woken.notified().await;
         }
     }
 
-    /// Takes what is due and moves the base to the latest world.
+    /// Takes what is due.
     pub(crate) fn take(&self) -> Option<Due> {
         let mut slot = lock(&self.slot);
         let slot = slot.as_mut()?;
-        let base = std::mem::replace(&mut slot.base, slot.latest.clone());
         Some(Due {
-            base,
-            latest: slot.latest.clone(),
-            dirty: std::mem::take(&mut slot.dirty),
+            update: slot.update.take(),
+            ping: slot.pings.pop_front(),
         })
     }
 
@@ -83,27 +100,28 @@ impl Session {
         self.woken.notify_one();
     }
 
-    /// Notes a new world, and what of it concerns this stream.
-    fn note(&self, old: &World, new: &Arc<World>, effects: &Effects) {
-        let mut slot = lock(&self.slot);
-        let Some(slot) = slot.as_mut() else { return };
-        slot.latest = new.clone();
-        if effects.everyone || effects.reclassified.contains(&self.node) {
-            slot.dirty.everything = true;
+    /// Notes what a step from one world to the next means for this stream.
+    fn note(&self, old: &Arc<World>, new: &Arc<World>, mark: impl FnOnce(&mut Dirty)) {
+        if let Some(slot) = lock(&self.slot).as_mut() {
+            let update = slot.update.get_or_insert_with(|| Update {
+                base: old.clone(),
+                latest: new.clone(),
+                dirty: Dirty::default(),
+            });
+            update.latest = new.clone();
+            mark(&mut update.dirty);
         }
-        let sees = |other: NodeId| {
-            other == self.node
-                || old.compiled().can_see(self.node, other)
-                || new.compiled().can_see(self.node, other)
-        };
-        slot.dirty
-            .nodes
-            .extend(effects.nodes.iter().copied().filter(|node| sees(*node)));
-        if slot.dirty.is_empty() {
-            slot.base = new.clone();
-        } else {
-            self.woken.notify_one();
-        }
+        self.woken.notify_one();
+    }
+
+    fn ask(&self, ping: PingRequest) -> bool {
+        let asked = lock(&self.slot)
+            .as_mut()
+            .filter(|slot| slot.pings.len() < PING_LIMIT)
+            .map(|slot| slot.pings.push_back(ping))
+            .is_some();
+        self.woken.notify_one();
+        asked
     }
 }
 
@@ -136,15 +154,10 @@ impl Sessions {
         let mut registry = lock(&self.0);
         registry.generation += 1;
         let world = registry.world.clone();
-        let slot = Slot {
-            base: world.clone(),
-            latest: world.clone(),
-            dirty: Dirty::default(),
-        };
         let session = Arc::new(Session {
             node,
             generation: registry.generation,
-            slot: Mutex::new(Some(slot)),
+            slot: Mutex::new(Some(Slot::default())),
             woken: Notify::new(),
         });
         registry.latest.insert(node, session.generation);
@@ -167,6 +180,11 @@ impl Sessions {
         is_latest
     }
 
+    /// Whether the node had no stream after this one.
+    pub(crate) fn is_last(&self, session: &Session) -> bool {
+        lock(&self.0).latest.get(&session.node) == Some(&session.generation)
+    }
+
     /// Whether the node had no stream after this one. It is forgotten then.
     pub(crate) fn was_last(&self, session: &Session) -> bool {
         let mut registry = lock(&self.0);
@@ -177,23 +195,85 @@ impl Sessions {
         was_last
     }
 
-    /// Tells all streams that a change concerns of the new world. The work grows with the streams times the changed nodes.
-    pub(crate) fn publish(&self, old: &World, new: &Arc<World>, effects: &Effects) {
+    /// Puts a question to a node. `false`: it has no stream, or does not keep up with what it is asked.
+    pub(crate) fn ask(&self, node: NodeId, ping: PingRequest) -> bool {
+        let session = lock(&self.0).open.get(&node).cloned();
+        session.is_some_and(|session| session.ask(ping))
+    }
+
+    /// Tells the streams that a step concerns of it. The work grows with those who see what has changed.
+    pub(crate) fn publish(&self, old: &Arc<World>, new: &Arc<World>, effects: &Effects) {
+        for registration in effects.decided.iter().filter_map(|id| old.registration(id)) {
+            registration.decided.cancel();
+        }
+        let mut marks: HashMap<NodeId, Dirty> = HashMap::new();
+        mark(&mut marks, old, new, effects);
         let mut registry = lock(&self.0);
-        let Registry {
-            world, open, latest, ..
-        } = &mut *registry;
-        *world = new.clone();
-        open.retain(|node, session| {
-            let exists = new.node(*node).is_some();
-            if exists {
-                session.note(old, new, effects);
-            } else {
+        registry.world = new.clone();
+        for id in effects.nodes.iter().filter(|id| new.node(**id).is_none()) {
+            registry.latest.remove(id);
+            if let Some(session) = registry.open.remove(id) {
                 session.close();
-                latest.remove(node);
             }
-            exists
-        });
+        }
+        if effects.everyone {
+            for session in registry.open.values() {
+                session.note(old, new, |dirty| dirty.everything = true);
+            }
+        } else {
+            for (id, more) in marks {
+                if let Some(session) = registry.open.get(&id) {
+                    session.note(old, new, |dirty| dirty.extend(more));
+                }
+            }
+        }
+    }
+}
+
+/// Who has to compare what.
+fn mark(marks: &mut HashMap<NodeId, Dirty>, old: &World, new: &World, effects: &Effects) {
+    if effects.everyone {
+        return;
+    }
+    let peers = |id: NodeId| {
+        let former = old.graph().peers_of(id);
+        former.into_iter().chain(new.graph().peers_of(id))
+    };
+    for id in &effects.nodes {
+        for peer in peers(*id) {
+            marks.entry(peer).or_default().nodes.insert(*id);
+        }
+        marks.entry(*id).or_default().own = true;
+    }
+    for id in effects.own.iter().chain(&effects.affected.capabilities).chain(&effects.affected.ssh) {
+        marks.entry(*id).or_default().own = true;
+    }
+    for id in effects.moved.iter().chain(&effects.affected.steering) {
+        marks.entry(*id).or_default().everything = true;
+    }
+    for id in &effects.affected.filters {
+        marks.entry(*id).or_default().filter = true;
+    }
+    for pair in &effects.affected.visibility {
+        marks.entry(pair.a).or_default().nodes.insert(pair.b);
+        marks.entry(pair.b).or_default().nodes.insert(pair.a);
+    }
+    for user in &effects.users {
+        for node in new.nodes_of_user(*user) {
+            marks.entry(node.id).or_default().own = true;
+            for id in peers(node.id).chain([node.id]) {
+                marks.entry(id).or_default().users.insert(*user);
+            }
+        }
+    }
+    // Who sees a host knows the service by name.
+    for name in &effects.services {
+        let hosts = |world: &World| world.service_choice(name).map(|choice| choice.candidates.clone());
+        for host in hosts(old).into_iter().chain(hosts(new)).flatten() {
+            for id in peers(host).chain([host]) {
+                marks.entry(id).or_default().own = true;
+            }
+        }
     }
 }
 

@@ -48,11 +48,11 @@ impl Settled {
 
     /// Whether the decision changes only what is not stored, of nodes that are stored already. It does not depend on the store, then.
     fn is_volatile(&self, stored: &World) -> bool {
-        !self.changes.is_empty()
-            && self
-                .changes
-                .iter()
-                .all(|change| matches!(change, Change::SetPresence(id, _) if stored.node(*id).is_some()))
+        let is_volatile = |change: &Change| match change {
+            Change::SetPresence(id, _) => stored.node(*id).is_some(),
+            change => change.is_volatile(),
+        };
+        !self.changes.is_empty() && self.changes.iter().all(is_volatile)
     }
 }
 
@@ -112,7 +112,7 @@ impl Writer {
                 world.apply(change, &mut effects);
             }
         }
-        if effects != Effects::default()
+        if !effects.is_empty()
             || (stored.is_ok() && outcomes.iter().any(|settled| !settled.changes.is_empty()))
         {
             world.settle(&mut effects);
@@ -135,15 +135,11 @@ impl Writer {
             .iter()
             .flat_map(|settled| settled.changes.iter().cloned())
             .collect();
-        if changes.iter().all(is_presence) {
+        if changes.iter().all(Change::is_volatile) {
             return Ok(());
         }
         self.store.commit(&changes, world.counters())
     }
-}
-
-fn is_presence(change: &Change) -> bool {
-    matches!(change, Change::SetPresence(..))
 }
 
 #[cfg(test)]

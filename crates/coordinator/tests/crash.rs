@@ -8,7 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use tailwharf_coordinator::{Config, Coordinator, model::Role, ops::NewUser};
+use tailwharf_coordinator::{Config, Coordinator, model::{Actor, Role}, ops::NewUser};
 use tokio_util::sync::CancellationToken;
 
 const ROLE: &str = "TAILWHARF_TEST_CRASH_DIR";
@@ -35,7 +35,7 @@ async fn write_until_killed(dir: &Path) {
             display_name: String::new(),
             role: Role::Member,
         };
-        let user = handle.operations().create_user(new).await.unwrap();
+        let user = handle.operations().create_user(Actor::Administrator, new).await.unwrap();
         writeln!(out, "acknowledged {} {}", user.id, user.login).unwrap();
         out.flush().unwrap();
     }

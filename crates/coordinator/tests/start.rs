@@ -140,7 +140,7 @@ async fn the_embedded_relay_stands_in_the_derp_map() {
         "listen = \"127.0.0.1:0\"\nstun_listen = \"127.0.0.1:0\"\nregion_id = 901\nregion_code = \"lab\"";
     let handle = start(config(dir.path(), loopback(), "", relay)).await.unwrap();
     let world = handle.operations().world();
-    let region = world.facts().derp_map.regions.values().next().unwrap();
+    let region = world.derp_map().regions.values().next().unwrap();
     assert_eq!((region.region_id.0, region.region_code.as_str()), (901, "lab"));
     assert_eq!(region.nodes, [handle.relay().unwrap().derp_node()]);
     assert!(

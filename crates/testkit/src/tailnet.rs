@@ -34,6 +34,14 @@ impl Tailnet {
     /// # Errors
     /// When it does not; the message has the end of its log.
     pub fn start(address: Ipv4Addr, dir: &Path, policy: &str) -> Result<Self> {
+        Self::start_with(address, dir, policy, "")
+    }
+
+    /// The same with further lines of the coordinator's configuration: tables of TOML.
+    ///
+    /// # Errors
+    /// As [`Tailnet::start`].
+    pub fn start_with(address: Ipv4Addr, dir: &Path, policy: &str, more: &str) -> Result<Self> {
         fs::create_dir_all(dir)?;
         fs::write(dir.join("policy.hujson"), policy)?;
         let url = format!("http://{address}:{PORT}");
@@ -43,7 +51,7 @@ impl Tailnet {
                 "server_url = \"{url}\"\nlisten = \"{address}:{PORT}\"\ndata_dir = \"{data}\"\n\
                  magic_dns_suffix = \"{SUFFIX}\"\npolicy_file = \"{policy}\"\n\n\
                  [relay]\nlisten = \"{address}:{RELAY_PORT}\"\nstun_listen = \"{address}:{STUN_PORT}\"\n\
-                 hostname = \"{address}\"\n",
+                 hostname = \"{address}\"\n{more}",
                 data = dir.join("data").display(),
                 policy = dir.join("policy.hujson").display(),
             ),
@@ -83,6 +91,12 @@ impl Tailnet {
             .take()
             .context("the coordinator does not run")?
             .kill()
+    }
+
+    /// The coordinator's process, while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::pid)
     }
 
     /// The login server of this tailnet.
@@ -150,7 +164,7 @@ impl Tailnet {
             "oauth-client",
             "create",
             "--scopes",
-            "auth_keys,devices:core",
+            "auth_keys,devices:core,services",
             "--tags",
             tags,
         ])?;

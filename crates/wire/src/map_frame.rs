@@ -1,6 +1,7 @@
 //! Framing of the answer to a map request: a length as u32 in little endian, then JSON, compressed as one zstd frame if the
 //! request asked for that.
 
+use std::borrow::Cow;
 use std::io::Read;
 
 use bytes::{Buf, BufMut, BytesMut};
@@ -63,9 +64,19 @@ impl Compression {
 /// When the message is longer than [`MAX_FRAME_LEN`].
 pub fn encode(response: &MapResponse, compression: Compression) -> Result<Vec<u8>, MapFrameError> {
     let json = json::to_vec(response).map_err(MapFrameError::Json)?;
+    encode_json(&json, compression)
+}
+
+/// Encodes the JSON of a [`MapResponse`] with its length before it.
+///
+/// # Errors
+/// When the message is longer than [`MAX_FRAME_LEN`].
+pub fn encode_json(json: &[u8], compression: Compression) -> Result<Vec<u8>, MapFrameError> {
     let body = match compression {
-        Compression::None => json,
-        Compression::Zstd => zstd::bulk::compress(&json, ZSTD_LEVEL).map_err(MapFrameError::Zstd)?,
+        Compression::None => Cow::Borrowed(json),
+        Compression::Zstd => zstd::bulk::compress(json, ZSTD_LEVEL)
+            .map_err(MapFrameError::Zstd)?
+            .into(),
     };
     if body.len() > MAX_FRAME_LEN {
         return Err(MapFrameError::FrameTooLong(body.len()));
@@ -81,6 +92,17 @@ pub fn encode(response: &MapResponse, compression: Compression) -> Result<Vec<u8
 /// # Errors
 /// When the message is too long or unreadable. After a message that is too long the stream is of no use.
 pub fn decode(buf: &mut BytesMut, compression: Compression) -> Result<Option<MapResponse>, MapFrameError> {
+    match decode_json(buf, compression)? {
+        Some(json) => json::from_slice(&json).map(Some).map_err(MapFrameError::Json),
+        None => Ok(None),
+    }
+}
+
+/// Takes the JSON of the first message off `buf`. `None`: it is not complete yet.
+///
+/// # Errors
+/// When the message is too long or is no zstd frame. After a message that is too long the stream is of no use.
+pub fn decode_json(buf: &mut BytesMut, compression: Compression) -> Result<Option<Vec<u8>>, MapFrameError> {
     let Some(header) = buf.first_chunk::<HEADER_LEN>() else {
         return Ok(None);
     };
@@ -93,11 +115,10 @@ pub fn decode(buf: &mut BytesMut, compression: Compression) -> Result<Option<Map
     }
     buf.advance(HEADER_LEN);
     let body = buf.split_to(len);
-    let response = match compression {
-        Compression::None => json::from_slice(&body),
-        Compression::Zstd => json::from_slice(&decompress(&body)?),
-    };
-    response.map(Some).map_err(MapFrameError::Json)
+    match compression {
+        Compression::None => Ok(Some(body.to_vec())),
+        Compression::Zstd => decompress(&body).map(Some),
+    }
 }
 
 fn decompress(frame: &[u8]) -> Result<Vec<u8>, MapFrameError> {

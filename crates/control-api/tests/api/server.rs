@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tailwharf_control_api::fake::Fake;
 use tailwharf_control_api::{
     Client, ClientConfig, ControlApi, CreateKey, Credentials, Device, DeviceFilter, DeviceId, Error, KeyId,
-    PolicyFile, Secret,
+    PolicyFile, Secret, VipService,
 };
 use tokio::net::TcpListener;
 
@@ -246,12 +246,44 @@ async fn route(tailnet: &Fake, method: &Method, path: &str, body: &[u8], if_matc
         ("DELETE", ["device", id]) => reply(tailnet.delete_device(&DeviceId::from(*id)).await, |()| {
             Value::Null
         }),
+        ("GET", ["device", id, "routes"]) => {
+            reply(tailnet.device_routes(&DeviceId::from(*id)).await, |routes| json!(routes))
+        }
+        ("POST", ["device", id, "routes"]) => {
+            let body: Value = serde_json::from_slice(body).unwrap();
+            let routes: Vec<ipnet::IpNet> = serde_json::from_value(body["routes"].clone()).unwrap();
+            let stored = tailnet.set_device_routes(&DeviceId::from(*id), &routes).await;
+            reply(stored, |routes| json!(routes))
+        }
+        (_, ["tailnet", "-", "vip-services", ..]) => service(tailnet, method, &segments[3..], body).await,
+        ("GET", ["tailnet", "-", "dns", "configuration"]) => reply(tailnet.dns().await, |dns| json!(dns)),
+        ("POST", ["tailnet", "-", "dns", "configuration"]) => {
+            let dns = serde_json::from_slice(body).unwrap();
+            reply(tailnet.set_dns(&dns).await, |()| Value::Null)
+        }
         ("GET", ["tailnet", "-", "acl"]) => policy(tailnet.policy().await),
         ("POST", ["tailnet", "-", "acl"]) => policy(
             tailnet
                 .set_policy(std::str::from_utf8(body).unwrap(), if_match)
                 .await,
         ),
+        _ => refusal(404, "no such path"),
+    }
+}
+
+async fn service(tailnet: &Fake, method: &Method, segments: &[&str], body: &[u8]) -> Reply {
+    match (method.as_str(), segments) {
+        ("GET", []) => reply(
+            tailnet.list_services().await,
+            |services| json!({ "vipServices": services }),
+        ),
+        ("GET", [name]) => reply(tailnet.service(name).await, |service| json!(service)),
+        ("PUT", [name]) => {
+            let service: VipService = serde_json::from_slice(body).unwrap();
+            assert_eq!(service.name, *name);
+            reply(tailnet.put_service(&service).await, |()| Value::Null)
+        }
+        ("DELETE", [name]) => reply(tailnet.delete_service(name).await, |()| Value::Null),
         _ => refusal(404, "no such path"),
     }
 }

@@ -14,6 +14,8 @@ use crate::model::Role;
 pub enum Command {
     /// People
     User(Group<UserCommand>),
+    /// Devices that wait for a person to let them in
+    Login(Group<LoginCommand>),
     /// Auth keys, by which devices join
     Key(Group<KeyCommand>),
     /// OAuth clients, by which programs such as the operator use the API
@@ -22,8 +24,38 @@ pub enum Command {
     ApiToken(Group<TokenCommand>),
     /// Devices
     Node(Group<NodeCommand>),
+    /// Routes that devices offer to serve
+    Route(Group<RouteCommand>),
+    /// Services with addresses of their own, for which several devices may answer
+    Service(Group<ServiceCommand>),
+    /// How devices resolve names
+    Dns(Group<DnsCommand>),
+    /// Rules for devices
+    Settings(Group<SettingsCommand>),
+    /// Who changed what, the latest first
+    Log(LogArgs),
     /// The policy
     Policy(Group<PolicyCommand>),
+}
+
+impl Command {
+    /// The form of the output that is asked for.
+    pub(super) fn output(&self) -> Format {
+        match self {
+            Self::User(group) => group.output,
+            Self::Login(group) => group.output,
+            Self::Key(group) => group.output,
+            Self::OauthClient(group) => group.output,
+            Self::ApiToken(group) => group.output,
+            Self::Node(group) => group.output,
+            Self::Route(group) => group.output,
+            Self::Service(group) => group.output,
+            Self::Dns(group) => group.output,
+            Self::Settings(group) => group.output,
+            Self::Log(args) => args.output,
+            Self::Policy(group) => group.output,
+        }
+    }
 }
 
 /// Commands about one kind of thing.
@@ -52,10 +84,46 @@ pub enum UserCommand {
     },
     /// List users
     List,
+    /// Give a user another role
+    Role {
+        /// Login name or id
+        user: String,
+        /// What the user may do from now on
+        #[arg(value_parser = parse_role)]
+        role: Role,
+    },
+    /// Make a link by which a user signs in at the web console, once
+    LoginLink {
+        /// Login name or id
+        user: String,
+    },
     /// Delete a user who owns no nodes
     Delete {
         /// Login name or id
         user: String,
+    },
+}
+
+/// Commands about devices that wait.
+#[derive(Debug, Subcommand)]
+pub enum LoginCommand {
+    /// List devices that wait
+    List,
+    /// Let a device in
+    Approve {
+        /// Id, or the address that the device shows
+        id: String,
+        /// Whose it shall be
+        #[arg(long)]
+        user: Option<String>,
+        /// Its tags, if it shall belong to nobody
+        #[arg(long, value_delimiter = ',', conflicts_with = "user")]
+        tags: Vec<String>,
+    },
+    /// Turn a device down
+    Deny {
+        /// Id, or the address that the device shows
+        id: String,
     },
 }
 
@@ -113,6 +181,9 @@ pub enum ClientCommand {
         /// What it is for
         #[arg(long, default_value = "", hide_default_value = true)]
         description: String,
+        /// What the token of its platform must say, of a client that keeps no secret
+        #[command(flatten)]
+        binding: Option<FederationArgs>,
     },
     /// List OAuth clients
     List,
@@ -121,6 +192,29 @@ pub enum ClientCommand {
         /// Id of the client
         id: String,
     },
+}
+
+/// What the token of its platform must say, of a client that keeps no secret.
+#[derive(Clone, Debug, Args)]
+#[group(id = "federation")]
+pub struct FederationArgs {
+    /// Issuer of the platform's tokens, one of the configuration: the client shows such a token instead of a secret
+    #[arg(long, requires = "subject")]
+    pub(super) issuer: String,
+    /// Whom the token is about, such as system:serviceaccount:tailscale:operator; * stands for any text
+    #[arg(long, requires = "issuer")]
+    pub(super) subject: String,
+    /// For whom the token is made, if not for api.tailscale.com/ID
+    #[arg(long, requires = "issuer", default_value = "", hide_default_value = true)]
+    pub(super) audience: String,
+    /// A further claim that the token must have, such as kubernetes.io.namespace=tailscale
+    #[arg(long, requires = "issuer", value_parser = parse_pair)]
+    pub(super) claim: Vec<(String, String)>,
+}
+
+fn parse_pair(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').ok_or("write it like name=value")?;
+    Ok((pair.0.to_owned(), pair.1.to_owned()))
 }
 
 /// Commands about API tokens.
@@ -165,6 +259,154 @@ pub enum NodeCommand {
         /// Name, address or id
         node: String,
     },
+    /// Approve a node that waits for it
+    Approve {
+        /// Name, address or id
+        node: String,
+    },
+    /// Give a node another name
+    Rename {
+        /// Name, address or id
+        node: String,
+        /// The name; none to follow the host name again
+        #[arg(default_value = "", hide_default_value = true)]
+        name: String,
+    },
+    /// Replace a node's owner by tags
+    Tag {
+        /// Name, address or id
+        node: String,
+        /// The tags, such as tag:server
+        #[arg(required = true)]
+        tags: Vec<String>,
+    },
+}
+
+/// Commands about routes.
+#[derive(Debug, Subcommand)]
+pub enum RouteCommand {
+    /// List routes and the nodes that offer them
+    List,
+    /// Say which routes of a node are approved, in place of those of before
+    Approve {
+        /// Name, address or id
+        node: String,
+        /// The routes, such as 10.0.0.0/16; both 0.0.0.0/0 and ::/0 for an exit node; none to approve none
+        routes: Vec<String>,
+    },
+}
+
+/// Commands about services.
+#[derive(Debug, Subcommand)]
+pub enum ServiceCommand {
+    /// List services
+    List,
+    /// Create a service, or give it another form
+    Set(NewService),
+    /// List the nodes that offer to answer for a service
+    Hosts {
+        /// Name, such as svc:web
+        name: String,
+    },
+    /// Let a node answer for a service
+    Approve {
+        /// Name, such as svc:web
+        name: String,
+        /// Name, address or id of the node
+        node: String,
+    },
+    /// Forbid a node to answer for a service
+    Deny {
+        /// Name, such as svc:web
+        name: String,
+        /// Name, address or id of the node
+        node: String,
+    },
+    /// Delete a service
+    Delete {
+        /// Name, such as svc:web
+        name: String,
+    },
+}
+
+/// A service to create.
+#[derive(Debug, Args)]
+pub struct NewService {
+    /// Name, such as svc:web
+    pub(super) name: String,
+    /// What it answers on, such as tcp:443 or tcp:80-90
+    #[arg(long, required = true, value_delimiter = ',')]
+    pub(super) ports: Vec<String>,
+    /// Its tags, by which the policy knows it
+    #[arg(long, value_delimiter = ',')]
+    pub(super) tags: Vec<String>,
+    /// What it is for
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub(super) comment: String,
+}
+
+/// Commands about name resolution.
+#[derive(Debug, Subcommand)]
+pub enum DnsCommand {
+    /// Print how names are resolved
+    Get,
+    /// Replace the whole
+    Set {
+        /// File of the form that `dns get --output json` prints; - for standard input
+        file: PathBuf,
+    },
+    /// Replace the resolvers for all names
+    Nameservers {
+        /// IP addresses, address:port, or https:// URLs; none to leave it to the devices
+        addresses: Vec<String>,
+    },
+    /// Replace the domains that complete short names
+    Search {
+        /// Domains, after that of the tailnet
+        domains: Vec<String>,
+    },
+    /// Replace the resolvers for the names below a domain
+    Split {
+        /// The domain
+        domain: String,
+        /// IP addresses, address:port, or https:// URLs; none to remove it
+        addresses: Vec<String>,
+    },
+}
+
+/// Commands about settings.
+#[derive(Debug, Subcommand)]
+pub enum SettingsCommand {
+    /// Print the settings
+    Get,
+    /// Change those that are given
+    Set(SettingsArgs),
+}
+
+/// Settings to change.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub struct SettingsArgs {
+    /// Whether devices wait for an administrator's approval
+    #[arg(long)]
+    pub(super) device_approval: Option<bool>,
+    /// After how many days a person's device has to log in again; 0 for never
+    #[arg(long)]
+    pub(super) key_lifetime_days: Option<u32>,
+    /// Whether devices may get certificates for their names
+    #[arg(long)]
+    pub(super) https: Option<bool>,
+}
+
+/// Which part of the log to print.
+#[derive(Debug, Args)]
+pub struct LogArgs {
+    /// How many entries at most
+    #[arg(long, default_value = "50")]
+    pub(super) limit: usize,
+    /// Form of the output
+    #[arg(long, value_enum, default_value = "table")]
+    pub(super) output: Format,
 }
 
 /// Commands about the policy.

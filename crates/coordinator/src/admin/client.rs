@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
-use url::Url;
+use url::{Url, form_urlencoded};
 
 /// The longest answer that is read, in bytes.
 const ANSWER_LIMIT: usize = 256 << 20;
@@ -96,14 +96,35 @@ impl Client {
         serde_json::from_slice(&answer).map_err(ClientError::Unexpected)
     }
 
+    /// Reads something, with parameters behind the path.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn query<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        parameters: &[(&str, &str)],
+    ) -> Result<T, ClientError> {
+        let query = form_urlencoded::Serializer::new(String::new())
+            .extend_pairs(parameters)
+            .finish();
+        let target = format!("{}?{query}", target(path));
+        let answer = self.exchange(Method::GET, target, Bytes::new()).await?;
+        serde_json::from_slice(&answer).map_err(ClientError::Unexpected)
+    }
+
     /// Makes a call with a text, and gives the answer as it is.
     ///
     /// # Errors
     /// As [`Client::call`].
     pub async fn send(&self, method: Method, path: &[&str], body: Bytes) -> Result<Bytes, ClientError> {
+        self.exchange(method, target(path), body).await
+    }
+
+    async fn exchange(&self, method: Method, target: String, body: Bytes) -> Result<Bytes, ClientError> {
         let request = Request::builder()
             .method(method)
-            .uri(target(path))
+            .uri(target)
             .header(header::HOST, "coordinator")
             .body(Full::new(body))
             .map_err(ClientError::Request)?;

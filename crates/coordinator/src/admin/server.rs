@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::api;
 use crate::http;
-use crate::ops::Operations;
+use crate::site::Site;
 
 /// Connections that are served at one time.
 const CONNECTIONS: usize = 32;
@@ -54,11 +54,11 @@ pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
 /// Serves the administrator's calls until `stop`. Each connection is one of `tasks`.
 pub(crate) async fn serve(
     listener: UnixListener,
-    operations: Operations,
+    site: Arc<Site>,
     stop: CancellationToken,
     tasks: TaskTracker,
 ) {
-    let router = api::socket_router(operations);
+    let router = api::socket_router(site);
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let next = async {

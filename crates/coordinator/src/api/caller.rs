@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
 use super::{Api, ApiError, Authority, BODY_LIMIT, BODY_TIME};
-use crate::model::Actor;
+use crate::model::{Actor, CredentialId};
 use crate::ops::{Access, AccessError};
 use crate::scope::{self, Scope};
 
@@ -54,14 +54,15 @@ impl FromRequestParts<Api> for Caller {
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
         let access = match api.authority {
             Authority::Socket => Access {
+                token: CredentialId::from("administrator"),
                 actor: Actor::Administrator,
                 scopes: [scope::ALL.to_string()].into(),
             },
             Authority::Token => {
                 let token = token(&parts.headers).ok_or(ApiError::NoCredentials)?;
-                api.operations
-                    .authenticate(&token, Timestamp::now())
-                    .map_err(ApiError::Access)?
+                let access = api.operations.authenticate(&token, Timestamp::now())?;
+                api.count_call(&access.token)?;
+                access
             }
         };
         let params = RawPathParams::from_request_parts(parts, api)

@@ -1,5 +1,7 @@
 //! Answers that refuse a call: a status and `{"message": …}`.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -7,6 +9,7 @@ use serde_json::{Value, json};
 use tailwharf_policy::PolicyError;
 
 use crate::ops::{AccessError, OpError};
+use crate::site::TooMany;
 
 /// Why a call is refused.
 #[derive(Debug, thiserror::Error)]
@@ -43,8 +46,8 @@ pub(crate) enum ApiError {
     Invalid(String),
     #[error("there is no {kind} `{id}`")]
     NotFound { kind: &'static str, id: String },
-    #[error("this server has no Services with addresses of their own")]
-    NoServices,
+    #[error("too many calls: try again in {} s", .0.as_secs() + 1)]
+    TooMany(Duration),
     #[error(transparent)]
     Operation(#[from] OpError),
 }
@@ -63,7 +66,7 @@ impl ApiError {
             | Self::BodyIncomplete
             | Self::BodyInvalid(_)
             | Self::Invalid(_) => StatusCode::BAD_REQUEST,
-            Self::NoServices => StatusCode::NOT_IMPLEMENTED,
+            Self::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Operation(error) => match error {
                 OpError::NotFound { .. } => StatusCode::NOT_FOUND,
                 OpError::Conflict(_) => StatusCode::CONFLICT,
@@ -71,6 +74,8 @@ impl ApiError {
                     StatusCode::BAD_REQUEST
                 }
                 OpError::PolicyChanged => StatusCode::PRECONDITION_FAILED,
+                OpError::Forbidden(_) => StatusCode::FORBIDDEN,
+                OpError::Busy(_) => StatusCode::TOO_MANY_REQUESTS,
                 OpError::Store(_) | OpError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
                 _ => StatusCode::INTERNAL_SERVER_ERROR,
             },
@@ -78,12 +83,22 @@ impl ApiError {
     }
 }
 
+impl From<TooMany> for ApiError {
+    fn from(TooMany(wait): TooMany) -> Self {
+        Self::TooMany(wait)
+    }
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = self.status();
-        let mut body = json!({"message": self.to_string()});
+        let mut body = json!({"message": self.to_string(), "status": status.as_u16()});
         if let Self::Operation(OpError::PolicyInvalid(errors)) = &self {
             body = policy_faults(errors);
+        }
+        if let Self::TooMany(wait) = &self {
+            let wait = (wait.as_secs() + 1).to_string();
+            return (status, [(header::RETRY_AFTER, wait)], Json(body)).into_response();
         }
         if status == StatusCode::UNAUTHORIZED {
             return (status, [(header::WWW_AUTHENTICATE, "Bearer")], Json(body)).into_response();

@@ -2,8 +2,12 @@
 
 mod access;
 mod contract;
+mod federation;
 mod keys;
+mod services;
 mod tailnet;
+
+use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
@@ -19,7 +23,9 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use super::{BODY_LIMIT, POLICY_LIMIT, router, socket_router};
+use crate::config::IssuerConfig;
 use crate::lab;
+use crate::workload::Issuers;
 use crate::register;
 use crate::{Coordinator, Handle};
 
@@ -83,14 +89,28 @@ fn request(method: Method, path: &str, authorization: Option<&str>, body: impl I
 
 impl Site {
     async fn start() -> Self {
+        Self::start_with(|_| Vec::new()).await
+    }
+
+    /// A coordinator that believes issuers whose files are in its directory.
+    async fn start_with(issuers: impl FnOnce(&std::path::Path) -> Vec<IssuerConfig>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let handle = Coordinator::start(lab::config(dir.path()), CancellationToken::new())
+        let mut config = lab::config(dir.path());
+        config.issuers = issuers(dir.path());
+        let handle = Coordinator::start(config.clone(), CancellationToken::new())
             .await
             .unwrap();
         let operations = handle.operations().clone();
+        let shared = crate::site::Site::new(
+            operations,
+            config.server_url.clone(),
+            Issuers::new(&config.issuers).unwrap(),
+            &config.limits,
+        );
+        let shared = Arc::new(shared);
         let site = Self {
-            public: router(operations.clone()),
-            socket: socket_router(operations),
+            public: router(shared.clone()),
+            socket: socket_router(shared),
             handle,
             _dir: dir,
         };
@@ -126,7 +146,11 @@ impl Site {
     }
 
     async fn send_form(&self, authorization: Option<&str>, form: impl Into<Body>) -> Answer {
-        let mut request = request(Method::POST, "/api/v2/oauth/token", authorization, form);
+        self.send_form_to("/api/v2/oauth/token", authorization, form).await
+    }
+
+    async fn send_form_to(&self, path: &str, authorization: Option<&str>, form: impl Into<Body>) -> Answer {
+        let mut request = request(Method::POST, path, authorization, form);
         let kind = header::HeaderValue::from_static("application/x-www-form-urlencoded");
         request.headers_mut().insert(header::CONTENT_TYPE, kind);
         exchange(&self.public, request).await

@@ -1,16 +1,21 @@
 //! People.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
 use jiff::Timestamp;
+use rand::rngs::OsRng;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
+use url::Url;
 
 use super::caller::{Body, Caller, Path};
-use super::{Api, ApiError};
+use super::{Api, ApiError, done};
 use crate::model::{Role, User};
 use crate::ops::NewUser;
 use crate::scope;
+use crate::web;
 use crate::world::World;
 
 /// A person as shown.
@@ -52,10 +57,7 @@ impl UserView {
             role: user.role,
             status: "active".to_owned(),
             created: user.created,
-            device_count: world
-                .nodes()
-                .filter(|node| node.owner.user() == Some(user.id))
-                .count(),
+            device_count: world.nodes_of_user(user.id).count(),
         }
     }
 }
@@ -67,6 +69,72 @@ pub(super) async fn list(State(api): State<Api>, caller: Caller) -> Result<Json<
     Ok(Json(UserList {
         users: world.users().map(|user| UserView::new(&world, user)).collect(),
     }))
+}
+
+/// One person, named by id or login.
+pub(super) async fn get(
+    State(api): State<Api>,
+    caller: Caller,
+    Path(user): Path<String>,
+) -> Result<Json<UserView>, ApiError> {
+    caller.require(scope::USERS.read())?;
+    let world = api.operations.world();
+    let user = find(&world, user)?;
+    Ok(Json(UserView::new(&world, user)))
+}
+
+#[derive(Deserialize)]
+pub(super) struct RoleRequest {
+    role: Role,
+}
+
+/// Gives a person another role. Served on the administrator's socket alone.
+pub(super) async fn set_role(
+    State(api): State<Api>,
+    caller: Caller,
+    Path(user): Path<String>,
+    Body(request): Body<RoleRequest>,
+) -> Result<Json<UserView>, ApiError> {
+    caller.require(scope::USERS)?;
+    let id = find(&api.operations.world(), user)?.id;
+    let actor = caller.actor().clone();
+    let user = api.operations.set_user_role(actor, id, request.role).await?;
+    Ok(Json(UserView::new(&api.operations.world(), &user)))
+}
+
+/// A link by which a person signs in at the web console.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct LoginLink {
+    /// Good for one sign-in.
+    pub(crate) url: Url,
+    pub(crate) expires: Timestamp,
+}
+
+/// Makes a link by which a person signs in at the web console. Served on the administrator's socket alone.
+pub(super) async fn login_link(
+    State(api): State<Api>,
+    caller: Caller,
+    Path(user): Path<String>,
+) -> Result<Json<LoginLink>, ApiError> {
+    caller.require(scope::USERS)?;
+    let world = api.operations.world();
+    let user = find(&world, user)?;
+    let invitation = api.sessions.invite(user.id, Timestamp::now(), &mut OsRng);
+    tracing::info!(user = user.login, expires = %invitation.expires, "login link made");
+    Ok(Json(LoginLink {
+        url: web::login_url(&api.url, &invitation.token),
+        expires: invitation.expires,
+    }))
+}
+
+pub(super) fn find(world: &World, user: String) -> Result<&Arc<User>, ApiError> {
+    let found = world
+        .users()
+        .find(|known| known.login.eq_ignore_ascii_case(&user) || known.id.to_string() == user);
+    found.ok_or(ApiError::NotFound {
+        kind: "user",
+        id: user,
+    })
 }
 
 /// Creates a person. Served on the administrator's socket alone.
@@ -81,7 +149,7 @@ pub(super) async fn create(
         display_name: request.display_name,
         role: request.role,
     };
-    let user = api.operations.create_user(new).await?;
+    let user = api.operations.create_user(caller.actor().clone(), new).await?;
     Ok(Json(UserView::new(&api.operations.world(), &user)))
 }
 
@@ -92,16 +160,7 @@ pub(super) async fn delete(
     Path(user): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     caller.require(scope::USERS)?;
-    let world = api.operations.world();
-    let found = world
-        .users()
-        .find(|known| known.login.eq_ignore_ascii_case(&user) || known.id.to_string() == user);
-    let id = found
-        .ok_or(ApiError::NotFound {
-            kind: "user",
-            id: user,
-        })?
-        .id;
-    api.operations.delete_user(id).await?;
-    Ok(Json(json!({})))
+    let id = find(&api.operations.world(), user)?.id;
+    api.operations.delete_user(caller.actor().clone(), id).await?;
+    Ok(done())
 }

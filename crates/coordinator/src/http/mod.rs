@@ -6,10 +6,11 @@ mod ts2021;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
-    Json, Router,
-    extract::State,
+    Extension, Json, Router,
+    extract::{Request, State},
     http::{HeaderMap, HeaderValue, StatusCode},
-    response::IntoResponse,
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
     routing::get,
 };
 use hyper::server::conn::http1;
@@ -27,13 +28,15 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use self::limits::Permit;
-pub(crate) use self::limits::Permits;
+pub(crate) use self::limits::{Permits, Rate, Source};
 use crate::machine::Control;
 
 /// How long a client may take for a TLS handshake, or for the headers of a request.
 const HEADER_TIME: Duration = Duration::from_secs(5);
 /// The longest header block.
 const HEADER_LIMIT: usize = 64 * 1024;
+/// Where Noise connections begin.
+const TS2021: &str = "/ts2021";
 /// How often the log says that connections are refused.
 const LIMIT_LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// How long to wait when the system gives no more sockets.
@@ -43,7 +46,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) fn routes(control: Arc<Control>) -> Router {
     Router::new()
         .route("/key", get(key))
-        .route("/ts2021", axum::routing::post(ts2021::upgrade))
+        .route(TS2021, axum::routing::post(ts2021::upgrade))
         .route(
             "/health",
             get(|| async { Json(serde_json::json!({ "status": "pass" })) }),
@@ -126,10 +129,21 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     // The permit goes with the connection: behind an upgrade it belongs to the Noise connection.
-    let router = router.layer(axum::Extension(permit));
+    let router = router
+        .layer(middleware::from_fn(settle))
+        .layer(Extension(permit))
+        .layer(Extension(Source::from(source.ip())));
     if let Err(error) = serve_connection(stop, socket, router).await {
         tracing::debug!(%source, %error, "connection ended");
     }
+}
+
+/// A whole request shows what a connection is for, unless it is a Noise connection, which has to go on.
+async fn settle(Extension(permit): Extension<Permit>, request: Request, next: Next) -> Response {
+    if request.uri().path() != TS2021 {
+        permit.settle();
+    }
+    next.run(request).await
 }
 
 /// Answers the requests of one connection until it ends, or `stop`.

@@ -32,13 +32,12 @@ pub(super) async fn upgrade(
     let upgrade = hyper::upgrade::on(&mut request);
     let tasks = control.tasks.clone();
     tasks.spawn(async move {
-        let _permit = permit;
         let io = match timeout(HEADER_TIME, upgrade).await {
             Ok(Ok(io)) => TokioIo::new(io),
             Ok(Err(error)) => return tracing::debug!(%error, "upgrade to Noise failed"),
             Err(_) => return tracing::debug!("upgrade to Noise took too long"),
         };
-        if let Err(error) = noise::serve(control, io, &initiation).await {
+        if let Err(error) = noise::serve(control, io, &initiation, || permit.settle()).await {
             tracing::debug!(%error, "Noise connection ended");
         }
     });

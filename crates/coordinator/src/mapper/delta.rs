@@ -5,11 +5,12 @@ use std::{
     sync::Arc,
 };
 
-use tailwharf_wire::tailcfg::{MapResponse, Node as WireNode, NodeId, PeerChange, UserId};
+use tailwharf_wire::tailcfg::{Node as WireNode, NodeId, PeerChange, UserId};
 
 use super::{
     Dirty,
-    view::{View, profile, profile_id},
+    message::{Message, Told},
+    view::{View, filters, known_users, profile},
 };
 use crate::world::World;
 
@@ -17,59 +18,73 @@ use crate::world::World;
 ///
 /// Only what `dirty` names is compared. A message keeps to what official clients expect: full nodes where a patch cannot say it, profiles with the
 /// nodes that need them, everything sorted by id.
-pub(crate) fn delta(old: &World, new: &World, me: NodeId, dirty: &Dirty) -> Option<MapResponse> {
+pub(crate) fn delta(old: &World, new: &World, me: NodeId, dirty: &Dirty) -> Option<Message> {
     let (old, new) = (View { world: old, me }, View { world: new, me });
-    let mut message = MapResponse::default();
-    let peers: Vec<NodeId> = if dirty.everything {
-        let mut all: Vec<NodeId> = old.peers().chain(new.peers()).map(|node| node.id).collect();
-        all.sort_unstable();
-        all.dedup();
-        all
+    let mut message = Message::default();
+    if dirty.everything {
+        compare_all_peers(&old, &new, &mut message);
     } else {
-        dirty.nodes.iter().copied().filter(|id| *id != me).collect()
-    };
-    for id in peers {
-        compare_peer(&old, &new, id, &mut message);
-    }
-    if dirty.everything || dirty.nodes.contains(&me) {
-        compare_self(&old, &new, &mut message);
-    }
-    let may_filter_differ = dirty.everything || !Arc::ptr_eq(old.world.compiled(), new.world.compiled());
-    if may_filter_differ && old.filter() != new.filter() {
-        message.packet_filters = Some(new.filters());
-    }
-    compare_profiles(&old, &new, dirty.everything, &mut message);
-    (message != MapResponse::default()).then_some(message)
-}
-
-fn compare_peer(old: &View<'_>, new: &View<'_>, id: NodeId, message: &mut MapResponse) {
-    match (old.peer(id), new.peer(id)) {
-        (None, None) => {}
-        (Some(_), None) => message.peers_removed.push(id),
-        (None, Some(peer)) => message.peers_changed.push(new.peer_message(peer)),
-        (Some(former), Some(peer)) => {
-            let (former, peer) = (old.peer_message(former), new.peer_message(peer));
-            if former == peer {
-                return;
-            }
-            let patch = difference(&former, &peer);
-            if is_expressed_by(&former, &peer, &patch) {
-                message.peers_changed_patch.push(patch);
-            } else {
-                message.peers_changed.push(peer);
-            }
+        for id in dirty.nodes.iter().filter(|id| **id != me) {
+            compare_peer(&old, &new, *id, &mut message);
         }
     }
+    if dirty.everything || dirty.own {
+        compare_self(&old, &new, &mut message);
+    }
+    if dirty.everything || dirty.filter {
+        let filter = new.filter();
+        if filter != old.filter() {
+            message.rest.packet_filters = Some(filters(filter));
+        }
+    }
+    if dirty.everything && !Arc::ptr_eq(old.world.derp_map(), new.world.derp_map()) {
+        message.rest.derp_map = Some(new.world.derp_map().as_ref().clone());
+    }
+    compare_profiles(&old, &new, dirty, &mut message);
+    (!message.is_empty()).then_some(message)
 }
 
-fn compare_self(old: &View<'_>, new: &View<'_>, message: &mut MapResponse) {
+fn compare_all_peers(old: &View<'_>, new: &View<'_>, message: &mut Message) {
+    let mut former: BTreeMap<NodeId, Told> = old.peers().map(|peer| (peer.node().id, peer)).collect();
+    for peer in new.peers() {
+        match former.remove(&peer.node().id) {
+            None => message.peers_changed.push(peer),
+            Some(former) => tell(&former, peer, message),
+        }
+    }
+    message.rest.peers_removed = former.into_keys().collect();
+}
+
+fn compare_peer(old: &View<'_>, new: &View<'_>, id: NodeId, message: &mut Message) {
+    match (old.peer(id), new.peer(id)) {
+        (None, None) => {}
+        (Some(_), None) => message.rest.peers_removed.push(id),
+        (None, Some(peer)) => message.peers_changed.push(peer),
+        (Some(former), Some(peer)) => tell(&former, peer, message),
+    }
+}
+
+/// Adds how a peer differs from what was told of it.
+fn tell(former: &Told, peer: Told, message: &mut Message) {
+    if former.is_same(&peer) || former.node() == peer.node() {
+        return;
+    }
+    let patch = difference(former.node(), peer.node());
+    if is_expressed_by(former.node(), peer.node(), &patch) {
+        message.rest.peers_changed_patch.push(patch);
+    } else {
+        message.peers_changed.push(peer);
+    }
+}
+
+fn compare_self(old: &View<'_>, new: &View<'_>, message: &mut Message) {
     let node = new.own_message();
     if node != old.own_message() {
-        message.node = node;
+        message.rest.node = node;
     }
     let dns = new.dns();
     if dns != old.dns() {
-        message.dns_config = Some(dns);
+        message.rest.dns_config = Some(dns);
     }
 }
 
@@ -77,34 +92,27 @@ fn compare_self(old: &View<'_>, new: &View<'_>, message: &mut MapResponse) {
 ///
 /// Official clients show owners as they were in the last map that they built anew, and a profile alone does not make them build one: the node itself
 /// does. So it comes along with a profile that is new.
-fn compare_profiles(old: &View<'_>, new: &View<'_>, everything: bool, message: &mut MapResponse) {
-    let mut needed: BTreeMap<UserId, bool> = message
-        .peers_changed
-        .iter()
-        .chain(&message.node)
-        .map(|node| (node.user, true))
-        .collect();
-    if everything {
-        let visible = new.own().into_iter().chain(new.peers());
-        for id in visible.map(profile_id) {
-            needed
-                .entry(id)
-                .or_insert_with(|| profile(old.world, id) != profile(new.world, id));
-        }
+fn compare_profiles(old: &View<'_>, new: &View<'_>, dirty: &Dirty, message: &mut Message) {
+    let has_changed = |id: &UserId| profile(old.world, *id) != profile(new.world, *id);
+    let mut needed: BTreeSet<UserId> = message.peers_changed.iter().map(|peer| peer.node().user).collect();
+    needed.extend(message.rest.node.iter().map(|node| node.user));
+    if dirty.everything {
+        needed.extend(known_users(new).into_iter().filter(has_changed));
+    } else if dirty.users.iter().any(has_changed) {
+        let visible = known_users(new);
+        needed.extend(dirty.users.iter().filter(|id| visible.contains(id) && has_changed(id)));
     }
-    needed.retain(|_, needed| *needed);
     if needed.is_empty() {
         return;
     }
-    let known: BTreeSet<UserId> = old.own().into_iter().chain(old.peers()).map(profile_id).collect();
-    let is_news = |id: &UserId| !known.contains(id) || profile(old.world, *id) != profile(new.world, *id);
-    if message.node.is_none() && needed.keys().any(is_news) {
-        message.node = new.own_message();
+    if message.rest.node.is_none() {
+        let known = known_users(old);
+        if needed.iter().any(|id| !known.contains(id) || has_changed(id)) {
+            message.rest.node = new.own_message();
+            needed.extend(message.rest.node.iter().map(|node| node.user));
+        }
     }
-    message.user_profiles = needed
-        .into_keys()
-        .filter_map(|id| profile(new.world, id))
-        .collect();
+    message.rest.user_profiles = needed.into_iter().filter_map(|id| profile(new.world, id)).collect();
 }
 
 /// The fields of a patch that differ.

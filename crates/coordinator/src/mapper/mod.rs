@@ -3,13 +3,16 @@
 //! [`full`] and [`delta`] are pure: they depend on worlds alone. `stream` runs them for one client.
 
 mod delta;
+mod dns;
+mod message;
 mod stream;
 mod view;
 
-pub(crate) use self::stream::{MapStream, encode};
+pub(crate) use self::stream::MapStream;
 pub(crate) use self::{delta::delta, view::full};
 
-pub(crate) use self::view::{profile, profile_id};
+pub(crate) use self::message::Message;
+pub(crate) use self::view::profile;
 pub(crate) use crate::sessions::Dirty;
 
 #[cfg(test)]

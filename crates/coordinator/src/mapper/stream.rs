@@ -8,15 +8,15 @@ use futures::stream;
 use jiff::Timestamp;
 use rand::Rng;
 use tailwharf_wire::{
-    map_frame::{self, Compression},
-    tailcfg::{MapResponse, NodeId},
+    map_frame::Compression,
+    tailcfg::{MapResponse, NodeId, PingRequest},
 };
 use tokio::time::{Instant, sleep_until};
 
-use super::{delta, full};
+use super::{Message, delta, full};
 use crate::{
     machine::Control,
-    sessions::{Due, Session},
+    sessions::{Session, Update},
     world::World,
 };
 
@@ -83,11 +83,11 @@ impl MapStream {
         self.last_sent = Instant::now();
         let silence = rand::thread_rng().gen_range(KEEP_ALIVE);
         self.silent_until = self.last_sent + Duration::from_secs(silence);
-        encode(&message, self.compression)
+        message.encode(self.compression)
     }
 
     /// Waits for something to tell.
-    async fn wait(&mut self) -> Option<MapResponse> {
+    async fn wait(&mut self) -> Option<Message> {
         let stop = self.control.stop.clone();
         loop {
             let session = self.session.clone();
@@ -108,30 +108,31 @@ impl MapStream {
             };
             let due = tokio::select! {
                 due = change => due?,
-                () = silence => return Some(MapResponse { keep_alive: true, ..MapResponse::default() }),
+                () = silence => return Some(Message::of(MapResponse { keep_alive: true, ..MapResponse::default() })),
                 () = stop.cancelled() => return None,
             };
-            let Due { base, latest, dirty } = due;
-            if let Some(message) = delta(&base, &latest, self.node, &dirty) {
+            let message = due.update.and_then(|Update { base, latest, dirty }| {
+                delta(&base, &latest, self.node, &dirty)
+            });
+            if let Some(message) = with_ping(message, due.ping) {
                 return Some(message);
             }
         }
     }
 }
 
+/// Adds a question to a message, or makes one for it.
+fn with_ping(message: Option<Message>, ping: Option<PingRequest>) -> Option<Message> {
+    if ping.is_none() {
+        return message;
+    }
+    let mut message = message.unwrap_or_default();
+    message.rest.ping_request = ping;
+    Some(message)
+}
+
 impl Drop for MapStream {
     fn drop(&mut self) {
         self.control.stream_ended(&self.session, self.node);
-    }
-}
-
-/// A message as it is sent. A message beyond the protocol's limit ends the stream.
-pub(crate) fn encode(message: &MapResponse, compression: Compression) -> Option<Bytes> {
-    match map_frame::encode(message, compression) {
-        Ok(frame) => Some(frame.into()),
-        Err(error) => {
-            tracing::error!(%error, "a map message could not be encoded");
-            None
-        }
     }
 }

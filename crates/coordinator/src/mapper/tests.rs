@@ -18,7 +18,7 @@ use crate::{
     ops::{removal, replacement},
     poll,
     secret::Secret,
-    sessions::{Due, Session},
+    sessions::{Session, Update},
     world::{Change, Presence},
 };
 
@@ -130,15 +130,15 @@ impl Follower {
     fn open(lab: &Lab, id: NodeId) -> Self {
         let (session, world) = lab.sessions.open(id);
         let mut client = Client::default();
-        client.receive(full(&world, id, Timestamp::UNIX_EPOCH).unwrap());
+        client.receive(full(&world, id, Timestamp::UNIX_EPOCH).unwrap().into_response());
         Self { id, session, client }
     }
 
     fn catch_up(&mut self) {
-        if let Some(Due { base, latest, dirty }) = self.session.take()
+        if let Some(Update { base, latest, dirty }) = self.session.take().and_then(|due| due.update)
             && let Some(message) = delta(&base, &latest, self.id, &dirty)
         {
-            self.client.receive(message);
+            self.client.receive(message.into_response());
         }
     }
 }
@@ -359,15 +359,16 @@ fn three_nodes() -> Play {
 }
 
 fn message(play: &Play, follower: &Follower) -> Option<MapResponse> {
-    let Due { base, latest, dirty } = follower.session.take()?;
+    let Update { base, latest, dirty } = follower.session.take()?.update?;
     let _ = play;
-    delta(&base, &latest, follower.id, &dirty)
+    delta(&base, &latest, follower.id, &dirty).map(Message::into_response)
 }
 
 #[test]
 fn the_first_message() {
     let play = three_nodes();
-    let mut message = full(&play.lab.world, NodeId(1), Timestamp::UNIX_EPOCH).unwrap();
+    let message = full(&play.lab.world, NodeId(1), Timestamp::UNIX_EPOCH).unwrap();
+    let mut message = message.into_response();
     for node in message.node.iter_mut().chain(&mut message.peers) {
         node.stable_id.0 = "n…CNTRL".to_owned();
     }
@@ -409,7 +410,7 @@ fn the_first_tagged_peer_comes_with_its_owner_and_the_node_itself() {
             .iter()
             .map(|profile| profile.login_name.as_str())
             .collect::<Vec<_>>(),
-        ["tagged-devices"]
+        ["alice@example.com", "tagged-devices"]
     );
     play.happen(Event::Reveal(3));
     let second = message(&play, &follower).unwrap();
@@ -441,11 +442,9 @@ fn a_change_wakes_only_those_whom_it_concerns() {
     play.happen(Event::Policy(2));
     let follower = Follower::open(&play.lab, NodeId(2));
     play.happen(Event::Region(0, 2));
-    let due = follower.session.take().unwrap();
-    assert_eq!(due.dirty, Dirty::default());
     assert!(
-        Arc::ptr_eq(&due.base, &play.lab.world),
-        "the base of an unconcerned stream moves along"
+        follower.session.take().unwrap().update.is_none(),
+        "an unconcerned stream keeps no world"
     );
 }
 
@@ -478,6 +477,7 @@ fn an_expired_node_sees_nobody_and_is_told_why() {
     let mut play = three_nodes();
     play.happen(Event::Expire(0));
     let message = full(&play.lab.world, NodeId(1), Timestamp::UNIX_EPOCH).unwrap();
+    let message = message.into_response();
     let node = message.node.unwrap();
     assert!(node.expired && node.key_expiry.is_some());
     assert_eq!(message.peers, []);

@@ -17,7 +17,7 @@ use tokio::{
     time::timeout,
 };
 
-use self::stream::NoiseStream;
+pub use self::stream::NoiseStream;
 use crate::machine::Control;
 
 /// The oldest client that is served: 1.80.
@@ -50,11 +50,13 @@ pub(crate) enum ConnectionError {
     Http(#[from] hyper::Error),
 }
 
-/// Finishes the handshake that `initiation` began and serves the connection until it ends.
+/// Finishes the handshake that `initiation` began and serves the connection until it ends. `established` is called once the client has proved to
+/// hold its key.
 pub(crate) async fn serve<I>(
     control: Arc<Control>,
     mut io: I,
     initiation: &[u8],
+    established: impl FnOnce(),
 ) -> Result<(), ConnectionError>
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -74,6 +76,7 @@ where
     timeout(PREFACE_TIME, stream.await_bytes(PREFACE_LEN))
         .await
         .map_err(|_| ConnectionError::Silent)??;
+    established();
 
     let stop = control.stop.clone();
     let service = service_fn(move |request| {

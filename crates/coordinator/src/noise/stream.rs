@@ -1,6 +1,7 @@
 //! The byte stream inside Noise records.
 
 use std::{
+    fmt,
     future::poll_fn,
     io,
     pin::Pin,
@@ -15,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 const OUTBOUND_LIMIT: usize = 4 * MAX_FRAME_LEN;
 
 /// Seals what is written, opens what is read.
-pub(crate) struct NoiseStream<I> {
+pub struct NoiseStream<I> {
     io: I,
     opener: Opener,
     sealer: Sealer,
@@ -27,8 +28,15 @@ pub(crate) struct NoiseStream<I> {
     outbound: BytesMut,
 }
 
+impl<I> fmt::Debug for NoiseStream<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NoiseStream").finish_non_exhaustive()
+    }
+}
+
 impl<I> NoiseStream<I> {
-    pub(crate) fn new(io: I, session: Session) -> Self {
+    /// The byte stream over `io` once the handshake is done.
+    pub fn new(io: I, session: Session) -> Self {
         Self {
             io,
             opener: session.opener,

@@ -1,22 +1,19 @@
-//! Auth keys, OAuth clients and API tokens.
+//! Auth keys and API tokens.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use tailwharf_wire::tailcfg::UserId;
 
-use super::{Context, Decision, OpError, Operations, check_tags};
+use super::{Context, Decision, OpError, Operations, Subject, check_tags};
 use crate::{
-    model::{Actor, ApiToken, AuthKey, CredentialId, OauthClient, Tag},
-    scope::{self, Scope},
+    model::{Action, Actor, ApiToken, AuthKey, CredentialId, Tag, TargetKind},
     secret::{self, CredentialKind, Secret},
     world::{Change, World},
 };
 
 /// How long an auth key lives when nothing else is asked for, and at most.
 pub const AUTH_KEY_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
-/// How long the token of an OAuth client lives.
-pub const CLIENT_TOKEN_LIFE: Duration = Duration::from_secs(3600);
 const DESCRIPTION_LIMIT: usize = 200;
 
 /// A record, and the credential that belongs to it, which can be shown this once.
@@ -49,19 +46,6 @@ pub struct NewAuthKey {
     pub lifetime: Option<Duration>,
 }
 
-/// An OAuth client to create.
-#[derive(Clone, Debug)]
-pub struct NewOauthClient {
-    /// Who asks.
-    pub creator: Actor,
-    /// Free text.
-    pub description: String,
-    /// What its tokens may do at most.
-    pub scopes: BTreeSet<String>,
-    /// With which tags it acts.
-    pub tags: BTreeSet<Tag>,
-}
-
 /// An API token of a person to create.
 #[derive(Clone, Debug)]
 pub struct NewApiToken {
@@ -78,6 +62,8 @@ pub struct NewApiToken {
 /// What a valid API token allows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Access {
+    /// The token.
+    pub token: CredentialId,
     /// On whose behalf the request is made.
     pub actor: Actor,
     /// What it may do.
@@ -112,7 +98,7 @@ impl Operations {
     ///
     /// # Errors
     /// `NotFound`.
-    pub async fn revoke_auth_key(&self, id: CredentialId) -> Result<(), OpError> {
+    pub async fn revoke_auth_key(&self, actor: Actor, id: CredentialId) -> Result<(), OpError> {
         self.submit(move |world, context| {
             let key = world
                 .auth_key(&id.0)
@@ -122,75 +108,9 @@ impl Operations {
                 revoked,
                 ..key.as_ref().clone()
             });
-            Ok(Decision::new(vec![Change::PutAuthKey(key)], ()))
-        })
-        .await
-    }
-
-    /// Creates an OAuth client.
-    ///
-    /// # Errors
-    /// `TagNotPermitted`; `Invalid` without a scope.
-    pub async fn create_oauth_client(&self, new: NewOauthClient) -> Result<Minted<OauthClient>, OpError> {
-        self.submit(move |world, context| create_oauth_client(world, context, new))
-            .await
-    }
-
-    /// Deletes an OAuth client and its tokens.
-    ///
-    /// # Errors
-    /// `NotFound`.
-    pub async fn delete_oauth_client(&self, id: CredentialId) -> Result<(), OpError> {
-        self.submit(move |world, _| {
-            world
-                .oauth_client(&id.0)
-                .ok_or_else(|| OpError::not_found("OAuth client", &id))?;
-            let tokens = world
-                .tokens()
-                .filter(|t| matches!(&t.actor, Actor::Client { id: of, .. } if *of == id));
-            let mut changes: Vec<_> = tokens
-                .map(|token| Change::DeleteToken(token.id.clone()))
-                .collect();
-            changes.push(Change::DeleteOauthClient(id));
-            Ok(Decision::new(changes, ()))
-        })
-        .await
-    }
-
-    /// Trades the secret of an OAuth client for a token of [`CLIENT_TOKEN_LIFE`].
-    ///
-    /// `scopes` and `tags` narrow what the token may do; empty means all that the client has.
-    ///
-    /// # Errors
-    /// The inner error, when id and secret do not belong together or more is asked for than the client has.
-    pub async fn grant_client_token(
-        &self,
-        client_id: String,
-        client_secret: &str,
-        scopes: BTreeSet<String>,
-        tags: BTreeSet<Tag>,
-    ) -> Result<Result<Minted<ApiToken>, AccessError>, OpError> {
-        let presented = client_secret.to_owned();
-        self.submit(move |world, context| {
-            let client = match check_client(world, &client_id, &presented, &scopes, &tags) {
-                Ok(client) => client,
-                Err(refused) => return Ok(Decision::unchanged(Err(refused))),
-            };
-            let actor = Actor::Client {
-                id: client.id.clone(),
-                tags: if tags.is_empty() {
-                    client.tags.clone()
-                } else {
-                    tags
-                },
-            };
-            let scopes = if scopes.is_empty() {
-                client.scopes.clone()
-            } else {
-                scopes
-            };
-            let (change, minted) = mint_token(context, actor, scopes, String::new(), CLIENT_TOKEN_LIFE)?;
-            Ok(Decision::new(vec![change], Ok(minted)))
+            let subject = Subject::new(TargetKind::AuthKey, &id, &key.description);
+            let decision = Decision::new(vec![Change::PutAuthKey(key)], ());
+            Ok(decision.noted(world, context, &actor, Action::Revoke, subject))
         })
         .await
     }
@@ -209,7 +129,11 @@ impl Operations {
                 limited(new.description)?,
                 new.lifetime,
             )?;
-            Ok(Decision::new(vec![change], minted))
+            let record = &minted.record;
+            let subject = Subject::new(TargetKind::ApiToken, &record.id, &record.description);
+            let author = record.actor.clone();
+            let decision = Decision::new(vec![change], minted);
+            Ok(decision.noted(world, context, author, Action::Create, subject))
         })
         .await
     }
@@ -218,12 +142,14 @@ impl Operations {
     ///
     /// # Errors
     /// `NotFound`.
-    pub async fn delete_api_token(&self, id: CredentialId) -> Result<(), OpError> {
-        self.submit(move |world, _| {
-            world
+    pub async fn delete_api_token(&self, actor: Actor, id: CredentialId) -> Result<(), OpError> {
+        self.submit(move |world, context| {
+            let token = world
                 .token(&id.0)
                 .ok_or_else(|| OpError::not_found("API token", &id))?;
-            Ok(Decision::new(vec![Change::DeleteToken(id)], ()))
+            let subject = Subject::new(TargetKind::ApiToken, &id, &token.description);
+            let decision = Decision::new(vec![Change::DeleteToken(id)], ());
+            Ok(decision.noted(world, context, &actor, Action::Revoke, subject))
         })
         .await
     }
@@ -243,23 +169,10 @@ impl Operations {
             return Err(AccessError::Expired);
         }
         Ok(Access {
+            token: token.id.clone(),
             actor: token.actor.clone(),
             scopes: token.scopes.clone(),
         })
-    }
-
-    /// Removes tokens that have expired.
-    pub(crate) async fn drop_expired_tokens(&self) -> Result<(), OpError> {
-        self.submit(|world, context| {
-            let expired = world.tokens().filter(|token| token.expires <= context.now);
-            Ok(Decision::new(
-                expired
-                    .map(|token| Change::DeleteToken(token.id.clone()))
-                    .collect(),
-                (),
-            ))
-        })
-        .await
     }
 }
 
@@ -308,71 +221,17 @@ fn create_auth_key(
         used: None,
         revoked: None,
     });
-    Ok(Decision::new(
+    let tags: Vec<&str> = record.tags.iter().map(Tag::as_str).collect();
+    let subject = Subject::new(TargetKind::AuthKey, &record.id, &record.description).detail(tags.join(", "));
+    let author = record.creator.clone();
+    let decision = Decision::new(
         vec![Change::PutAuthKey(record.clone())],
         Minted { record, secret },
-    ))
+    );
+    Ok(decision.noted(world, context, author, Action::Create, subject))
 }
 
-fn create_oauth_client(
-    world: &World,
-    context: &mut Context,
-    new: NewOauthClient,
-) -> Result<Decision<Minted<OauthClient>>, OpError> {
-    check_actor(world, &new.creator)?;
-    check_tags(world, &new.creator, &new.tags)?;
-    if new.scopes.is_empty() {
-        return Err(OpError::Invalid(
-            "an OAuth client needs at least one scope".to_owned(),
-        ));
-    }
-    let (id, secret, hash) = secret::mint(CredentialKind::Client, &mut context.rng);
-    let record = Arc::new(OauthClient {
-        id,
-        secret: hash,
-        creator: new.creator,
-        description: limited(new.description)?,
-        scopes: new.scopes,
-        tags: new.tags,
-        created: context.now,
-    });
-    Ok(Decision::new(
-        vec![Change::PutOauthClient(record.clone())],
-        Minted { record, secret },
-    ))
-}
-
-fn check_client<'a>(
-    world: &'a World,
-    client_id: &str,
-    presented: &str,
-    scopes: &BTreeSet<String>,
-    tags: &BTreeSet<Tag>,
-) -> Result<&'a OauthClient, AccessError> {
-    let presented = secret::parse(CredentialKind::Client, presented).ok_or(AccessError::Unknown)?;
-    let client = world.oauth_client(presented.id).ok_or(AccessError::Unknown)?;
-    // Official clients know the id from the secret and may leave `client_id` out.
-    if !(client_id.is_empty() || client_id == presented.id) || !client.secret.matches(presented.secret) {
-        return Err(AccessError::Unknown);
-    }
-    let acting = Actor::Client {
-        id: client.id.clone(),
-        tags: client.tags.clone(),
-    };
-    let covered =
-        |text: &String| Scope::parse(text).is_some_and(|scope| scope::covered(&client.scopes, scope));
-    let scopes_fit = scopes.iter().all(covered);
-    let tags_fit = tags
-        .iter()
-        .all(|tag| client.tags.contains(tag) || world.may_assign_tag(&acting, tag));
-    if scopes_fit && tags_fit {
-        Ok(client)
-    } else {
-        Err(AccessError::Exceeds)
-    }
-}
-
-fn mint_token(
+pub(super) fn mint_token(
     context: &mut Context,
     actor: Actor,
     scopes: BTreeSet<String>,
@@ -392,7 +251,7 @@ fn mint_token(
     Ok((Change::PutToken(record.clone()), Minted { record, secret }))
 }
 
-fn check_actor(world: &World, actor: &Actor) -> Result<(), OpError> {
+pub(super) fn check_actor(world: &World, actor: &Actor) -> Result<(), OpError> {
     match actor {
         Actor::User(user) => world
             .user(*user)
@@ -409,7 +268,7 @@ fn after(now: Timestamp, lifetime: Duration) -> Result<Timestamp, OpError> {
         .ok_or_else(|| OpError::Invalid("the life asked for is too long".to_owned()))
 }
 
-fn limited(description: String) -> Result<String, OpError> {
+pub(super) fn limited(description: String) -> Result<String, OpError> {
     if description.chars().count() > DESCRIPTION_LIMIT {
         return Err(OpError::Invalid(format!(
             "a description has {DESCRIPTION_LIMIT} characters at most"

@@ -3,9 +3,15 @@
 //! Every operation is a pure decision, `(&World, &mut Context) -> Decision`, run by the one writer (`writer`), which stores the changes before it
 //! answers. [`Operations`] is the handle by which the API, the administrator's commands and the control protocol ask for them.
 
+mod clients;
 mod credentials;
+mod dns_txt;
+mod log;
 mod nodes;
 mod policy;
+mod registrations;
+mod services;
+mod settings;
 mod users;
 
 use std::{fmt, sync::Arc};
@@ -13,22 +19,25 @@ use std::{fmt, sync::Arc};
 use jiff::Timestamp;
 use rand::rngs::StdRng;
 use tokio::sync::{mpsc, oneshot, watch};
+use url::Url;
 
-pub(crate) use self::nodes::{removal, replacement};
+pub(crate) use self::{
+    log::{Subject, note},
+    nodes::{removal, replacement},
+};
 pub use self::{
-    credentials::{
-        AUTH_KEY_LIFE, Access, AccessError, CLIENT_TOKEN_LIFE, Minted, NewApiToken, NewAuthKey,
-        NewOauthClient,
-    },
-    nodes::NodeRef,
+    clients::{CLIENT_TOKEN_LIFE, NewFederation, NewOauthClient},
+    credentials::{AUTH_KEY_LIFE, Access, AccessError, Minted, NewApiToken, NewAuthKey},
+    log::LogQuery,
+    nodes::{Attribute, NodeRef},
     policy::PolicyTag,
+    services::{NewService, ServiceHost},
     users::NewUser,
 };
 use crate::{
     ipam::Prefixes,
-    model::{Actor, Tag},
+    model::{Action, Actor, Author, Tag},
     names::Suffix,
-    register::Rules,
     store::StoreError,
     world::{Change, World},
     writer::{Job, Message, Settled},
@@ -65,6 +74,12 @@ pub enum OpError {
     /// The policy changed since it was read.
     #[error("the policy has changed since you read it: read it again and repeat the change")]
     PolicyChanged,
+    /// The actor may do this for others only, or not at all.
+    #[error("{0}")]
+    Forbidden(String),
+    /// Too many of a kind wait already.
+    #[error("{0}")]
+    Busy(&'static str),
     /// All addresses of a prefix are taken.
     #[error("no free address is left in {0}: remove unused nodes or configure a larger prefix")]
     AddressesExhausted(ipnet::IpNet),
@@ -104,8 +119,8 @@ pub struct Context {
     pub prefixes: Prefixes,
     /// The domain under which nodes get their names.
     pub suffix: Suffix,
-    /// What registration needs to know.
-    pub(crate) rules: Rules,
+    /// The address by which nodes and people reach the coordinator.
+    pub server_url: Url,
 }
 
 /// Changes to make, and the answer to give once they are stored.
@@ -118,6 +133,27 @@ pub struct Decision<T> {
 impl<T> Decision<T> {
     pub(crate) fn new(changes: Vec<Change>, answer: T) -> Self {
         Self { changes, answer }
+    }
+
+    /// Adds an entry to the log of changes.
+    pub(crate) fn noted(
+        mut self,
+        world: &World,
+        context: &Context,
+        author: impl Into<Author>,
+        action: Action,
+        subject: Subject,
+    ) -> Self {
+        note(world, context, &mut self.changes, author.into(), action, subject);
+        self
+    }
+
+    /// The same changes with another answer.
+    pub(crate) fn answering<U>(self, answer: U) -> Decision<U> {
+        Decision {
+            changes: self.changes,
+            answer,
+        }
     }
 
     /// An answer that changes nothing.

@@ -2,15 +2,17 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
     sync::Arc,
 };
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 use tailwharf_wire::tailcfg::NodeId;
 
-use super::{Context, Decision, OpError, Operations, check_tags};
+use super::{Context, Decision, OpError, Operations, Subject, check_tags};
 use crate::{
-    model::{Actor, AttributeValue, DnsTxt, Node, NodeOwner, Tag},
+    model::{Action, Actor, AttributeValue, Author, Node, NodeOwner, Tag},
     names,
     world::{Change, Presence, World},
 };
@@ -19,13 +21,27 @@ use crate::{
 const ATTRIBUTE_LIMIT: usize = 64;
 const ATTRIBUTE_NAME_LIMIT: usize = 64;
 const ATTRIBUTE_VALUE_LIMIT: usize = 512;
-/// TXT records that one node may have: a handful of certificates, each with a record or two.
-const TXT_LIMIT: usize = 32;
-const TXT_VALUE_LIMIT: usize = 255;
+/// Routes that may be approved for one node.
+const ROUTE_LIMIT: usize = 1024;
 
 /// How a request names a node: its number, its stable id, its DNS label or its full name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeRef(pub String);
+
+/// The value of a posture attribute.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attribute {
+    /// What the policy compares.
+    pub value: AttributeValue,
+    /// When it is removed; never, when absent.
+    pub ends: Option<Timestamp>,
+}
+
+impl From<AttributeValue> for Attribute {
+    fn from(value: AttributeValue) -> Self {
+        Self { value, ends: None }
+    }
+}
 
 impl Operations {
     /// The node that a request names.
@@ -43,10 +59,11 @@ impl Operations {
     ///
     /// # Errors
     /// `NotFound`.
-    pub async fn delete_node(&self, id: NodeId) -> Result<(), OpError> {
-        self.submit(move |world, _| {
-            world.node(id).ok_or_else(|| OpError::not_found("node", id.0))?;
-            Ok(Decision::new(removal(world, id), ()))
+    pub async fn delete_node(&self, actor: Actor, id: NodeId) -> Result<(), OpError> {
+        self.submit(move |world, context| {
+            let node = world.node(id).ok_or_else(|| OpError::not_found("node", id))?;
+            let decision = Decision::new(removal(world, id), ());
+            Ok(decision.noted(world, context, &actor, Action::Delete, Subject::node(node)))
         })
         .await
     }
@@ -55,24 +72,31 @@ impl Operations {
     ///
     /// # Errors
     /// `NotFound`.
-    pub async fn expire_node(&self, id: NodeId) -> Result<Arc<Node>, OpError> {
-        self.change_node(id, |_, context, node| {
+    pub async fn expire_node(&self, actor: Actor, id: NodeId) -> Result<Arc<Node>, OpError> {
+        self.change_node(actor, id, Action::Expire, |_, context, node| {
             node.expires = Some(context.now);
-            Ok(())
+            Ok(String::new())
         })
         .await
     }
 
-    /// Lets a node's key live for ever, or, with `false`, does nothing to a key that has an end already.
+    /// Lets a node's key live for ever, or, with `false`, gives a person's node that has no end the regular one, from now on.
     ///
     /// # Errors
     /// `NotFound`.
-    pub async fn set_key_expiry_disabled(&self, id: NodeId, disabled: bool) -> Result<Arc<Node>, OpError> {
-        self.change_node(id, move |_, _, node| {
+    pub async fn set_key_expiry_disabled(
+        &self,
+        actor: Actor,
+        id: NodeId,
+        disabled: bool,
+    ) -> Result<Arc<Node>, OpError> {
+        self.change_node(actor, id, Action::Update, move |world, context, node| {
             if disabled {
                 node.expires = None;
+            } else if node.expires.is_none() && node.owner.tags().is_none() {
+                node.expires = world.settings().key_end(context.now);
             }
-            Ok(())
+            Ok(format!("key expiry disabled: {disabled}"))
         })
         .await
     }
@@ -81,24 +105,26 @@ impl Operations {
     ///
     /// # Errors
     /// `NotFound`; `Invalid` when it is not a DNS label; `Conflict` when another node has it.
-    pub async fn rename_node(&self, id: NodeId, name: String) -> Result<Arc<Node>, OpError> {
-        self.change_node(id, move |world, _, node| {
+    pub async fn rename_node(&self, actor: Actor, id: NodeId, name: String) -> Result<Arc<Node>, OpError> {
+        self.change_node(actor, id, Action::Update, move |world, _, node| {
+            let former = node.name.clone();
             if name.is_empty() {
                 node.name_is_fixed = false;
                 node.name = world.free_name(&node.hostinfo.hostname, Some(id));
-                return Ok(());
+                return Ok(format!("name, before `{former}`"));
             }
             if names::sanitise(&name) != name {
                 return Err(OpError::Invalid(format!(
                     "`{name}` is not a name for a node: use up to 63 lower-case letters, digits and hyphens"
                 )));
             }
-            if world.node_by_name(&name).is_some_and(|other| other.id != id) {
-                return Err(OpError::Conflict(format!("another node is called `{name}`")));
+            let is_taken = world.node_by_name(&name).is_some_and(|other| other.id != id);
+            if is_taken || world.is_service_label(&name) {
+                return Err(OpError::Conflict(format!("something else is called `{name}`")));
             }
             node.name = name;
             node.name_is_fixed = true;
-            Ok(())
+            Ok(format!("name, before `{former}`"))
         })
         .await
     }
@@ -113,16 +139,19 @@ impl Operations {
         id: NodeId,
         tags: BTreeSet<Tag>,
     ) -> Result<Arc<Node>, OpError> {
-        self.change_node(id, move |world, _, node| {
+        let author = actor.clone();
+        self.change_node(author, id, Action::Update, move |world, _, node| {
             if tags.is_empty() {
                 return Err(OpError::Invalid(
                     "a node keeps at least one tag: log in again to make it yours".to_owned(),
                 ));
             }
             check_tags(world, &actor, &tags)?;
+            let names: Vec<&str> = tags.iter().map(Tag::as_str).collect();
+            let detail = format!("tags {}", names.join(", "));
             node.owner = NodeOwner::Tags(tags);
             node.expires = None;
-            Ok(())
+            Ok(detail)
         })
         .await
     }
@@ -131,10 +160,16 @@ impl Operations {
     ///
     /// # Errors
     /// `NotFound`.
-    pub async fn set_node_authorized(&self, id: NodeId, authorized: bool) -> Result<Arc<Node>, OpError> {
-        self.change_node(id, move |_, _, node| {
+    pub async fn set_node_authorized(
+        &self,
+        actor: Actor,
+        id: NodeId,
+        authorized: bool,
+    ) -> Result<Arc<Node>, OpError> {
+        let action = if authorized { Action::Approve } else { Action::Deny };
+        self.change_node(actor, id, action, move |_, _, node| {
             node.authorized = authorized;
-            Ok(())
+            Ok(String::new())
         })
         .await
     }
@@ -143,10 +178,37 @@ impl Operations {
     ///
     /// # Errors
     /// `NotFound`.
-    pub async fn set_node_routes(&self, id: NodeId, routes: BTreeSet<IpNet>) -> Result<Arc<Node>, OpError> {
-        self.change_node(id, move |_, _, node| {
+    pub async fn set_node_routes(
+        &self,
+        actor: Actor,
+        id: NodeId,
+        routes: BTreeSet<IpNet>,
+    ) -> Result<Arc<Node>, OpError> {
+        self.change_node(actor, id, Action::Update, move |_, _, node| {
+            if routes.len() > ROUTE_LIMIT {
+                return Err(OpError::Invalid(format!("a node has {ROUTE_LIMIT} routes at most")));
+            }
+            let names: Vec<String> = routes.iter().map(ToString::to_string).collect();
             node.approved_routes = routes;
-            Ok(())
+            Ok(format!("routes {}", names.join(", ")))
+        })
+        .await
+    }
+
+    /// Gives a node another IPv4 address.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` outside the prefix of the tailnet; `Conflict` when something else has it.
+    pub async fn set_node_ipv4(&self, actor: Actor, id: NodeId, ipv4: Ipv4Addr) -> Result<Arc<Node>, OpError> {
+        self.change_node(actor, id, Action::Update, move |world, context, node| {
+            if !context.prefixes.may_have(ipv4) {
+                return Err(OpError::Invalid(format!("{ipv4} is not an address for nodes of the tailnet")));
+            }
+            if node.ipv4 != ipv4 && world.is_address_taken(ipv4.into()) {
+                return Err(OpError::Conflict(format!("{ipv4} belongs to something else")));
+            }
+            node.ipv4 = ipv4;
+            Ok(format!("address {ipv4}"))
         })
         .await
     }
@@ -157,51 +219,56 @@ impl Operations {
     /// `NotFound`; `Invalid` for a name or value beyond its limit.
     pub async fn set_node_attributes(
         &self,
+        author: impl Into<Author>,
         id: NodeId,
-        update: BTreeMap<String, Option<AttributeValue>>,
+        update: BTreeMap<String, Option<Attribute>>,
     ) -> Result<Arc<Node>, OpError> {
-        self.change_node(id, move |_, _, node| {
-            for (name, value) in update {
-                check_attribute(&name, value.as_ref())?;
-                match value {
-                    Some(value) => node.attributes.insert(name, value),
-                    None => node.attributes.remove(&name),
-                };
+        self.change_node(author, id, Action::Update, move |_, _, node| {
+            let names: Vec<&str> = update.keys().map(String::as_str).collect();
+            let detail = format!("attributes {}", names.join(", "));
+            for (name, attribute) in update {
+                check_attribute(&name, attribute.as_ref().map(|attribute| &attribute.value))?;
+                node.attribute_ends.remove(&name);
+                match attribute {
+                    Some(Attribute { value, ends }) => {
+                        node.attribute_ends.extend(ends.map(|ends| (name.clone(), ends)));
+                        node.attributes.insert(name, value);
+                    }
+                    None => {
+                        node.attributes.remove(&name);
+                    }
+                }
             }
             if node.attributes.len() > ATTRIBUTE_LIMIT {
                 return Err(OpError::Invalid(format!(
                     "a node has {ATTRIBUTE_LIMIT} attributes at most"
                 )));
             }
-            Ok(())
+            Ok(detail)
         })
         .await
     }
 
-    /// Stores a TXT record below one of the node's own names.
-    ///
-    /// # Errors
-    /// `NotFound`; `Invalid` for a name that is not the node's, or a value over 255 bytes.
-    pub async fn set_dns_txt(&self, id: NodeId, name: String, value: String) -> Result<(), OpError> {
-        self.submit(move |world, context| set_dns_txt(world, context, id, &name, value))
-            .await
-    }
-
-    /// Changes one node through `edit`; stores nothing when nothing differs.
-    pub(crate) async fn change_node(
+    /// Changes one node through `edit`, which says what is worth knowing; stores nothing when nothing differs.
+    async fn change_node(
         &self,
+        author: impl Into<Author>,
         id: NodeId,
-        edit: impl FnOnce(&World, &Context, &mut Node) -> Result<(), OpError> + Send + 'static,
+        action: Action,
+        edit: impl FnOnce(&World, &Context, &mut Node) -> Result<String, OpError> + Send + 'static,
     ) -> Result<Arc<Node>, OpError> {
+        let author = author.into();
         self.submit(move |world, context| {
-            let old = world.node(id).ok_or_else(|| OpError::not_found("node", id.0))?;
+            let old = world.node(id).ok_or_else(|| OpError::not_found("node", id))?;
             let mut node = old.as_ref().clone();
-            edit(world, context, &mut node)?;
+            let detail = edit(world, context, &mut node)?;
             if node == **old {
                 return Ok(Decision::unchanged(old.clone()));
             }
             let node = Arc::new(node);
-            Ok(Decision::new(replacement(world, context, &node), node))
+            let subject = Subject::node(&node).detail(detail);
+            let decision = Decision::new(replacement(world, context, &node), node);
+            Ok(decision.noted(world, context, author, action, subject))
         })
         .await
     }
@@ -228,6 +295,12 @@ pub(crate) fn removal(world: &World, id: NodeId) -> Vec<Change> {
     let mut changes: Vec<_> = records
         .map(|record| Change::DeleteDnsTxt(record.name.clone()))
         .collect();
+    let hosted = world.services().filter(|service| service.hosts.contains_key(&id));
+    changes.extend(hosted.map(|service| {
+        let mut service = service.as_ref().clone();
+        service.hosts.remove(&id);
+        Change::PutService(Arc::new(service))
+    }));
     changes.push(Change::DeleteNode(id));
     changes
 }
@@ -251,40 +324,4 @@ fn check_attribute(name: &str, value: Option<&AttributeValue>) -> Result<(), OpE
         )));
     }
     Ok(())
-}
-
-fn set_dns_txt(
-    world: &World,
-    context: &Context,
-    id: NodeId,
-    name: &str,
-    value: String,
-) -> Result<Decision<()>, OpError> {
-    let node = world.node(id).ok_or_else(|| OpError::not_found("node", id.0))?;
-    let name = name.trim_end_matches('.').to_ascii_lowercase();
-    if name != format!("_acme-challenge.{}", context.suffix.fqdn(&node.name)) {
-        return Err(OpError::Invalid(format!("`{name}` is not a name of this node")));
-    }
-    if value.len() > TXT_VALUE_LIMIT {
-        return Err(OpError::Invalid(format!(
-            "a TXT value has {TXT_VALUE_LIMIT} bytes at most"
-        )));
-    }
-    if world
-        .dns_txt()
-        .filter(|record| record.node == id && record.name != name)
-        .count()
-        >= TXT_LIMIT
-    {
-        return Err(OpError::Invalid(format!(
-            "a node has {TXT_LIMIT} TXT records at most"
-        )));
-    }
-    let record = DnsTxt {
-        name,
-        value,
-        node: id,
-        created: context.now,
-    };
-    Ok(Decision::new(vec![Change::PutDnsTxt(Arc::new(record))], ()))
 }

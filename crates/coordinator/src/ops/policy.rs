@@ -5,9 +5,9 @@ use std::{fmt, sync::Arc};
 use sha2::{Digest, Sha256};
 use tailwharf_policy::{Policy, PolicyError};
 
-use super::{Context, Decision, OpError, Operations};
+use super::{Context, Decision, OpError, Operations, Subject};
 use crate::{
-    model::{Actor, PolicyVersion},
+    model::{Action, Actor, PolicyVersion, TargetKind},
     world::{ActivePolicy, Change, World},
 };
 
@@ -90,7 +90,9 @@ fn set_policy(
     });
     let active = ActivePolicy {
         version: version.clone(),
-        policy,
+        policy: Arc::new(policy),
     };
-    Ok(Decision::new(vec![Change::PutPolicy(Arc::new(active))], version))
+    let subject = Subject::new(TargetKind::Policy, version.version, "policy");
+    let decision = Decision::new(vec![Change::PutPolicy(Arc::new(active))], version.clone());
+    Ok(decision.noted(world, context, &version.actor, Action::Update, subject))
 }

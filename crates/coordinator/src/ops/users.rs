@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use tailwharf_wire::tailcfg::UserId;
 
-use super::{Context, Decision, OpError, Operations};
+use super::{Context, Decision, OpError, Operations, Subject};
 use crate::{
-    model::{Role, User},
+    model::{Action, Actor, Role, User},
     world::{Change, World},
 };
 
@@ -28,8 +28,8 @@ impl Operations {
     ///
     /// # Errors
     /// `Conflict` when the login name is taken, `Invalid` when it is not one.
-    pub async fn create_user(&self, new: NewUser) -> Result<Arc<User>, OpError> {
-        self.submit(move |world, context| create_user(world, context, new))
+    pub async fn create_user(&self, actor: Actor, new: NewUser) -> Result<Arc<User>, OpError> {
+        self.submit(move |world, context| create_user(world, context, &actor, new))
             .await
     }
 
@@ -37,14 +37,16 @@ impl Operations {
     ///
     /// # Errors
     /// `NotFound`.
-    pub async fn set_user_role(&self, id: UserId, role: Role) -> Result<Arc<User>, OpError> {
-        self.submit(move |world, _| {
+    pub async fn set_user_role(&self, actor: Actor, id: UserId, role: Role) -> Result<Arc<User>, OpError> {
+        self.submit(move |world, context| {
             let user = world.user(id).ok_or_else(|| OpError::not_found("user", id.0))?;
             let user = Arc::new(User {
                 role,
                 ..user.as_ref().clone()
             });
-            Ok(Decision::new(vec![Change::PutUser(user.clone())], user))
+            let subject = Subject::user(&user).detail(role.name());
+            let decision = Decision::new(vec![Change::PutUser(user.clone())], user);
+            Ok(decision.noted(world, context, &actor, Action::Update, subject))
         })
         .await
     }
@@ -53,12 +55,18 @@ impl Operations {
     ///
     /// # Errors
     /// `NotFound`; `Conflict` as long as the person owns nodes.
-    pub async fn delete_user(&self, id: UserId) -> Result<(), OpError> {
-        self.submit(move |world, _| delete_user(world, id)).await
+    pub async fn delete_user(&self, actor: Actor, id: UserId) -> Result<(), OpError> {
+        self.submit(move |world, context| delete_user(world, context, &actor, id))
+            .await
     }
 }
 
-fn create_user(world: &World, context: &Context, new: NewUser) -> Result<Decision<Arc<User>>, OpError> {
+fn create_user(
+    world: &World,
+    context: &Context,
+    actor: &Actor,
+    new: NewUser,
+) -> Result<Decision<Arc<User>>, OpError> {
     let login = if new.login.contains('@') {
         new.login
     } else {
@@ -89,12 +97,19 @@ fn create_user(world: &World, context: &Context, new: NewUser) -> Result<Decisio
         role: new.role,
         created: context.now,
     });
-    Ok(Decision::new(vec![Change::PutUser(user.clone())], user))
+    let subject = Subject::user(&user).detail(user.role.name());
+    let decision = Decision::new(vec![Change::PutUser(user.clone())], user);
+    Ok(decision.noted(world, context, actor, Action::Create, subject))
 }
 
-fn delete_user(world: &World, id: UserId) -> Result<Decision<()>, OpError> {
+fn delete_user(
+    world: &World,
+    context: &Context,
+    actor: &Actor,
+    id: UserId,
+) -> Result<Decision<()>, OpError> {
     let user = world.user(id).ok_or_else(|| OpError::not_found("user", id.0))?;
-    let owned = world.nodes().filter(|node| node.owner.user() == Some(id)).count();
+    let owned = world.nodes_of_user(id).count();
     if owned > 0 {
         let login = &user.login;
         return Err(OpError::Conflict(format!(
@@ -106,7 +121,8 @@ fn delete_user(world: &World, id: UserId) -> Result<Decision<()>, OpError> {
     changes.extend(keys.map(|key| Change::DeleteAuthKey(key.id.clone())));
     let tokens = world
         .tokens()
-        .filter(|token| token.actor == crate::model::Actor::User(id));
+        .filter(|token| token.actor == Actor::User(id));
     changes.extend(tokens.map(|token| Change::DeleteToken(token.id.clone())));
-    Ok(Decision::new(changes, ()))
+    let decision = Decision::new(changes, ());
+    Ok(decision.noted(world, context, actor, Action::Delete, Subject::user(user)))
 }

@@ -1,14 +1,21 @@
 //! Where changes are written before they are acknowledged.
 
+mod backup;
 mod sqlite;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tailwharf_wire::key::MachinePrivate;
 
-pub use self::sqlite::SqliteStore;
+pub use self::{
+    backup::{export, restore},
+    sqlite::SqliteStore,
+};
 use crate::{
-    model::{ApiToken, AuthKey, DnsTxt, Node, OauthClient, PolicyVersion, User},
+    model::{
+        ApiToken, AuthKey, DnsSettings, DnsTxt, LogEntry, Node, OauthClient, PolicyVersion, Settings, User,
+        VipService,
+    },
     world::{Change, Counters},
 };
 
@@ -23,6 +30,8 @@ pub struct Saved {
     pub users: Vec<User>,
     /// All nodes.
     pub nodes: Vec<Node>,
+    /// All services.
+    pub services: Vec<VipService>,
     /// All auth keys.
     pub auth_keys: Vec<AuthKey>,
     /// All OAuth clients.
@@ -33,6 +42,12 @@ pub struct Saved {
     pub dns_txt: Vec<DnsTxt>,
     /// The policy in force; none before the first was set.
     pub policy: Option<PolicyVersion>,
+    /// Rules for devices; none before the first were set.
+    pub settings: Option<Settings>,
+    /// Rules for names; none before the first were set.
+    pub dns: Option<DnsSettings>,
+    /// The log of changes, by number.
+    pub log: Vec<LogEntry>,
 }
 
 /// A journal of changes. Used by one thread.
@@ -54,6 +69,12 @@ pub trait Store: Send {
     /// # Errors
     /// When they could not be stored; the store is as before then.
     fn commit(&mut self, changes: &[Change], counters: Counters) -> Result<(), StoreError>;
+
+    /// Writes a copy of everything to a new file, readable by its owner alone.
+    ///
+    /// # Errors
+    /// When the file is there already or cannot be written.
+    fn back_up(&mut self, to: &Path) -> Result<(), StoreError>;
 }
 
 /// Why the store did not do what was asked.
@@ -92,8 +113,29 @@ pub enum StoreError {
         /// The latest that this version knows.
         known: i64,
     },
+    /// The file is damaged, or is none of ours.
+    #[error("the store {} is damaged: restore a backup with `tailwharf coordinator restore`", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        what: String,
+    },
+    /// The file to write is there already.
+    #[error("{} exists already: choose another file", .0.display())]
+    Exists(PathBuf),
+    /// A file cannot be copied or moved.
+    #[error("{} cannot be written: check the directory and free space", path.display())]
+    Copy {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// A row is not what this version writes.
-    #[error("row `{id}` of table `{table}` of the store cannot be read")]
+    #[error(
+        "row `{id}` of table `{table}` of the store cannot be read: restore a backup with `tailwharf coordinator restore`"
+    )]
     Row {
         /// The table.
         table: &'static str,

@@ -5,16 +5,16 @@
 
 use std::{
     fs::{self, Permissions},
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::Path,
 };
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, ToSql, Transaction, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, ToSql, Transaction, params};
 use serde::{Serialize, de::DeserializeOwned};
 use tailwharf_wire::key::MachinePrivate;
 
 use super::{Saved, Store, StoreError};
-use crate::world::{Change, Counters};
+use crate::world::{Change, Counters, LOG_LIMIT};
 
 /// Statements by schema version, from 1. A statement that was released is never changed; a new one is added behind it.
 const MIGRATIONS: &[&str] = &["
@@ -26,7 +26,24 @@ const MIGRATIONS: &[&str] = &["
     CREATE TABLE tokens        (id TEXT PRIMARY KEY,    body TEXT NOT NULL) STRICT;
     CREATE TABLE dns_txt       (id TEXT PRIMARY KEY,    body TEXT NOT NULL) STRICT;
     CREATE TABLE policies      (id INTEGER PRIMARY KEY, body TEXT NOT NULL) STRICT;
+", "
+    CREATE TABLE services      (id TEXT PRIMARY KEY,    body TEXT NOT NULL) STRICT;
+    CREATE TABLE log           (id INTEGER PRIMARY KEY, body TEXT NOT NULL) STRICT;
 "];
+
+/// Every table of rows, for exports.
+pub(super) const TABLES: [&str; 10] = [
+    "meta",
+    "users",
+    "nodes",
+    "services",
+    "auth_keys",
+    "oauth_clients",
+    "tokens",
+    "dns_txt",
+    "policies",
+    "log",
+];
 
 /// Versions of the policy that are kept.
 const POLICY_HISTORY: i64 = 100;
@@ -60,10 +77,26 @@ impl SqliteStore {
         db.execute_batch(
             "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA secure_delete = ON;",
         )
-        .map_err(StoreError::sql("prepare the file"))?;
+        .map_err(|source| damage(path, StoreError::sql("prepare the file")(source)))?;
         let mut store = Self { db };
-        store.migrate()?;
+        store.check(path)?;
+        store.migrate().map_err(|error| damage(path, error))?;
         Ok(store)
+    }
+
+    /// Looks for damage.
+    fn check(&self, path: &Path) -> Result<(), StoreError> {
+        let found: String = self
+            .db
+            .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+            .map_err(|source| damage(path, StoreError::sql("check the file")(source)))?;
+        if found == "ok" {
+            return Ok(());
+        }
+        Err(StoreError::Damaged {
+            path: path.to_owned(),
+            what: found,
+        })
     }
 
     /// Limits the file to `pages` pages, so that tests can fill it.
@@ -109,6 +142,15 @@ impl SqliteStore {
     }
 
     fn rows<T: DeserializeOwned>(&self, table: &'static str) -> Result<Vec<T>, StoreError> {
+        let rows = self.raw_rows(table)?;
+        Ok(rows.into_iter().map(|(_, row)| row).collect())
+    }
+
+    /// The rows of a table with their ids.
+    pub(super) fn raw_rows<T: DeserializeOwned>(
+        &self,
+        table: &'static str,
+    ) -> Result<Vec<(String, T)>, StoreError> {
         let sql = format!("SELECT CAST(id AS TEXT), body FROM {table} ORDER BY id");
         let mut statement = self.db.prepare(&sql).map_err(StoreError::sql("read"))?;
         let rows = statement
@@ -116,9 +158,32 @@ impl SqliteStore {
             .map_err(StoreError::sql("read"))?;
         rows.map(|row| {
             let (id, body) = row.map_err(StoreError::sql("read"))?;
-            serde_json::from_str(&body).map_err(|source| StoreError::Row { table, id, source })
+            match serde_json::from_str(&body) {
+                Ok(row) => Ok((id, row)),
+                Err(source) => Err(StoreError::Row { table, id, source }),
+            }
         })
         .collect()
+    }
+
+    /// Brings what the journal holds into the file itself.
+    pub(super) fn fold_journal(&mut self) -> Result<(), StoreError> {
+        self.db
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+            .map_err(StoreError::sql("fold the journal"))
+    }
+
+    /// The connection, and with it the lock.
+    pub(super) fn into_connection(self) -> Connection {
+        self.db
+    }
+
+    /// Closes the file, so that it is whole without its journal.
+    pub(super) fn close(mut self) -> Result<(), StoreError> {
+        self.fold_journal()?;
+        self.db
+            .close()
+            .map_err(|(_, source)| StoreError::sql("close the file")(source))
     }
 
     fn meta<T: DeserializeOwned>(&self, id: &'static str) -> Result<Option<T>, StoreError> {
@@ -134,6 +199,34 @@ impl SqliteStore {
                 id: id.to_owned(),
                 source,
             })
+    }
+}
+
+/// A new, empty file that its owner alone may read.
+pub(super) fn private_file(path: &Path) -> std::io::Result<fs::File> {
+    fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+}
+
+/// Says of which file an error speaks that means damage.
+fn damage(path: &Path, error: StoreError) -> StoreError {
+    match error {
+        StoreError::Sql { source, .. }
+            if matches!(
+                source.sqlite_error_code(),
+                Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+            ) =>
+        {
+            StoreError::Damaged {
+                path: path.to_owned(),
+                what: source.to_string(),
+            }
+        }
+        error => error,
     }
 }
 
@@ -154,6 +247,10 @@ impl Store for SqliteStore {
             tokens: self.rows("tokens")?,
             dns_txt: self.rows("dns_txt")?,
             policy: self.rows("policies")?.pop(),
+            services: self.rows("services")?,
+            settings: self.meta("settings")?,
+            dns: self.meta("dns")?,
+            log: self.rows("log")?,
         })
     }
 
@@ -178,6 +275,28 @@ impl Store for SqliteStore {
         put(&transaction, "meta", &"next_user", &counters.next_user)?;
         put(&transaction, "meta", &"last_v4", &counters.last_v4)?;
         transaction.commit().map_err(StoreError::sql("store a change"))
+    }
+
+    fn back_up(&mut self, to: &Path) -> Result<(), StoreError> {
+        if to.exists() {
+            return Err(StoreError::Exists(to.to_owned()));
+        }
+        let name = to.to_str().ok_or_else(|| StoreError::Copy {
+            path: to.to_owned(),
+            source: std::io::ErrorKind::InvalidFilename.into(),
+        })?;
+        let copy_failed = |source| StoreError::Copy {
+            path: to.to_owned(),
+            source,
+        };
+        // SQLite takes an empty file for a new one; made by us, nobody else ever could read it.
+        private_file(to).map_err(copy_failed)?;
+        let copied = self.db.execute("VACUUM INTO ?1", [name]);
+        if copied.is_err() {
+            fs::remove_file(to).map_err(copy_failed)?;
+        }
+        copied.map_err(StoreError::sql("copy the store"))?;
+        fs::File::open(to).and_then(|file| file.sync_all()).map_err(copy_failed)
     }
 }
 
@@ -205,7 +324,18 @@ fn write(to: &Transaction<'_>, change: &Change) -> Result<(), StoreError> {
             .map(drop)
             .map_err(StoreError::sql("drop old policies"))
         }
-        Change::SetPresence(..) => Ok(()),
+        Change::PutService(service) => put(to, "services", &service.name.as_str(), service.as_ref()),
+        Change::DeleteService(name) => delete(to, "services", &name.as_str()),
+        Change::PutSettings(settings) => put(to, "meta", &"settings", settings.as_ref()),
+        Change::PutDns(dns) => put(to, "meta", &"dns", dns.as_ref()),
+        Change::Log(entry) => {
+            put(to, "log", &entry.id, entry.as_ref())?;
+            delete(to, "log", &(entry.id - LOG_LIMIT))
+        }
+        Change::SetPresence(..)
+        | Change::PutRegistration(_)
+        | Change::DeleteRegistration(_)
+        | Change::SetDerpMap(_) => Ok(()),
     }
 }
 

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use tailwharf_wire::tailcfg::DerpMap;
+
 use super::*;
 use crate::{
     lab::{Lab, active, counts},
-    model::{Actor, ApiToken},
+    model::{Actor, ApiToken, Proof},
     secret::{self, CredentialKind},
     world::World,
 };
@@ -28,7 +30,7 @@ fn rich() -> (Lab, Vec<Change>) {
     };
     let client = OauthClient {
         id,
-        secret: hash,
+        proof: Proof::Secret(hash),
         creator: Actor::Administrator,
         description: "é\"'".to_owned(),
         scopes: ["all".to_owned()].into(),
@@ -89,7 +91,7 @@ fn what_is_stored_is_loaded() {
     let saved = SqliteStore::open(&file).unwrap().load().unwrap();
     assert_eq!(saved.server_key.as_ref().unwrap().public(), key.public());
     let policy = active(1, &saved.policy.as_ref().unwrap().text);
-    let loaded = World::load(crate::lab::facts(), policy, saved, lab.context.now);
+    let loaded = World::load(crate::lab::facts(), policy, DerpMap::default(), saved, lab.context.now);
     let without_policy = |world| {
         debug(world)
             .into_iter()

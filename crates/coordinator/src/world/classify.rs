@@ -1,10 +1,9 @@
-//! How users and nodes look to the policy.
-
-use std::collections::BTreeSet;
+//! How users, nodes and services look to the policy.
 
 use tailwharf_policy::{self as policy, Attributes};
 
-use crate::model::{Node, NodeOwner, User};
+use super::World;
+use crate::model::{Node, NodeOwner, User, VipService};
 
 pub(super) fn user(user: &User) -> policy::User {
     policy::User {
@@ -14,7 +13,12 @@ pub(super) fn user(user: &User) -> policy::User {
     }
 }
 
-pub(super) fn node(node: &Node) -> policy::Node {
+pub(super) fn node(world: &World, node: &Node) -> policy::Node {
+    let hosted = node
+        .services
+        .iter()
+        .filter_map(|name| world.service(name))
+        .filter(|service| world.is_service_host_approved(service, node));
     policy::Node {
         id: node.id,
         owner: match &node.owner {
@@ -23,17 +27,17 @@ pub(super) fn node(node: &Node) -> policy::Node {
         },
         addresses: vec![node.ipv4.into(), node.ipv6.into()],
         routes: node.enabled_routes().collect(),
-        services: BTreeSet::new(),
+        services: hosted.map(|service| service.name.to_string()).collect(),
         attributes: attributes(node),
     }
 }
 
-/// Whether the policy sees no difference between two versions of a node.
-pub(super) fn alike(old: &Node, new: &Node) -> bool {
-    old.owner == new.owner
-        && old.addresses() == new.addresses()
-        && old.enabled_routes().eq(new.enabled_routes())
-        && attributes(old) == attributes(new)
+pub(super) fn service(service: &VipService) -> policy::Service {
+    policy::Service {
+        name: service.name.to_string(),
+        addresses: service.addresses().to_vec(),
+        tags: service.tags.clone(),
+    }
 }
 
 fn attributes(node: &Node) -> Attributes {

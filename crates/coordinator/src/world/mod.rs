@@ -1,32 +1,40 @@
 //! The state of the tailnet at one moment.
 //!
 //! A [`World`] never changes once it is published: readers hold an `Arc` of it as long as one answer needs it. The writer makes the next one by
-//! applying [`Change`]s to a clone, which shares all tables that the changes do not touch.
+//! applying [`Change`]s to a clone. All tables are persistent: two worlds share whatever is alike, so a step costs what it changes.
 
+mod apply;
+mod change;
 mod classify;
 mod index;
+mod record;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
 };
 
 use ipnet::IpNet;
-use jiff::Timestamp;
-use tailwharf_policy::{Compiled, Policy, Principal};
+use rpds::RedBlackTreeMapSync as Table;
+use tailwharf_policy::{Graph, Principal};
 use tailwharf_wire::{
     key::{MachinePublic, NodePublic},
     tailcfg::{DerpMap, NodeId, UserId},
 };
 
-use self::index::NodeIndex;
+use self::index::Index;
+pub(crate) use self::record::{PeerRecord, TAGGED_DEVICES, Version, profile_id};
+pub(crate) use self::apply::LOG_LIMIT;
+pub use self::change::{ActivePolicy, Change, Counters, Effects, Presence};
 use crate::{
+    hosts::{Choice, Hosts},
     ipam::Prefixes,
-    model::{Actor, ApiToken, AuthKey, CredentialId, DnsTxt, Node, OauthClient, PolicyVersion, Tag, User},
+    model::{
+        Actor, ApiToken, AuthKey, CredentialId, DnsSettings, DnsTxt, LogEntry, Node, NodeOwner, OauthClient,
+        PendingRegistration, RegistrationId, ServiceName, Settings, Tag, User, VipService,
+    },
     names::{self, Suffix},
-    routes::{self, Primaries},
-    store::Saved,
+    routes::Primaries,
 };
 
 /// What is true for the whole run of the process.
@@ -36,95 +44,6 @@ pub struct Facts {
     pub prefixes: Prefixes,
     /// The MagicDNS domain.
     pub suffix: Suffix,
-    /// The relays.
-    pub derp_map: DerpMap,
-}
-
-/// A policy in force.
-#[derive(Debug)]
-pub struct ActivePolicy {
-    /// Its text and origin. Version 0 is the default that holds before one was ever set.
-    pub version: Arc<PolicyVersion>,
-    /// What the text says.
-    pub policy: Policy,
-}
-
-/// What is known of a node only as long as the process runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Presence {
-    /// Whether the node has a map stream.
-    pub online: bool,
-    /// Whether peers are not told of the node yet, because it could not be reached by them.
-    pub held: bool,
-    /// Whether the node key has ended.
-    pub expired: bool,
-}
-
-/// Numbers that only ever grow, so that no id or address comes back at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Counters {
-    /// The id of the next node.
-    pub next_node: i64,
-    /// The id of the next user.
-    pub next_user: i64,
-    /// The IPv4 address that was given last.
-    pub last_v4: Option<Ipv4Addr>,
-}
-
-impl Default for Counters {
-    fn default() -> Self {
-        Self {
-            next_node: 1,
-            next_user: 1,
-            last_v4: None,
-        }
-    }
-}
-
-/// One step from a world to the next.
-#[derive(Clone, Debug)]
-pub enum Change {
-    /// Creates or replaces a user.
-    PutUser(Arc<User>),
-    /// Deletes a user.
-    DeleteUser(UserId),
-    /// Creates or replaces a node.
-    PutNode(Arc<Node>),
-    /// Deletes a node.
-    DeleteNode(NodeId),
-    /// Creates or replaces an auth key.
-    PutAuthKey(Arc<AuthKey>),
-    /// Deletes an auth key.
-    DeleteAuthKey(CredentialId),
-    /// Creates or replaces an OAuth client.
-    PutOauthClient(Arc<OauthClient>),
-    /// Deletes an OAuth client.
-    DeleteOauthClient(CredentialId),
-    /// Creates or replaces an API token.
-    PutToken(Arc<ApiToken>),
-    /// Deletes an API token.
-    DeleteToken(CredentialId),
-    /// Puts a policy in force.
-    PutPolicy(Arc<ActivePolicy>),
-    /// Creates or replaces a TXT record.
-    PutDnsTxt(Arc<DnsTxt>),
-    /// Deletes a TXT record.
-    DeleteDnsTxt(String),
-    /// Changes what is known of a running node. Not stored.
-    SetPresence(NodeId, Presence),
-}
-
-/// Whom changes concern.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Effects {
-    /// Nodes that look different to their peers or to themselves.
-    pub nodes: BTreeSet<NodeId>,
-    /// Those of them whose own view may differ: the policy treats them differently, or they became or ceased to be members.
-    pub reclassified: BTreeSet<NodeId>,
-    /// Whether every node's view may differ.
-    pub everyone: bool,
-    /// Whether the policy has to be compiled again.
-    pub recompile: bool,
 }
 
 /// The state of the tailnet at one moment. Cloning shares all tables.
@@ -132,102 +51,30 @@ pub struct Effects {
 pub struct World {
     facts: Arc<Facts>,
     counters: Counters,
-    users: Arc<BTreeMap<UserId, Arc<User>>>,
-    nodes: Arc<BTreeMap<NodeId, Arc<Node>>>,
-    index: Arc<NodeIndex>,
-    presence: Arc<BTreeMap<NodeId, Presence>>,
-    primaries: Arc<Primaries>,
-    auth_keys: Arc<BTreeMap<CredentialId, Arc<AuthKey>>>,
-    oauth_clients: Arc<BTreeMap<CredentialId, Arc<OauthClient>>>,
-    tokens: Arc<BTreeMap<CredentialId, Arc<ApiToken>>>,
-    dns_txt: Arc<BTreeMap<String, Arc<DnsTxt>>>,
+    users: Table<UserId, Arc<User>>,
+    nodes: Table<NodeId, Arc<Node>>,
+    services: Table<ServiceName, Arc<VipService>>,
+    index: Index,
+    presence: Table<NodeId, Presence>,
+    records: Table<NodeId, Arc<PeerRecord>>,
+    primaries: Primaries,
+    hosts: Hosts,
+    auth_keys: Table<CredentialId, Arc<AuthKey>>,
+    oauth_clients: Table<CredentialId, Arc<OauthClient>>,
+    tokens: Table<CredentialId, Arc<ApiToken>>,
+    dns_txt: Table<String, Arc<DnsTxt>>,
+    registrations: Table<RegistrationId, Arc<PendingRegistration>>,
+    log: Table<i64, Arc<LogEntry>>,
+    settings: Arc<Settings>,
+    dns: Arc<DnsSettings>,
+    derp_map: Arc<DerpMap>,
     policy: Arc<ActivePolicy>,
-    compiled: Arc<Compiled>,
+    graph: Graph,
+    /// The nodes as `graph` was told of them: approved ones only.
+    classified: Table<NodeId, Arc<tailwharf_policy::Node>>,
 }
 
 impl World {
-    /// A world without users and nodes.
-    pub fn empty(facts: Facts, counters: Counters, policy: ActivePolicy) -> Self {
-        let tailnet = tailwharf_policy::Tailnet {
-            prefixes: facts.prefixes.both().to_vec(),
-            ..tailwharf_policy::Tailnet::default()
-        };
-        let compiled = tailwharf_policy::compile(&policy.policy, &tailnet);
-        Self {
-            facts: Arc::new(facts),
-            counters,
-            users: Arc::default(),
-            nodes: Arc::default(),
-            index: Arc::default(),
-            presence: Arc::default(),
-            primaries: Arc::default(),
-            auth_keys: Arc::default(),
-            oauth_clients: Arc::default(),
-            tokens: Arc::default(),
-            dns_txt: Arc::default(),
-            policy: Arc::new(policy),
-            compiled: Arc::new(compiled),
-        }
-    }
-
-    /// The world that a store holds.
-    pub(crate) fn load(facts: Facts, policy: ActivePolicy, saved: Saved, now: Timestamp) -> Self {
-        let mut world = Self::empty(facts, saved.counters, policy);
-        let mut effects = Effects {
-            everyone: true,
-            recompile: true,
-            ..Effects::default()
-        };
-        let expired = |node: &Node| {
-            Change::SetPresence(
-                node.id,
-                Presence {
-                    expired: true,
-                    ..Presence::default()
-                },
-            )
-        };
-        let ended: Vec<_> = saved
-            .nodes
-            .iter()
-            .filter(|node| node.is_expired(now))
-            .map(expired)
-            .collect();
-        let puts = (saved.users.into_iter().map(|user| Change::PutUser(user.into())))
-            .chain(saved.nodes.into_iter().map(|node| Change::PutNode(node.into())))
-            .chain(
-                saved
-                    .auth_keys
-                    .into_iter()
-                    .map(|key| Change::PutAuthKey(key.into())),
-            )
-            .chain(
-                saved
-                    .oauth_clients
-                    .into_iter()
-                    .map(|client| Change::PutOauthClient(client.into())),
-            )
-            .chain(
-                saved
-                    .tokens
-                    .into_iter()
-                    .map(|token| Change::PutToken(token.into())),
-            )
-            .chain(
-                saved
-                    .dns_txt
-                    .into_iter()
-                    .map(|record| Change::PutDnsTxt(record.into())),
-            )
-            .chain(ended);
-        for change in puts {
-            world.apply(&change, &mut effects);
-        }
-        world.counters = saved.counters;
-        world.settle(&mut effects);
-        world
-    }
-
     /// What is true for the whole run.
     pub fn facts(&self) -> &Facts {
         &self.facts
@@ -256,8 +103,7 @@ impl World {
     /// The user with this login name.
     pub fn user_by_login(&self, login: &str) -> Option<&Arc<User>> {
         self.users
-            .values()
-            .find(|user| user.login.eq_ignore_ascii_case(login))
+            .get(self.index.user_by_login.get(&login.to_ascii_lowercase())?)
     }
 
     /// All users, by id.
@@ -281,7 +127,27 @@ impl World {
             .by_machine
             .get(machine)
             .into_iter()
-            .flatten()
+            .flat_map(|nodes| nodes.iter())
+            .filter_map(|id| self.nodes.get(id))
+    }
+
+    /// The untagged nodes of a person.
+    pub fn nodes_of_user(&self, user: UserId) -> impl Iterator<Item = &Arc<Node>> {
+        self.index
+            .by_user
+            .get(&user)
+            .into_iter()
+            .flat_map(|nodes| nodes.iter())
+            .filter_map(|id| self.nodes.get(id))
+    }
+
+    /// The nodes that offer to be a host of a service.
+    pub fn nodes_offering(&self, service: &ServiceName) -> impl Iterator<Item = &Arc<Node>> {
+        self.index
+            .by_service
+            .get(service)
+            .into_iter()
+            .flat_map(|nodes| nodes.iter())
             .filter_map(|id| self.nodes.get(id))
     }
 
@@ -327,9 +193,66 @@ impl World {
         self.presence.get(&id).copied().unwrap_or_default()
     }
 
+    /// Whether a node takes part in the tailnet: approved, and its key has not ended.
+    pub fn is_member(&self, id: NodeId) -> bool {
+        self.node(id).is_some_and(|node| node.authorized) && !self.presence(id).expired
+    }
+
+    /// Whether a node may be entrusted with what another could do as well: a route, a service.
+    pub fn is_dependable(&self, id: NodeId) -> bool {
+        let presence = self.presence(id);
+        presence.online && !presence.silent && !presence.held && self.is_member(id)
+    }
+
+    /// Whether another node could take over a route or service of this one.
+    pub(crate) fn has_rival(&self, id: NodeId) -> bool {
+        self.primaries.has_rival(id) || self.hosts.has_rival(id)
+    }
+
+    /// The nodes that serve what others could serve as well.
+    pub(crate) fn nodes_with_rivals(&self) -> Vec<NodeId> {
+        let mut nodes: Vec<_> = self.primaries.contested().chain(self.hosts.contested()).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        nodes
+    }
+
+    /// A node, as its peers are told of it.
+    pub(crate) fn record(&self, id: NodeId) -> Option<&Arc<PeerRecord>> {
+        self.records.get(&id)
+    }
+
     /// The routes that the node serves, as no other does.
-    pub fn primary_routes(&self, id: NodeId) -> Vec<IpNet> {
+    pub fn primary_routes(&self, id: NodeId) -> &[IpNet] {
         self.primaries.of(id)
+    }
+
+    /// The service with this name.
+    pub fn service(&self, name: &ServiceName) -> Option<&Arc<VipService>> {
+        self.services.get(name)
+    }
+
+    /// All services, by name.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<VipService>> {
+        self.services.values()
+    }
+
+    /// Which nodes answer for a service; none that is known when no approved host is there.
+    pub fn service_choice(&self, name: &ServiceName) -> Option<&Arc<Choice>> {
+        self.hosts.choice(name)
+    }
+
+    /// Whether a node may be a host of a service: by word of an administrator, else by the policy.
+    pub fn is_service_host_approved(&self, service: &VipService, node: &Node) -> bool {
+        let decided = service.hosts.get(&node.id).copied();
+        decided.unwrap_or_else(|| self.may_host(node, service))
+    }
+
+    /// Whether the policy lets a node be a host of a service.
+    pub fn may_host(&self, node: &Node, service: &VipService) -> bool {
+        let policy = &self.policy.policy;
+        let principal = self.principal(&node.owner);
+        principal.is_some_and(|principal| policy.may_host(&principal, service.name.as_str(), &service.tags))
     }
 
     /// The auth key with this id.
@@ -362,9 +285,44 @@ impl World {
         self.tokens.values()
     }
 
+    /// The TXT record with this full name, in lower case and without a final dot.
+    pub fn txt(&self, name: &str) -> Option<&Arc<DnsTxt>> {
+        self.dns_txt.get(name)
+    }
+
     /// All TXT records.
     pub fn dns_txt(&self) -> impl Iterator<Item = &Arc<DnsTxt>> {
         self.dns_txt.values()
+    }
+
+    /// The registration with this id, decided or not.
+    pub fn registration(&self, id: &RegistrationId) -> Option<&Arc<PendingRegistration>> {
+        self.registrations.get(id)
+    }
+
+    /// All registrations that were not let in yet, by id.
+    pub fn registrations(&self) -> impl Iterator<Item = &Arc<PendingRegistration>> {
+        self.registrations.values()
+    }
+
+    /// The log of changes, the latest first.
+    pub fn log(&self) -> impl Iterator<Item = &Arc<LogEntry>> {
+        self.log.values().rev()
+    }
+
+    /// Rules for devices.
+    pub fn settings(&self) -> &Arc<Settings> {
+        &self.settings
+    }
+
+    /// Rules for names.
+    pub fn dns(&self) -> &Arc<DnsSettings> {
+        &self.dns
+    }
+
+    /// The relays.
+    pub fn derp_map(&self) -> &Arc<DerpMap> {
+        &self.derp_map
     }
 
     /// The policy in force.
@@ -373,23 +331,45 @@ impl World {
     }
 
     /// The policy as it applies to the nodes of this world.
-    pub fn compiled(&self) -> &Arc<Compiled> {
-        &self.compiled
+    pub fn graph(&self) -> &Graph {
+        &self.graph
     }
 
-    /// A DNS label for a node with this host name that no other node than `except` has.
+    /// A DNS label for a node with this host name that neither a service nor another node than `except` has.
     pub fn free_name(&self, hostname: &str, except: Option<NodeId>) -> String {
         names::first_free(&names::sanitise(hostname), |name| {
-            self.index
-                .by_name
-                .get(name)
-                .is_some_and(|holder| Some(*holder) != except)
+            self.is_service_label(name)
+                || self
+                    .index
+                    .by_name
+                    .get(name)
+                    .is_some_and(|holder| Some(*holder) != except)
         })
     }
 
-    /// Whether a node has this address.
+    /// Whether a service is called by this DNS label.
+    pub fn is_service_label(&self, label: &str) -> bool {
+        format!("svc:{label}")
+            .parse::<ServiceName>()
+            .is_ok_and(|name| self.services.contains_key(&name))
+    }
+
+    /// Whether a node or service has this address.
     pub fn is_address_taken(&self, addr: IpAddr) -> bool {
-        self.index.by_address.contains_key(&addr)
+        self.index.by_address.contains_key(&addr) || self.index.service_by_address.contains_key(&addr)
+    }
+
+    /// The address that was given last.
+    pub fn last_v4(&self) -> Option<Ipv4Addr> {
+        self.counters.last_v4
+    }
+
+    /// A node's owner, as the policy's rules of ownership see it; none when the person is gone.
+    pub fn principal(&self, owner: &NodeOwner) -> Option<Principal> {
+        match owner {
+            NodeOwner::Tags(tags) => Some(Principal::Tags(tags.clone())),
+            NodeOwner::User(id) => self.user(*id).map(|user| user.principal()),
+        }
     }
 
     /// Whether `actor` may give `tag` to a node or key.
@@ -420,116 +400,11 @@ impl World {
         tailwharf_policy::Tailnet {
             prefixes: self.facts.prefixes.both().to_vec(),
             users: self.users.values().map(|user| classify::user(user)).collect(),
-            nodes: self.nodes.values().map(|node| classify::node(node)).collect(),
-            services: Vec::new(),
-        }
-    }
-
-    /// Applies a change and says whom it concerns.
-    pub(crate) fn apply(&mut self, change: &Change, effects: &mut Effects) {
-        match change {
-            Change::PutUser(user) => {
-                self.counters.next_user = self.counters.next_user.max(user.id.0 + 1);
-                effects.everyone |= Arc::make_mut(&mut self.users)
-                    .insert(user.id, user.clone())
-                    .is_some();
-                effects.recompile = true;
-            }
-            Change::DeleteUser(id) => {
-                Arc::make_mut(&mut self.users).remove(id);
-                effects.recompile = true;
-            }
-            Change::PutNode(node) => self.put_node(node, effects),
-            Change::DeleteNode(id) => self.delete_node(*id, effects),
-            Change::SetPresence(id, presence) => {
-                let old = Arc::make_mut(&mut self.presence)
-                    .insert(*id, *presence)
-                    .unwrap_or_default();
-                effects.nodes.insert(*id);
-                if old.expired != presence.expired {
-                    effects.reclassified.insert(*id);
-                }
-            }
-            Change::PutAuthKey(key) => {
-                Arc::make_mut(&mut self.auth_keys).insert(key.id.clone(), key.clone());
-            }
-            Change::DeleteAuthKey(id) => {
-                Arc::make_mut(&mut self.auth_keys).remove(id);
-            }
-            Change::PutOauthClient(client) => {
-                Arc::make_mut(&mut self.oauth_clients).insert(client.id.clone(), client.clone());
-            }
-            Change::DeleteOauthClient(id) => {
-                Arc::make_mut(&mut self.oauth_clients).remove(id);
-            }
-            Change::PutToken(token) => {
-                Arc::make_mut(&mut self.tokens).insert(token.id.clone(), token.clone());
-            }
-            Change::DeleteToken(id) => {
-                Arc::make_mut(&mut self.tokens).remove(id);
-            }
-            Change::PutDnsTxt(record) => {
-                Arc::make_mut(&mut self.dns_txt).insert(record.name.clone(), record.clone());
-            }
-            Change::DeleteDnsTxt(name) => {
-                Arc::make_mut(&mut self.dns_txt).remove(name);
-            }
-            Change::PutPolicy(policy) => {
-                self.policy = policy.clone();
-                effects.everyone = true;
-                effects.recompile = true;
-            }
-        }
-    }
-
-    /// Brings what is derived from the tables up to date, once all changes of a batch are applied.
-    pub(crate) fn settle(&mut self, effects: &mut Effects) {
-        if effects.recompile {
-            self.compiled = Arc::new(tailwharf_policy::compile(&self.policy.policy, &self.tailnet()));
-        }
-        if effects.everyone
-            || routes::concern(
-                &self.primaries,
-                effects.nodes.iter().filter_map(|id| self.node(*id)),
-            )
-        {
-            let next = routes::elect(
-                &self.primaries,
-                self.nodes().map(|node| (node, self.presence(node.id))),
-            );
-            effects.nodes.extend(next.differing(&self.primaries));
-            self.primaries = Arc::new(next);
-        }
-    }
-
-    fn put_node(&mut self, node: &Arc<Node>, effects: &mut Effects) {
-        self.counters.next_node = self.counters.next_node.max(node.id.0 + 1);
-        let old = Arc::make_mut(&mut self.nodes).insert(node.id, node.clone());
-        if !old.as_ref().is_some_and(|old| self.index.covers(old, node)) {
-            let index = Arc::make_mut(&mut self.index);
-            if let Some(old) = &old {
-                index.remove(old);
-            } else {
-                self.counters.last_v4 = Some(node.ipv4);
-            }
-            index.insert(node);
-        }
-        effects.nodes.insert(node.id);
-        let is_member_as_before = old.as_ref().is_some_and(|old| old.authorized == node.authorized);
-        let is_alike = old.is_some_and(|old| classify::alike(&old, node));
-        if !is_member_as_before || !is_alike {
-            effects.reclassified.insert(node.id);
-        }
-        effects.recompile |= !is_alike;
-    }
-
-    fn delete_node(&mut self, id: NodeId, effects: &mut Effects) {
-        if let Some(node) = Arc::make_mut(&mut self.nodes).remove(&id) {
-            Arc::make_mut(&mut self.index).remove(&node);
-            Arc::make_mut(&mut self.presence).remove(&id);
-            effects.nodes.insert(id);
-            effects.reclassified.insert(id);
-            effects.recompile = true;
+            nodes: (self.nodes.values())
+                .filter(|node| node.authorized)
+                .map(|node| classify::node(self, node))
+                .collect(),
+            services: self.services.values().map(|service| classify::service(service)).collect(),
         }
     }
 }

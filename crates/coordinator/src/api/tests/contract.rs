@@ -37,7 +37,7 @@ async fn our_client_finds_what_it_expects() {
     let site = Site::start().await;
     let (id, secret) = site
         .client(
-            &["auth_keys", "devices:core", "policy_file", "services"],
+            &["auth_keys", "devices", "policy_file", "services", "dns"],
             &["tag:k8s-operator"],
         )
         .await;

@@ -191,48 +191,4 @@ async fn a_bad_policy_is_refused_with_line_and_column_and_the_old_one_stays() {
     .await
     .ok();
     assert_eq!(good, json!({}));
-    let warned = r#"{"acls": [], "ssh": [{}]}"#;
-    let warned = exchange(
-        &site.public,
-        request(Method::POST, &validate, Some(&bearer), warned),
-    )
-    .await
-    .ok();
-    assert_eq!(warned["message"], "warning(s) found");
-}
-
-#[tokio::test]
-async fn what_the_go_operator_reads_beside_is_there() {
-    let site = Site::start().await;
-    let bearer = site.bearer(&["all:read", "services"], &[]).await;
-    let at = |path: &str| format!("/api/v2/tailnet/-/{path}");
-    assert_eq!(
-        site.get(&at("vip-services"), &bearer).await.ok(),
-        json!({"vipServices": []})
-    );
-    assert_eq!(
-        site.get(&at("vip-services/svc:x"), &bearer).await.status,
-        StatusCode::NOT_FOUND
-    );
-    let put = site
-        .call(
-            Method::PUT,
-            &at("vip-services/svc:x"),
-            &bearer,
-            &json!({"name": "svc:x"}),
-        )
-        .await;
-    assert_eq!(put.status, StatusCode::NOT_IMPLEMENTED);
-    assert_eq!(
-        site.get(&at("dns/preferences"), &bearer).await.ok(),
-        json!({"magicDNS": true})
-    );
-    assert_eq!(
-        site.get(&at("dns/searchpaths"), &bearer).await.ok(),
-        json!({"searchPaths": ["t.example.net"]})
-    );
-    assert_eq!(
-        site.get(&at("settings"), &bearer).await.ok()["devicesApprovalOn"],
-        false
-    );
 }

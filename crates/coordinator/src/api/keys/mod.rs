@@ -1,116 +1,29 @@
 //! Auth keys, OAuth clients and API tokens.
 
+mod view;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tailwharf_wire::tailcfg::UserId;
 
+pub(crate) use self::view::{
+    Binding, Capabilities, CreateCapabilities, DeviceCapabilities, KeyList, KeyRequest, KeyType, KeyView,
+};
 use super::caller::{Body, Caller, Path};
-use super::{Api, ApiError};
-use crate::model::{Actor, ApiToken, AuthKey, CredentialId, OauthClient, Role, Tag};
-use crate::ops::{NewApiToken, NewAuthKey, NewOauthClient};
+use super::{Api, ApiError, done};
+use crate::model::{Actor, ApiToken, CredentialId, Role, Tag};
+use crate::ops::{NewApiToken, NewAuthKey, NewFederation, NewOauthClient};
 use crate::scope::{self, Scope};
-use crate::secret::Secret;
+use crate::workload::IssuerError;
 use crate::world::World;
-
-/// A key to create.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub(crate) struct KeyRequest {
-    pub(crate) key_type: KeyType,
-    pub(crate) capabilities: Capabilities,
-    pub(crate) expiry_seconds: u64,
-    pub(crate) description: String,
-    /// Of an OAuth client or API token.
-    #[serde(deserialize_with = "null_is_empty")]
-    pub(crate) scopes: BTreeSet<String>,
-    /// Of an OAuth client.
-    #[serde(deserialize_with = "null_is_empty")]
-    pub(crate) tags: BTreeSet<String>,
-    /// The login of the person who owns the nodes made with an auth key, or in whose name an API token acts. Only administrators name one.
-    pub(crate) user: Option<String>,
-}
-
-/// What a key is for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum KeyType {
-    #[default]
-    Auth,
-    Client,
-    Api,
-}
-
-/// What may be done with an auth key. The nesting is that of API v2.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub(crate) struct Capabilities {
-    pub(crate) devices: DeviceCapabilities,
-}
-
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub(crate) struct DeviceCapabilities {
-    pub(crate) create: CreateCapabilities,
-}
-
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub(crate) struct CreateCapabilities {
-    pub(crate) reusable: bool,
-    pub(crate) ephemeral: bool,
-    pub(crate) preauthorized: bool,
-    #[serde(deserialize_with = "null_is_empty")]
-    pub(crate) tags: BTreeSet<String>,
-}
-
-/// Clients in Go write empty lists as `null`.
-fn null_is_empty<'de, D: serde::Deserializer<'de>>(from: D) -> Result<BTreeSet<String>, D::Error> {
-    Ok(Option::deserialize(from)?.unwrap_or_default())
-}
-
-/// A key as it is shown.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct KeyView {
-    pub(crate) id: String,
-    pub(crate) key_type: KeyType,
-    /// Only in the answer to the call that created the key.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) key: Option<String>,
-    pub(crate) description: String,
-    pub(crate) created: Timestamp,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) expires: Option<Timestamp>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) revoked: Option<Timestamp>,
-    /// Whether the key is of no use any more: expired, revoked, or used up.
-    pub(crate) invalid: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) capabilities: Option<Capabilities>,
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub(crate) scopes: BTreeSet<String>,
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub(crate) tags: BTreeSet<String>,
-    /// The login of the person who owns it, or its nodes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) user: Option<String>,
-}
-
-/// Answer of the list.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct KeyList {
-    pub(crate) keys: Vec<KeyView>,
-}
 
 /// The keys that the caller may read.
 pub(super) async fn list(State(api): State<Api>, caller: Caller) -> Result<Json<KeyList>, ApiError> {
-    let readable =
-        [KeyType::Auth, KeyType::Client, KeyType::Api].map(|kind| (kind, caller.may(kind.scope().read())));
+    let readable = KeyType::ALL.map(|kind| (kind, caller.may(kind.scope().read())));
     if readable.iter().all(|(_, may)| !may) {
         caller.require(scope::AUTH_KEYS.read())?;
     }
@@ -135,16 +48,16 @@ pub(super) async fn delete(
     State(api): State<Api>,
     caller: Caller,
     Path((_, id)): Path<(String, String)>,
-) -> Result<Json<serde_json::Value>, ApiError> {
+) -> Result<Json<Value>, ApiError> {
     let key = find(&api.operations.world(), id)?;
     caller.require(key.key_type.scope())?;
-    let id = CredentialId::from(key.id.as_str());
+    let (actor, id) = (caller.actor().clone(), CredentialId::from(key.id.as_str()));
     match key.key_type {
-        KeyType::Auth => api.operations.revoke_auth_key(id).await?,
-        KeyType::Client => api.operations.delete_oauth_client(id).await?,
-        KeyType::Api => api.operations.delete_api_token(id).await?,
+        KeyType::Auth => api.operations.revoke_auth_key(actor, id).await?,
+        KeyType::Client | KeyType::Federated => api.operations.delete_oauth_client(actor, id).await?,
+        KeyType::Api => api.operations.delete_api_token(actor, id).await?,
     }
-    Ok(Json(serde_json::Value::Object(serde_json::Map::new())))
+    Ok(done())
 }
 
 /// Creates a key. The answer is the only one that carries its secret.
@@ -170,6 +83,14 @@ pub(super) async fn create(
                 .await?;
             (KeyView::of_client(&minted.record), minted.secret)
         }
+        KeyType::Federated => {
+            let federation = federation(&api, request.binding.clone())?;
+            let client = api
+                .operations
+                .create_federated_client(new_client(&caller, request)?, federation)
+                .await?;
+            return Ok(Json(KeyView::of_client(&client)));
+        }
         KeyType::Api => {
             let minted = api
                 .operations
@@ -179,6 +100,50 @@ pub(super) async fn create(
         }
     };
     Ok(Json(view.with_secret(&secret)))
+}
+
+/// Replaces what an OAuth client may do and, of a federated one, what binds it.
+pub(super) async fn replace(
+    State(api): State<Api>,
+    caller: Caller,
+    Path((_, id)): Path<(String, String)>,
+    Body(request): Body<KeyRequest>,
+) -> Result<Json<KeyView>, ApiError> {
+    let old = find(&api.operations.world(), id)?;
+    caller.require(old.key_type.scope())?;
+    let federation = match old.key_type {
+        KeyType::Client => None,
+        KeyType::Federated => Some(federation(&api, request.binding.clone())?),
+        KeyType::Auth | KeyType::Api => {
+            return Err(ApiError::Invalid(
+                "only OAuth clients and federated clients can be changed: create a new key".to_owned(),
+            ));
+        }
+    };
+    if request.key_type != old.key_type {
+        return Err(ApiError::Invalid(format!(
+            "`{}` is a key of another type than the request says",
+            old.id
+        )));
+    }
+    // Who changes a client could use it: so it may hold, before and after, only what they hold themselves.
+    check_scopes(&caller, &old.scopes)?;
+    let id = CredentialId::from(old.id.as_str());
+    let client = api
+        .operations
+        .replace_oauth_client(id, new_client(&caller, request)?, federation)
+        .await?;
+    Ok(Json(KeyView::of_client(&client)))
+}
+
+/// What a federated client is bound to, if its issuer is believed.
+fn federation(api: &Api, binding: Binding) -> Result<NewFederation, ApiError> {
+    if !api.issuers.knows(&binding.issuer) {
+        return Err(ApiError::Invalid(
+            IssuerError::Unknown(binding.issuer).to_string(),
+        ));
+    }
+    Ok(binding.into())
 }
 
 fn new_auth_key(world: &World, caller: &Caller, request: KeyRequest) -> Result<NewAuthKey, ApiError> {
@@ -319,90 +284,4 @@ fn all_keys(world: &World) -> impl Iterator<Item = KeyView> {
 /// Whether a token is a person's. Those of OAuth clients live for an hour and are not listed.
 fn is_personal(token: &ApiToken) -> bool {
     !matches!(token.actor, Actor::Client { .. })
-}
-
-impl KeyType {
-    fn scope(self) -> Scope<'static> {
-        match self {
-            Self::Auth => scope::AUTH_KEYS,
-            Self::Client => scope::OAUTH_KEYS,
-            Self::Api => scope::API_TOKENS,
-        }
-    }
-}
-
-impl KeyView {
-    fn with_secret(self, secret: &Secret) -> Self {
-        Self {
-            key: Some(secret.reveal().to_owned()),
-            ..self
-        }
-    }
-
-    fn of_auth_key(world: &World, key: &AuthKey) -> Self {
-        let used_up = key.used.is_some() && !key.reusable;
-        let create = CreateCapabilities {
-            reusable: key.reusable,
-            ephemeral: key.ephemeral,
-            preauthorized: key.preauthorized,
-            tags: key.tags.iter().map(ToString::to_string).collect(),
-        };
-        Self {
-            id: key.id.to_string(),
-            key_type: KeyType::Auth,
-            key: None,
-            description: key.description.clone(),
-            created: key.created,
-            expires: Some(key.expires),
-            revoked: key.revoked,
-            invalid: used_up || key.revoked.is_some() || key.expires <= Timestamp::now(),
-            capabilities: Some(Capabilities {
-                devices: DeviceCapabilities { create },
-            }),
-            scopes: BTreeSet::new(),
-            tags: BTreeSet::new(),
-            user: key
-                .owner
-                .and_then(|id| world.user(id))
-                .map(|user| user.login.clone()),
-        }
-    }
-
-    fn of_client(client: &OauthClient) -> Self {
-        Self {
-            id: client.id.to_string(),
-            key_type: KeyType::Client,
-            key: None,
-            description: client.description.clone(),
-            created: client.created,
-            expires: None,
-            revoked: None,
-            invalid: false,
-            capabilities: None,
-            scopes: client.scopes.clone(),
-            tags: client.tags.iter().map(ToString::to_string).collect(),
-            user: None,
-        }
-    }
-
-    fn of_token(world: &World, token: &ApiToken) -> Self {
-        let user = match &token.actor {
-            Actor::User(id) => world.user(*id).map(|user| user.login.clone()),
-            Actor::Administrator | Actor::Client { .. } => None,
-        };
-        Self {
-            id: token.id.to_string(),
-            key_type: KeyType::Api,
-            key: None,
-            description: token.description.clone(),
-            created: token.created,
-            expires: Some(token.expires),
-            revoked: None,
-            invalid: token.expires <= Timestamp::now(),
-            capabilities: None,
-            scopes: token.scopes.clone(),
-            tags: BTreeSet::new(),
-            user,
-        }
-    }
 }

@@ -1,0 +1,71 @@
+//! A tailnet of the size of a company: 50 groups, 100 tags, 300 rules.
+
+use std::fmt::Write;
+
+use anyhow::Result;
+use tailwharf_testkit::Tailnet;
+
+const GROUPS: usize = 50;
+const TAGS: usize = 100;
+const RULES: usize = 300;
+/// Groups that each user is in.
+const MEMBERSHIPS: usize = 4;
+/// How many nodes belong to tags, of each two.
+const KINDS: usize = 2;
+
+/// The policy. Each `marker` makes one that differs for every node, in a port that is nowhere else.
+pub(crate) fn policy(marker: Option<u16>) -> String {
+    let mut text = String::from("{\n\"groups\": {\n");
+    for group in 0..GROUPS {
+        let members: Vec<String> = (0..MEMBERSHIPS).map(|step| login((group + step) % GROUPS)).collect();
+        _ = writeln!(text, "  \"group:g{group}\": {members:?},");
+    }
+    text.push_str("},\n\"tagOwners\": {\n");
+    for tag in 0..TAGS {
+        _ = writeln!(text, "  \"tag:t{tag}\": [\"autogroup:admin\"],");
+    }
+    text.push_str("},\n\"grants\": [\n");
+    for rule in 0..RULES {
+        _ = writeln!(
+            text,
+            "  {{\"src\": [\"group:g{}\"], \"dst\": [\"tag:t{}\"], \"ip\": [\"tcp:{}\"]}},",
+            rule % GROUPS,
+            (rule * 7) % TAGS,
+            1000 + rule
+        );
+    }
+    if let Some(marker) = marker {
+        _ = writeln!(
+            text,
+            "  {{\"src\": [\"group:g0\"], \"dst\": [\"autogroup:member\", \"autogroup:tagged\"], \"ip\": [\"tcp:{marker}\"]}},"
+        );
+    }
+    text.push_str("]\n}\n");
+    text
+}
+
+fn login(user: usize) -> String {
+    format!("user{user}@example.com")
+}
+
+/// Makes the users, and a key for each of `count` nodes.
+///
+/// # Errors
+/// The words of the administrator's commands.
+pub(crate) fn keys(tailnet: &Tailnet, count: usize) -> Result<Vec<String>> {
+    let mut owned = Vec::with_capacity(GROUPS);
+    for user in 0..GROUPS {
+        let role = if user == 0 { "owner" } else { "member" };
+        owned.push(tailnet.user_key(&login(user), role)?);
+    }
+    let mut tagged = Vec::with_capacity(TAGS);
+    for tag in 0..TAGS {
+        tagged.push(tailnet.key(&["--tags", &format!("tag:t{tag}"), "--reusable"])?);
+    }
+    let key = |node: usize| {
+        let (kind, index) = (node % KINDS, node / KINDS);
+        let keys = if kind == 0 { &owned } else { &tagged };
+        keys[index % keys.len()].clone()
+    };
+    Ok((0..count).map(key).collect())
+}
