@@ -114,6 +114,9 @@ pub enum Problem {
         /// How much there may be.
         limit: usize,
     },
+    /// An attribute that no node has.
+    #[error("nodes have no attribute {0:?}")]
+    UnknownAttribute(String),
     /// An autogroup that does not exist.
     #[error("{0:?} is not an autogroup")]
     UnknownAutogroup(String),

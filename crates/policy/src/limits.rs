@@ -24,6 +24,9 @@ pub(crate) const NESTING: usize = 16;
 /// Ranges of addresses of all IP sets, once IP sets in IP sets are resolved.
 pub(crate) const ADDRESS_RANGES: usize = 100_000;
 
+/// Ranges of addresses in sources and destinations of all rules.
+pub(crate) const RULE_RANGES: usize = 1_000_000;
+
 /// Destinations of all rules, each counted once for each range of ports.
 pub(crate) const OPENINGS: usize = 1_000_000;
 

@@ -96,8 +96,18 @@ impl Assertion {
     }
 }
 
-/// The attributes that a node tells about itself: `node:os`, `node:osVersion`, `node:tsVersion`, `node:tsReleaseTrack` and
-/// `node:tsAutoUpdate`. What it does not tell is not set.
+/// The attributes that nodes tell about themselves.
+pub(crate) const NODE_ATTRIBUTES: &[&str] = &[
+    "node:os",
+    "node:osVersion",
+    "node:tsAutoUpdate",
+    "node:tsReleaseTrack",
+    "node:tsStateEncrypted",
+    "node:tsVersion",
+];
+
+/// The attributes that a node tells about itself: `node:os`, `node:osVersion`, `node:tsVersion`, `node:tsReleaseTrack`,
+/// `node:tsAutoUpdate` and `node:tsStateEncrypted`. What it does not tell is not set.
 pub fn host_attributes(host: &Hostinfo) -> Attributes {
     let mut attributes = Attributes::new();
     let mut set = |name: &str, text: &str| {
@@ -114,6 +124,9 @@ pub fn host_attributes(host: &Hostinfo) -> Attributes {
         "node:tsAutoUpdate".to_owned(),
         AttributeValue::Bool(host.allows_update),
     );
+    if let Some(encrypted) = host.state_encrypted {
+        attributes.insert("node:tsStateEncrypted".to_owned(), AttributeValue::Bool(encrypted));
+    }
     attributes
 }
 

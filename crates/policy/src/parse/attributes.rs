@@ -148,6 +148,8 @@ pub(super) fn read_derp_map(reader: &mut Reader, item: &Item) -> Option<DerpMap>
     let text = item.to_json().to_string();
     match tailwharf_wire::json::from_slice(text.as_bytes()) {
         Ok(map) => Some(map),
+        // The decoder has no places: what was found above says more.
+        Err(_) if reader.has_errors() => None,
         Err(_) => {
             reader.invalid(item.at, "derpMap", "a map of relays in the form of the protocol");
             None

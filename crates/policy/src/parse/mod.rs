@@ -20,7 +20,7 @@ use std::sync::Arc;
 use crate::hujson::{self, Item, Position};
 use crate::ipset::IpSet;
 use crate::limits;
-use crate::model::Postures;
+use crate::model::{Postures, Selector};
 use crate::posture::Assertion;
 use crate::{Policy, PolicyError, Tag};
 
@@ -143,6 +143,16 @@ fn check_size(reader: &mut Reader, at: Position, policy: &Policy) {
     let rules = policy.rules.as_deref().unwrap_or_default();
     if rules.len() > limits::RULES || policy.ssh.len() > limits::RULES {
         reader.too_many(at, "rules", limits::RULES);
+    }
+    let selectors = rules.iter().flat_map(|rule| rule.sources.iter().chain(rule.destinations()));
+    let ranges: usize = selectors
+        .map(|selector| match selector {
+            Selector::Addresses(set) => set.ranges().len(),
+            _ => 0,
+        })
+        .sum();
+    if ranges > limits::RULE_RANGES {
+        reader.too_many(at, "address ranges in rules", limits::RULE_RANGES);
     }
     if policy.test_steps() > limits::TEST_STEPS {
         reader.too_many(at, "steps for the tests to take (sources × destinations × rules)", limits::TEST_STEPS);

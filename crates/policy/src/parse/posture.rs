@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::reader::Reader;
-use crate::AttributeValue;
-use crate::hujson::{Item, Member};
-use crate::posture::{Assertion, Test};
+use crate::hujson::{Item, Member, Position};
+use crate::posture::{Assertion, NODE_ATTRIBUTES, Test};
+use crate::{AttributeValue, PolicyError, Problem};
 
 /// Reads the section `postures`.
 pub(super) fn read_postures(reader: &mut Reader, item: &Item) -> BTreeMap<String, Arc<[Assertion]>> {
@@ -23,13 +23,24 @@ pub(super) fn read_postures(reader: &mut Reader, item: &Item) -> BTreeMap<String
         }
         for (at, text) in texts {
             match parse_assertion(text) {
-                Ok(assertion) => assertions.push(assertion),
+                Ok(assertion) => {
+                    check_attribute(reader, at, &assertion.attribute);
+                    assertions.push(assertion);
+                }
                 Err(expected) => reader.invalid(at, text, expected),
             }
         }
         postures.insert(name.clone(), Arc::from(assertions));
     }
     postures
+}
+
+/// Reports an attribute of `node:` that no node has. Those of other namespaces are set from outside.
+fn check_attribute(reader: &mut Reader, at: Position, name: &str) {
+    if name.starts_with("node:") && !NODE_ATTRIBUTES.contains(&name) {
+        let error = PolicyError::new(at, Problem::UnknownAttribute(name.to_owned()));
+        reader.report(error.suggest(name, NODE_ATTRIBUTES.iter().copied()));
+    }
 }
 
 const FORM: &str = "an assertion; write an attribute such as node:os, then ==, !=, <, <=, >, >=, IN, NOT IN with a value, \

@@ -43,6 +43,11 @@ impl Reader {
         Err(self.errors)
     }
 
+    /// Whether something is wrong so far.
+    pub(super) fn has_errors(&self) -> bool {
+        !self.errors.is_empty()
+    }
+
     pub(super) fn report(&mut self, error: PolicyError) {
         if self.errors.len() < MAX_ERRORS {
             self.errors.push(error);

@@ -1,4 +1,5 @@
 //! Policies, tailnets and changes to draw from.
+#![allow(dead_code, reason = "each test program draws some of them")]
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -103,10 +104,20 @@ fn ssh() -> impl Strategy<Value = String> {
     })
 }
 
+/// A policy of any kind.
 pub(crate) fn policy() -> impl Strategy<Value = Policy> {
+    policy_with(2)
+}
+
+/// A policy whose verdicts do not depend on the router by which a packet goes.
+pub(crate) fn policy_without_via() -> impl Strategy<Value = Policy> {
+    policy_with(1)
+}
+
+fn policy_with(steered_below: usize) -> impl Strategy<Value = Policy> {
     (
         prop::collection::vec(grant(), 0..5),
-        prop::collection::vec(steered(), 0..2),
+        prop::collection::vec(steered(), 0..steered_below),
         prop::collection::vec(ssh(), 0..2),
         prop::collection::vec(principal(), 0..2),
         prop::bool::ANY,
