@@ -233,11 +233,7 @@ impl Engine {
         } = running;
         while let Some(transmit) = core.poll_transmit(now) {
             match transmit.path {
-                Path::Derp { region, peer } => {
-                    for datagram in transmit.datagrams() {
-                        self.relays.send(region, &peer, datagram);
-                    }
-                }
+                Path::Derp { region, peer } => self.relays.send(region, &peer, transmit.datagrams()),
                 Path::Udp(to) => {
                     if let Some(socket) = &self.socket {
                         socket.send(to, &transmit, false);

@@ -9,10 +9,9 @@ use std::time::Duration;
 
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
+use tailwharf_tls::ClientTls;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
 /// One address gets this long before the next one of the same name is tried beside it (RFC 8305 calls it the
 /// connection attempt delay).
@@ -22,7 +21,7 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(crate) enum MaybeTls {
     Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<ClientTls<TcpStream>>),
 }
 
 /// Connects to the first of `addrs` that answers, and runs the TLS handshake if asked to.
@@ -35,7 +34,7 @@ pub(crate) async fn connect(
     match tls {
         None => Ok(MaybeTls::Plain(tcp)),
         Some((config, name)) => {
-            let stream = TlsConnector::from(config).connect(name, tcp).await?;
+            let stream = tailwharf_tls::connect(tcp, config, name).await?;
             Ok(MaybeTls::Tls(Box::new(stream)))
         }
     }

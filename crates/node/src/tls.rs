@@ -42,7 +42,7 @@ pub(crate) struct TlsConfigs {
 impl TlsConfigs {
     /// Reads the system's roots and adds those in `extra_ca`, a PEM bundle.
     pub(crate) fn new(extra_ca: Option<&[u8]>) -> Result<Self, HostError> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let provider = tailwharf_tls::provider();
         let mut store = RootCertStore::empty();
         let system = rustls_native_certs::load_native_certs();
         for error in &system.errors {

@@ -1,22 +1,24 @@
 //! One client: proof of its key, then frames in and frames out.
 
-use std::cell::RefCell;
-use std::future::poll_fn;
+mod pump;
+
 use std::io;
-use std::pin::Pin;
+use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
-use std::task::{Poll, ready};
+use std::task::Waker;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures::task::AtomicWaker;
 use rand::rngs::OsRng;
 use tailwharf_wire::derp::{ClientInfo, DerpError, Frame, PROTOCOL_VERSION, ServerInfo};
 use tailwharf_wire::key::NodePublic;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::sync::Notify;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
 
-use crate::machine::{ClientId, CloseReason};
+use self::pump::Pump;
+
+use crate::machine::{ClientId, CloseReason, Rate};
 use crate::server::Shared;
 
 /// How long a client may take to prove its key.
@@ -25,8 +27,6 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client may take between the begin and the end of a frame.
 const FRAME_TIMEOUT: Duration = Duration::from_secs(30);
-/// How much is read at once. The largest TLS record is 16 KiB.
-const READ_LEN: usize = 64 * 1024;
 
 /// Why a connection ended, other than by the client's own wish.
 #[derive(Debug, thiserror::Error)]
@@ -77,44 +77,58 @@ impl Ended {
 /// How the machine's commands reach a connection.
 #[derive(Debug, Default)]
 pub(crate) struct Link {
-    wake: Notify,
+    task: AtomicWaker,
     close: OnceLock<CloseReason>,
 }
 
 impl Link {
     pub(crate) fn wake(&self) {
-        self.wake.notify_one();
+        self.task.wake();
     }
 
     pub(crate) fn close(&self, reason: CloseReason) {
         // The machine forgets a client when it closes it, so there is only one reason.
         let _ = self.close.set(reason);
-        self.wake.notify_one();
+        self.task.wake();
+    }
+
+    /// From here on `task` is woken, until another one is.
+    fn register(&self, task: &Waker) {
+        self.task.register(task);
+    }
+
+    fn closed(&self) -> Result<(), Ended> {
+        match self.close.get() {
+            Some(CloseReason::Replaced) => Err(Ended::Replaced),
+            Some(CloseReason::Silent) => Err(Ended::Silent),
+            None => Ok(()),
+        }
     }
 }
 
-/// Serves DERP on `stream`, of which `early` was read before, until the client leaves.
-pub(crate) async fn serve<S>(stream: S, early: Bytes, shared: &Arc<Shared>) -> Result<(), Ended>
+/// Serves DERP on `stream`, from `source`, of which `early` was read before, until the client leaves.
+pub(crate) async fn serve<S>(
+    mut stream: S,
+    source: IpAddr,
+    early: Bytes,
+    shared: &Arc<Shared>,
+) -> Result<(), Ended>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let (mut reader, mut writer) = tokio::io::split(stream);
     let mut received = BytesMut::from(early);
-    let hello = handshake(&mut reader, &mut writer, &mut received, shared);
+    let hello = handshake(&mut stream, &mut received, shared);
     let (key, info) = timeout(HANDSHAKE_TIMEOUT, hello)
         .await
         .map_err(|_| Ended::HandshakeTimeout)??;
 
     let link = Arc::new(Link::default());
     let client = Registration {
-        id: shared.connect(key, info.can_ack_pings, link.clone()),
+        id: shared.connect(key, source, info.can_ack_pings, link.clone()),
         shared,
     };
     tracing::debug!(%key, "client connected");
-    let done = tokio::select! {
-        read = read_frames(&mut reader, received, &client) => read,
-        written = write_frames(&mut writer, &link, &client) => written,
-    };
+    let done = Pump::new(stream, received, &link, &client).run().await;
     drop(client);
     tracing::debug!(%key, "client gone");
     done
@@ -132,27 +146,25 @@ impl Drop for Registration<'_> {
     }
 }
 
-async fn handshake<R, W>(
-    reader: &mut R,
-    writer: &mut W,
+async fn handshake<S>(
+    stream: &mut S,
     received: &mut BytesMut,
     shared: &Shared,
 ) -> Result<(NodePublic, ClientInfo), Ended>
 where
-    R: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
+    S: AsyncRead + AsyncWrite + Unpin,
 {
     let relay = shared.key();
     let mut out = BytesMut::new();
     Frame::ServerKey(relay.public()).encode(&mut out);
-    writer.write_all(&out).await?;
-    writer.flush().await?;
+    stream.write_all(&out).await?;
+    stream.flush().await?;
 
     let first = loop {
         if let Some(frame) = Frame::decode(received)? {
             break frame;
         }
-        if read(reader, received).await? == 0 {
+        if stream.read_buf(received).await? == 0 {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
     };
@@ -164,124 +176,18 @@ where
         return Err(Ended::NotAdmitted(key));
     }
     out.clear();
-    let answer = ServerInfo {
-        version: PROTOCOL_VERSION,
-        ..ServerInfo::default()
-    };
-    answer.seal(relay, &key, &mut OsRng)?.encode(&mut out);
-    writer.write_all(&out).await?;
-    writer.flush().await?;
+    shared.info().seal(relay, &key, &mut OsRng)?.encode(&mut out);
+    stream.write_all(&out).await?;
+    stream.flush().await?;
     Ok((key, info))
 }
 
-async fn read_frames<R: AsyncRead + Unpin>(
-    reader: &mut R,
-    mut received: BytesMut,
-    client: &Registration<'_>,
-) -> Result<(), Ended> {
-    let mut frames = Vec::new();
-    let mut deadline = None;
-    loop {
-        while let Some(frame) = Frame::decode(&mut received)? {
-            frames.push(frame);
-        }
-        let finished = !frames.is_empty();
-        if finished {
-            client.shared.handle_frames(client.id, &mut frames);
-        }
-        let len = if received.is_empty() {
-            // An idle client holds no buffers.
-            received = BytesMut::new();
-            frames = Vec::new();
-            deadline = None;
-            read(reader, &mut received).await?
-        } else {
-            let begun = deadline.filter(|_| !finished);
-            let at = *deadline.insert(begun.unwrap_or_else(|| Instant::now() + FRAME_TIMEOUT));
-            timeout_at(at, read(reader, &mut received))
-                .await
-                .map_err(|_| Ended::SlowFrame)??
-        };
-        if len == 0 {
-            return Ok(());
-        }
-    }
-}
-
-thread_local! {
-    /// Where reads of this thread end up first, so that a connection needs no buffer while it waits.
-    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_LEN].into());
-}
-
-/// Appends what can be read at once to `into`. Returns 0 at the end of the stream.
-async fn read<R: AsyncRead + Unpin>(reader: &mut R, into: &mut BytesMut) -> io::Result<usize> {
-    poll_fn(|cx| {
-        SCRATCH.with_borrow_mut(|scratch| {
-            let mut buf = ReadBuf::new(scratch);
-            ready!(Pin::new(&mut *reader).poll_read(cx, &mut buf))?;
-            into.extend_from_slice(buf.filled());
-            Poll::Ready(Ok(buf.filled().len()))
-        })
-    })
-    .await
-}
-
-async fn write_frames<W: AsyncWrite + Unpin>(
-    writer: &mut W,
-    link: &Link,
-    client: &Registration<'_>,
-) -> Result<(), Ended> {
-    let mut batch = Batch::default();
-    loop {
-        batch.write_queued(writer, client).await?;
-        let beat = client.shared.timeout(client.id);
-        tokio::select! {
-            () = link.wake.notified() => {}
-            () = tokio::time::sleep_until(beat.into()) => {
-                // What a burst has made grow is given back in quieter times.
-                batch = Batch::default();
-                client.shared.handle_timeout(client.id);
-            }
-        }
-        match link.close.get() {
-            Some(CloseReason::Replaced) => return Err(Ended::Replaced),
-            Some(CloseReason::Silent) => return Err(Ended::Silent),
-            None => {}
-        }
-    }
-}
-
-/// Frames that are written at once.
-#[derive(Default)]
-struct Batch {
-    frames: Vec<Frame>,
-    bytes: BytesMut,
-}
-
-impl Batch {
-    /// Writes and flushes what is queued for a client, until nothing is left.
-    async fn write_queued<W: AsyncWrite + Unpin>(
-        &mut self,
-        writer: &mut W,
-        client: &Registration<'_>,
-    ) -> Result<(), Ended> {
-        loop {
-            client.shared.take(client.id, &mut self.frames);
-            if self.frames.is_empty() {
-                return Ok(());
-            }
-            self.bytes.clear();
-            for frame in self.frames.drain(..) {
-                frame.encode(&mut self.bytes);
-            }
-            let write = async {
-                writer.write_all(&self.bytes).await?;
-                writer.flush().await
-            };
-            timeout(WRITE_TIMEOUT, write)
-                .await
-                .map_err(|_| Ended::SlowReader)??;
-        }
+/// What the relay tells each client about its limits.
+pub(crate) fn info(rate: Option<Rate>) -> ServerInfo {
+    ServerInfo {
+        version: PROTOCOL_VERSION,
+        token_bucket_bytes_per_second: rate.map_or(0, |rate| rate.bytes_per_second),
+        token_bucket_bytes_burst: rate.map_or(0, |rate| rate.burst),
     }
 }
 

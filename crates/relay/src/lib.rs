@@ -25,5 +25,6 @@ mod server;
 mod stun;
 
 pub use self::identity::IdentityError;
+pub use self::machine::{Rate, Rates};
 pub use self::metrics::Metrics;
 pub use self::server::{Admission, Limits, Relay, RelayConfig, RelayError, RelayHandle};

@@ -1,22 +1,36 @@
 //! Who is connected, what is queued for whom, and who is told that whom is gone.
 //!
-//! The shell tells the machine what happened (`connect`, `handle_frame`, `handle_timeout`, `disconnect`) and obeys its
-//! commands ([`Machine::poll_command`]): wake a client's writer, which then takes what is queued for it
-//! ([`Machine::take`]), or close a client's connection.
+//! The shell tells the machine what happened (`connect`, `handle_packet`, `handle_frame`, `handle_timeout`, `disconnect`) and
+//! obeys its commands ([`Machine::poll_command`]): wake a client's writer, which then takes what is queued for it
+//! ([`Machine::take`]), or close a client's connection. It reads no more from a client than [`Machine::paced`] allows.
+
+mod pace;
+mod queue;
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::BytesMut;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tailwharf_wire::derp::{Frame, PeerGoneReason};
 use tailwharf_wire::disco;
 use tailwharf_wire::key::NodePublic;
 
-/// Packets that wait for one client, of each of both kinds. When one more comes, the oldest is dropped: WireGuard prefers
-/// lost packets over late ones.
-pub const QUEUE_LEN: usize = 32;
+use self::pace::Bucket;
+pub use self::pace::Rate;
+use self::queue::Queue;
+
+/// Bytes of data that wait for one client. When more comes, the oldest packets are dropped: who sends too much soon hears of
+/// it, and nobody waits for what is stale.
+pub const QUEUE_LEN: usize = 256 * 1024;
+/// The same, while more than [`MAX_QUEUED`] bytes wait for all clients.
+pub const SHORT_QUEUE_LEN: usize = 16 * 1024;
+/// Bytes that may wait for all clients before the queues become short.
+pub const MAX_QUEUED: usize = 128 * 1024 * 1024;
+/// Bytes of disco that wait for one client: it looks for direct paths, and only the newest attempts matter.
+const DISCO_QUEUE_LEN: usize = 8 * 1024;
 /// Other frames that wait for one client. When one more comes, the oldest is dropped: all of them only speed things up.
 const CONTROL_QUEUE_LEN: usize = 64;
 /// Peers that are told when one client disconnects.
@@ -70,13 +84,24 @@ pub struct Counters {
     pub dropped_absent: u64,
     /// Connections replaced by newer ones of the same node.
     pub replaced: u64,
+    /// How often a client was made to wait because it sent more than its rate.
+    pub paced: u64,
 }
 
-/// A packet on its way to a client.
+/// How many bytes of packets clients may send. `None`: any number.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Rates {
+    /// Each client.
+    pub client: Option<Rate>,
+    /// All clients of one source together.
+    pub source: Option<Rate>,
+}
+
+/// Clients that come from one address.
 #[derive(Debug)]
-struct Packet {
-    from: NodePublic,
-    data: Bytes,
+struct Source {
+    clients: usize,
+    bucket: Option<Bucket>,
 }
 
 #[derive(Debug)]
@@ -87,10 +112,14 @@ struct Client {
     /// Whether the shell was told to write and has not found the queues empty since.
     awake: bool,
     control: VecDeque<Frame>,
-    disco: VecDeque<Packet>,
-    data: VecDeque<Packet>,
+    disco: Queue,
+    data: Queue,
     /// Whom the client sent packets.
     correspondents: HashSet<NodePublic>,
+    /// Whom the client sent the last packet: most likely the receiver of the next.
+    route: Option<(NodePublic, ClientId)>,
+    source: IpAddr,
+    bucket: Option<Bucket>,
     last_heard: Instant,
     next_beat: Instant,
     not_here: NotHereLimit,
@@ -119,6 +148,10 @@ impl NotHereLimit {
 pub struct Machine {
     clients: HashMap<ClientId, Client>,
     by_key: HashMap<NodePublic, ClientId>,
+    sources: HashMap<IpAddr, Source>,
+    rates: Rates,
+    /// Bytes that wait for all clients.
+    queued: usize,
     commands: VecDeque<Command>,
     counters: Counters,
     next_id: u64,
@@ -128,10 +161,13 @@ pub struct Machine {
 impl Machine {
     /// A relay without clients. `seed` spreads the beats.
     #[must_use]
-    pub fn new(seed: u64) -> Self {
+    pub fn new(rates: Rates, seed: u64) -> Self {
         Self {
             clients: HashMap::new(),
             by_key: HashMap::new(),
+            sources: HashMap::new(),
+            rates,
+            queued: 0,
             commands: VecDeque::new(),
             counters: Counters::default(),
             next_id: 0,
@@ -163,8 +199,14 @@ impl Machine {
         self.counters
     }
 
-    /// A client has proved that it holds `key`. An older connection of the same node is closed.
-    pub fn connect(&mut self, key: NodePublic, can_ack_pings: bool, now: Instant) -> ClientId {
+    /// A client at `source` has proved that it holds `key`. An older connection of the same node is closed.
+    pub fn connect(
+        &mut self,
+        key: NodePublic,
+        source: IpAddr,
+        can_ack_pings: bool,
+        now: Instant,
+    ) -> ClientId {
         let id = ClientId(self.next_id);
         self.next_id += 1;
         let client = Client {
@@ -173,16 +215,25 @@ impl Machine {
             is_home: false,
             awake: false,
             control: VecDeque::new(),
-            disco: VecDeque::new(),
-            data: VecDeque::new(),
+            disco: Queue::default(),
+            data: Queue::default(),
             correspondents: HashSet::new(),
+            route: None,
+            source,
+            bucket: self.rates.client.map(|rate| Bucket::new(rate, now)),
             last_heard: now,
             next_beat: now + self.beat(),
             not_here: NotHereLimit { full_at: now },
         };
+        let bucket = self.rates.source.map(|rate| Bucket::new(rate, now));
+        let shared = self
+            .sources
+            .entry(source)
+            .or_insert(Source { clients: 0, bucket });
+        shared.clients += 1;
         if let Some(older) = self.by_key.insert(key, id) {
             // The node is still here, so nobody is told that it is gone.
-            self.clients.remove(&older);
+            self.forget(older);
             self.counters.replaced += 1;
             self.commands
                 .push_back(Command::Close(older, CloseReason::Replaced));
@@ -193,7 +244,7 @@ impl Machine {
 
     /// The connection of a client has ended. Those to whom it had sent packets are told.
     pub fn disconnect(&mut self, id: ClientId) {
-        let Some(client) = self.clients.remove(&id) else {
+        let Some(client) = self.forget(id) else {
             return;
         };
         self.by_key.remove(&client.key);
@@ -208,14 +259,56 @@ impl Machine {
         }
     }
 
-    /// A client sent `frame`. Frames that do not concern a relay are ignored.
+    fn forget(&mut self, id: ClientId) -> Option<Client> {
+        let client = self.clients.remove(&id)?;
+        self.queued -= client.disco.len() + client.data.len();
+        if let Some(source) = self.sources.get_mut(&client.source) {
+            source.clients -= 1;
+            if source.clients == 0 {
+                self.sources.remove(&client.source);
+            }
+        }
+        Some(client)
+    }
+
+    /// A client sent a packet for the node `to`.
+    pub fn handle_packet(&mut self, id: ClientId, to: NodePublic, packet: &[u8], now: Instant) {
+        let Some(client) = self.clients.get_mut(&id) else {
+            return;
+        };
+        client.last_heard = now;
+        self.counters.packets_in += 1;
+        self.counters.bytes_in += packet.len() as u64;
+        if let Some(bucket) = &mut client.bucket {
+            bucket.take(packet.len(), now);
+        }
+        if self.rates.source.is_some() {
+            let source = self.sources.get_mut(&client.source);
+            if let Some(bucket) = source.and_then(|source| source.bucket.as_mut()) {
+                bucket.take(packet.len(), now);
+            }
+        }
+        self.forward(id, to, packet, now);
+    }
+
+    /// Until when nothing must be read from a client, because it or its source sent more than its rate.
+    pub fn paced(&mut self, id: ClientId, now: Instant) -> Option<Instant> {
+        let client = self.clients.get(&id)?;
+        let source = self.sources.get(&client.source)?;
+        let buckets = [client.bucket.as_ref(), source.bucket.as_ref()];
+        let waits = buckets.into_iter().flatten();
+        let until = waits.filter_map(|bucket| bucket.empty_until(now)).max()?;
+        self.counters.paced += 1;
+        Some(until)
+    }
+
+    /// A client sent `frame`, which is no packet. Frames that do not concern a relay are ignored.
     pub fn handle_frame(&mut self, id: ClientId, frame: Frame, now: Instant) {
         let Some(client) = self.clients.get_mut(&id) else {
             return;
         };
         client.last_heard = now;
         match frame {
-            Frame::SendPacket { to, packet } => self.forward(id, to, packet, now),
             Frame::Ping(data) => {
                 // One answer is enough for a client that pings faster than it reads.
                 if !client.control.iter().any(|frame| matches!(frame, Frame::Pong(_))) {
@@ -226,6 +319,7 @@ impl Machine {
             Frame::ServerKey(_)
             | Frame::ClientInfo { .. }
             | Frame::ServerInfo { .. }
+            | Frame::SendPacket { .. }
             | Frame::RecvPacket { .. }
             | Frame::KeepAlive
             | Frame::PeerGone { .. }
@@ -256,8 +350,8 @@ impl Machine {
         client.next_beat = now + beat;
         // What a burst has made grow is given back in quieter times.
         client.control.shrink_to_fit();
-        client.disco.shrink_to_fit();
-        client.data.shrink_to_fit();
+        client.disco.shrink();
+        client.data.shrink();
         let sign = if client.can_ack_pings {
             Frame::Ping(self.rng.r#gen())
         } else {
@@ -266,21 +360,21 @@ impl Machine {
         self.notify(id, sign);
     }
 
-    /// Moves all that is queued for a client to `out`: first what keeps it informed, then disco, then data. Nothing is queued
-    /// any more when `out` stays as it was; the next frame then gives a new [`Command::Wake`].
-    pub fn take(&mut self, id: ClientId, out: &mut Vec<Frame>) {
+    /// Moves all that is queued for a client to the end of `out`: first what keeps it informed, then disco, then data. Nothing
+    /// is queued any more when `out` stays as it was; the next frame then gives a new [`Command::Wake`].
+    pub fn take(&mut self, id: ClientId, out: &mut BytesMut) {
         let Some(client) = self.clients.get_mut(&id) else {
             return;
         };
         let before = out.len();
-        out.extend(client.control.drain(..));
-        for packet in client.disco.drain(..).chain(client.data.drain(..)) {
-            self.counters.packets_out += 1;
-            self.counters.bytes_out += packet.data.len() as u64;
-            out.push(Frame::RecvPacket {
-                from: packet.from,
-                packet: packet.data,
-            });
+        for frame in client.control.drain(..) {
+            frame.encode(out);
+        }
+        for queue in [&mut client.disco, &mut client.data] {
+            self.queued -= queue.len();
+            self.counters.packets_out += queue.packets() as u64;
+            self.counters.bytes_out += queue.payload() as u64;
+            queue.move_to(out);
         }
         if out.len() == before {
             client.awake = false;
@@ -296,17 +390,33 @@ impl Machine {
         BEAT + self.rng.gen_range(Duration::ZERO..BEAT_JITTER)
     }
 
-    fn forward(&mut self, sender: ClientId, to: NodePublic, data: Bytes, now: Instant) {
-        self.counters.packets_in += 1;
-        self.counters.bytes_in += data.len() as u64;
-        let is_disco = disco::sender(&data).is_some();
-        let Some(client) = self.clients.get_mut(&sender) else {
-            return;
-        };
-        let Some(receiver) = self.by_key.get(&to).copied() else {
+    /// The connection of `to`, if it is another than that of the packet before.
+    fn route(&mut self, sender: ClientId, to: NodePublic) -> Option<ClientId> {
+        let client = self.clients.get_mut(&sender)?;
+        if let Some((peer, receiver)) = client.route
+            && peer == to
+        {
+            // A connection is never used again, so one that is still here is still that of its key.
+            if self.clients.contains_key(&receiver) {
+                return Some(receiver);
+            }
+        }
+        let receiver = self.by_key.get(&to).copied()?;
+        let client = self.clients.get_mut(&sender)?;
+        client.route = Some((to, receiver));
+        if client.correspondents.len() < MAX_CORRESPONDENTS {
+            client.correspondents.insert(to);
+        }
+        Some(receiver)
+    }
+
+    fn forward(&mut self, sender: ClientId, to: NodePublic, packet: &[u8], now: Instant) {
+        let is_disco = disco::sender(packet).is_some();
+        let Some(receiver) = self.route(sender, to) else {
             self.counters.dropped_absent += 1;
             // Only disco: a node asks in vain for a direct path. WireGuard has timers of its own.
-            if is_disco && client.not_here.allows(now) {
+            let client = self.clients.get_mut(&sender);
+            if is_disco && client.is_some_and(|client| client.not_here.allows(now)) {
                 self.notify(
                     sender,
                     Frame::PeerGone {
@@ -317,10 +427,14 @@ impl Machine {
             }
             return;
         };
-        let from = client.key;
-        if client.correspondents.len() < MAX_CORRESPONDENTS {
-            client.correspondents.insert(to);
-        }
+        let limit = match is_disco {
+            true => DISCO_QUEUE_LEN,
+            false if self.queued > MAX_QUEUED => SHORT_QUEUE_LEN,
+            false => QUEUE_LEN,
+        };
+        let Some(from) = self.clients.get(&sender).map(|client| client.key) else {
+            return;
+        };
         let Some(client) = self.clients.get_mut(&receiver) else {
             return;
         };
@@ -329,11 +443,9 @@ impl Machine {
         } else {
             &mut client.data
         };
-        if queue.len() == QUEUE_LEN {
-            queue.pop_front();
-            self.counters.dropped_full += 1;
-        }
-        queue.push_back(Packet { from, data });
+        let before = queue.len();
+        self.counters.dropped_full += queue.push(&from, packet, limit);
+        self.queued = self.queued - before + queue.len();
         self.wake(receiver);
     }
 

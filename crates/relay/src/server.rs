@@ -8,22 +8,22 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use rand::Rng;
 use rand::rngs::OsRng;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tailwharf_wire::derp::Frame;
+use tailwharf_wire::derp::{DerpError, RawFrame, ServerInfo};
 use tailwharf_wire::key::{NodePrivate, NodePublic};
 use tailwharf_wire::tailcfg::{DerpNode, RegionId};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::connection::{self, Ended, Link};
 use crate::http;
 use crate::identity::{Identity, IdentityError, as_address};
-use crate::machine::{ClientId, Command, Machine};
+use crate::machine::{ClientId, Command, Machine, Rates};
 use crate::metrics::{Metrics, ShellCounters};
 use crate::stun;
 
@@ -38,13 +38,15 @@ const TCP_BACKLOG: i32 = 1024;
 /// Decides which nodes may use the relay.
 pub type Admission = Arc<dyn Fn(&NodePublic) -> bool + Send + Sync>;
 
-/// How many connections there may be.
+/// How many connections there may be, and what they may send.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// All connections.
     pub connections: usize,
     /// Connections from one IPv4 address or IPv6 /64. Many nodes may share one behind a NAT, or in one pod.
     pub connections_per_source: usize,
+    /// How many bytes of packets clients may send. Who sends more is read from more slowly.
+    pub rates: Rates,
 }
 
 impl Default for Limits {
@@ -52,6 +54,7 @@ impl Default for Limits {
         Self {
             connections: 16_384,
             connections_per_source: 4_096,
+            rates: Rates::default(),
         }
     }
 }
@@ -143,9 +146,8 @@ impl Relay {
             .await
             .map_err(|_| RelayError::Stopped)??;
         let pin = identity.pin();
-        let tls = TlsAcceptor::from(Arc::new(
-            tls_config(identity.certificate, identity.certificate_key).map_err(RelayError::Tls)?,
-        ));
+        let tls =
+            Arc::new(tls_config(identity.certificate, identity.certificate_key).map_err(RelayError::Tls)?);
 
         let (listener, address) = listen_tcp(config.listen).map_err(|source| RelayError::Listen {
             protocol: "TCP",
@@ -252,8 +254,7 @@ fn tls_config(
     certificate: rustls_pki_types::CertificateDer<'static>,
     key: rustls_pki_types::PrivateKeyDer<'static>,
 ) -> Result<rustls::ServerConfig, rustls::Error> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+    let mut config = rustls::ServerConfig::builder_with_provider(tailwharf_tls::provider())
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_single_cert(vec![certificate], key)?;
@@ -293,7 +294,7 @@ fn bind(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socke
 
 async fn accept(
     listener: TcpListener,
-    tls: TlsAcceptor,
+    tls: Arc<rustls::ServerConfig>,
     shared: Arc<Shared>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -319,7 +320,7 @@ async fn accept(
         tasks.spawn(async move {
             let ended = tokio::select! {
                 () = stop.cancelled() => return,
-                ended = serve(stream, tls, &slot.shared) => ended,
+                ended = serve(stream, slot.source, tls, &slot.shared) => ended,
             };
             if let Err(ended) = ended {
                 slot.shared.note_end(source, &ended);
@@ -341,9 +342,14 @@ enum ServeError {
     Derp(Ended),
 }
 
-async fn serve(stream: TcpStream, tls: TlsAcceptor, shared: &Arc<Shared>) -> Result<(), ServeError> {
+async fn serve(
+    stream: TcpStream,
+    source: IpAddr,
+    tls: Arc<rustls::ServerConfig>,
+    shared: &Arc<Shared>,
+) -> Result<(), ServeError> {
     tune(&stream);
-    let stream = timeout(TLS_TIMEOUT, tls.accept(stream))
+    let stream = timeout(TLS_TIMEOUT, tailwharf_tls::accept(stream, tls))
         .await
         .map_err(|_| ServeError::TlsTimeout)?
         .map_err(ServeError::Tls)?;
@@ -352,7 +358,7 @@ async fn serve(stream: TcpStream, tls: TlsAcceptor, shared: &Arc<Shared>) -> Res
         .await
         .map_err(ServeError::Http)?;
     match upgraded {
-        Some(upgraded) => connection::serve(upgraded.stream, upgraded.early, shared)
+        Some(upgraded) => connection::serve(upgraded.stream, source, upgraded.early, shared)
             .await
             .map_err(ServeError::Derp),
         None => Ok(()),
@@ -390,6 +396,16 @@ struct State {
 }
 
 impl State {
+    fn handle_frames(&mut self, id: ClientId, rest: &mut &mut [u8], now: Instant) -> Result<(), DerpError> {
+        while let Some(mut frame) = RawFrame::split_off(rest)? {
+            match frame.send_packet() {
+                Some((to, packet)) => self.machine.handle_packet(id, to, packet, now),
+                None => self.machine.handle_frame(id, frame.to_frame()?, now),
+            }
+        }
+        Ok(())
+    }
+
     /// Obeys the machine.
     fn obey(&mut self) {
         while let Some(command) = self.machine.poll_command() {
@@ -417,7 +433,7 @@ impl Shared {
             limits,
             counters: Arc::default(),
             state: Mutex::new(State {
-                machine: Machine::new(OsRng.r#gen()),
+                machine: Machine::new(limits.rates, OsRng.r#gen()),
                 links: HashMap::new(),
                 sources: HashMap::new(),
                 connections: 0,
@@ -441,9 +457,20 @@ impl Shared {
         admitted
     }
 
-    pub(crate) fn connect(&self, key: NodePublic, can_ack_pings: bool, link: Arc<Link>) -> ClientId {
+    /// What each client is told about its limits.
+    pub(crate) fn info(&self) -> ServerInfo {
+        connection::info(self.limits.rates.client)
+    }
+
+    pub(crate) fn connect(
+        &self,
+        key: NodePublic,
+        source: IpAddr,
+        can_ack_pings: bool,
+        link: Arc<Link>,
+    ) -> ClientId {
         let mut state = self.state();
-        let id = state.machine.connect(key, can_ack_pings, now());
+        let id = state.machine.connect(key, source, can_ack_pings, now());
         state.links.insert(id, link);
         state.obey();
         id
@@ -456,16 +483,26 @@ impl Shared {
         state.obey();
     }
 
-    pub(crate) fn handle_frames(&self, id: ClientId, frames: &mut Vec<Frame>) {
+    /// Takes the frames that are complete off the begin of `received`. Returns how many bytes they are.
+    pub(crate) fn handle_frames(&self, id: ClientId, received: &mut [u8]) -> Result<usize, DerpError> {
         let now = now();
+        let len = received.len();
+        let mut rest = received;
         let mut state = self.state();
-        for frame in frames.drain(..) {
-            state.machine.handle_frame(id, frame, now);
-        }
+        let handled = state.handle_frames(id, &mut rest, now);
         state.obey();
+        handled.map(|()| len - rest.len())
     }
 
-    pub(crate) fn take(&self, id: ClientId, out: &mut Vec<Frame>) {
+    /// Until when nothing must be read from a client.
+    pub(crate) fn paced(&self, id: ClientId) -> Option<tokio::time::Instant> {
+        if self.limits.rates.client.is_none() && self.limits.rates.source.is_none() {
+            return None;
+        }
+        self.state().machine.paced(id, now()).map(Into::into)
+    }
+
+    pub(crate) fn take(&self, id: ClientId, out: &mut BytesMut) {
         self.state().machine.take(id, out);
     }
 

@@ -173,19 +173,81 @@ const fn max_len(kind: u8) -> usize {
     }
 }
 
+/// A frame that still stands in the buffer into which it was read.
+#[derive(Debug)]
+pub struct RawFrame<'a> {
+    kind: u8,
+    body: &'a mut [u8],
+}
+
+impl<'a> RawFrame<'a> {
+    /// Takes the first frame off `buf`. `None`: it is not complete yet, and `buf` stays as it is.
+    ///
+    /// # Errors
+    /// When the frame is longer than its type allows.
+    pub fn split_off(buf: &mut &'a mut [u8]) -> Result<Option<Self>, DerpError> {
+        let Some((kind, len)) = header(buf)? else {
+            return Ok(None);
+        };
+        if buf.len() < HEADER_LEN + len {
+            return Ok(None);
+        }
+        let (frame, rest) = std::mem::take(buf).split_at_mut(HEADER_LEN + len);
+        *buf = rest;
+        let body = &mut frame[HEADER_LEN..];
+        Ok(Some(Self { kind, body }))
+    }
+
+    /// Receiver and packet of a [`Frame::SendPacket`]. `None`: it is another frame.
+    #[must_use]
+    pub fn send_packet(&mut self) -> Option<(NodePublic, &mut [u8])> {
+        self.packet(kind::SEND_PACKET)
+    }
+
+    /// Sender and packet of a [`Frame::RecvPacket`]. `None`: it is another frame.
+    #[must_use]
+    pub fn recv_packet(&mut self) -> Option<(NodePublic, &mut [u8])> {
+        self.packet(kind::RECV_PACKET)
+    }
+
+    fn packet(&mut self, kind: u8) -> Option<(NodePublic, &mut [u8])> {
+        if self.kind != kind {
+            return None;
+        }
+        let (key, packet) = self.body.split_first_chunk_mut::<KEY_LEN>()?;
+        Some((NodePublic::from_bytes(*key), packet))
+    }
+
+    /// The frame, with memory of its own.
+    ///
+    /// # Errors
+    /// When it is shorter than its type allows.
+    pub fn to_frame(&self) -> Result<Frame, DerpError> {
+        Frame::from_body(self.kind, Bytes::copy_from_slice(self.body))
+    }
+}
+
+/// Type and length of the first frame in `buf`, as soon as both are there.
+fn header(buf: &[u8]) -> Result<Option<(u8, usize)>, DerpError> {
+    let Some(&[kind, l0, l1, l2, l3]) = buf.first_chunk::<HEADER_LEN>() else {
+        return Ok(None);
+    };
+    let len = u32::from_be_bytes([l0, l1, l2, l3]) as usize;
+    if len > max_len(kind) {
+        return Err(DerpError::TooLong { kind, len });
+    }
+    Ok(Some((kind, len)))
+}
+
 impl Frame {
     /// Takes the first frame off `buf`. `None`: it is not complete yet.
     ///
     /// # Errors
     /// When the frame is longer or shorter than its type allows.
     pub fn decode(buf: &mut BytesMut) -> Result<Option<Self>, DerpError> {
-        let Some(&[kind, l0, l1, l2, l3]) = buf.first_chunk::<HEADER_LEN>() else {
+        let Some((kind, len)) = header(buf)? else {
             return Ok(None);
         };
-        let len = u32::from_be_bytes([l0, l1, l2, l3]) as usize;
-        if len > max_len(kind) {
-            return Err(DerpError::TooLong { kind, len });
-        }
         if buf.len() < HEADER_LEN + len {
             return Ok(None);
         }
@@ -274,6 +336,12 @@ impl Frame {
 /// Appends a [`Frame::SendPacket`] whose packet is borrowed.
 pub fn encode_send_packet(to: &NodePublic, packet: &[u8], out: &mut BytesMut) {
     put(out, kind::SEND_PACKET, &[to.as_bytes(), packet]);
+}
+
+/// How long a [`Frame::RecvPacket`] with a packet of `packet_len` bytes is.
+#[must_use]
+pub const fn recv_packet_len(packet_len: usize) -> usize {
+    HEADER_LEN + KEY_LEN + packet_len
 }
 
 /// Header and sender of a [`Frame::RecvPacket`] with a packet of `packet_len` bytes, at most [`MAX_PACKET_LEN`]. The packet

@@ -5,6 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use http_body_util::Full;
 use hyper::{Request, header};
 use rand::SeedableRng;
@@ -14,7 +16,7 @@ use tailwharf_wire::derp::{ClientInfo, DerpError, Frame, PROTOCOL_VERSION, Serve
 use tailwharf_wire::key::NodePrivate;
 use tailwharf_wire::tailcfg::{DerpNode, DerpRegion};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::host::Host;
 use crate::http1::{self, HttpError};
@@ -29,6 +31,9 @@ const NO_ADDRESS: &str = "none";
 
 /// From the first packet to the relay's info.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// When a relay has not answered by then, the next of its region is tried beside it.
+const HESITATION: Duration = Duration::from_millis(1500);
 
 /// A relay could not be reached, or is none.
 #[derive(Debug, thiserror::Error)]
@@ -73,21 +78,35 @@ pub(super) struct Connection {
     pub(super) read: BytesMut,
 }
 
-/// Connects to the first relay of a region that answers.
+/// Connects to a relay of a region: the first in the map's order, unless it fails or hesitates. All nodes keep to this order, so
+/// that they meet at the same relay.
 pub(super) async fn open(
     host: &Host,
     region: &DerpRegion,
     node_key: &NodePrivate,
 ) -> Result<Connection, RelayError> {
     let mut last = RelayError::NoRelay;
-    for relay in region.nodes.iter().filter(|relay| !relay.stun_only) {
-        match tokio::time::timeout(CONNECT_TIMEOUT, open_one(host, relay, node_key)).await {
-            Ok(Ok(connection)) => return Ok(connection),
-            Ok(Err(error)) => last = error,
-            Err(_) => last = RelayError::TimedOut,
+    let mut rest = region.nodes.iter().filter(|relay| !relay.stun_only);
+    let mut attempts = FuturesUnordered::new();
+    loop {
+        if let Some(relay) = rest.next() {
+            attempts.push(timeout(CONNECT_TIMEOUT, open_one(host, relay, node_key)));
+        } else if attempts.is_empty() {
+            return Err(last);
+        }
+        // Until the next relay gets its turn; after the last there is nothing but to wait.
+        let patience = if rest.clone().next().is_some() {
+            HESITATION
+        } else {
+            CONNECT_TIMEOUT
+        };
+        match timeout(patience, attempts.next()).await {
+            Ok(Some(Ok(Ok(connection)))) => return Ok(connection),
+            Ok(Some(Ok(Err(error)))) => last = error,
+            Ok(Some(Err(_))) => last = RelayError::TimedOut,
+            Ok(None) | Err(_) => {}
         }
     }
-    Err(last)
 }
 
 /// The time of one exchange with a relay.

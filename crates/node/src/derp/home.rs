@@ -100,24 +100,25 @@ pub(crate) struct Latencies {
 
 /// The round trip time to each region that answers.
 pub(super) async fn measure(host: &Host, map: &DerpMap) -> BTreeMap<RegionId, Duration> {
-    let mut relays = Vec::new();
-    for region in candidates(map) {
-        relays.extend(
-            region
-                .nodes
-                .iter()
-                .find(|node| !node.stun_only)
-                .map(|node| (region.region_id, node.clone())),
-        );
-    }
-    let probes = relays
+    let regions: Vec<_> = candidates(map).cloned().collect();
+    let probes = regions
         .into_iter()
-        .map(|(id, node)| async move { Some((id, latency(host, &node).await?)) });
+        .map(|region| async move { Some((region.region_id, latency_of(host, &region).await?)) });
     stream::iter(probes)
         .buffer_unordered(PARALLEL_PROBES)
         .filter_map(std::future::ready)
         .collect()
         .await
+}
+
+/// The round trip time to the first relay of a region that answers.
+async fn latency_of(host: &Host, region: &DerpRegion) -> Option<Duration> {
+    for node in region.nodes.iter().filter(|node| !node.stun_only) {
+        if let Some(latency) = latency(host, node).await {
+            return Some(latency);
+        }
+    }
+    None
 }
 
 async fn latency(host: &Host, node: &DerpNode) -> Option<Duration> {

@@ -6,9 +6,10 @@
 //!    └── backoff ◄──┴── broke off, silent, relay restarts
 //! ```
 
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -17,9 +18,9 @@ use bytes::{Buf, BytesMut};
 use futures::task::AtomicWaker;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use tailwharf_wire::derp::{DerpError, Frame};
+use tailwharf_wire::derp::{DerpError, Frame, MAX_OTHER_LEN, RawFrame, recv_packet_len};
 use tailwharf_wire::tailcfg::RegionId;
-use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -42,15 +43,22 @@ const MAX_QUEUED: usize = 512 << 10;
 /// What waits while the connection is being made: some handshakes, not traffic.
 const MAX_QUEUED_UNCONNECTED: usize = 32 << 10;
 
-/// Room for one read: small when idle, doubled as long as reads fill it.
-const MIN_ROOM: usize = 2 << 10;
-const MAX_ROOM: usize = 64 << 10;
+/// How much is read at once.
+const READ_LEN: usize = 64 << 10;
+
+/// The longest frame that a relay sends after its greeting.
+const MAX_FRAME_LEN: usize = recv_packet_len(MAX_OTHER_LEN);
 
 /// How often in a row the home relay may fail before another region is looked for.
 const FAILURES_BEFORE_MOVING: u32 = 3;
 
 /// The wish of a relay about when to come back is followed up to here.
 const LONGEST_RECONNECT_IN: Duration = Duration::from_secs(30);
+
+thread_local! {
+    /// Where reads of this thread end up, so that a connection needs no buffer while it waits.
+    static READ: RefCell<Vec<u8>> = RefCell::new(vec![0; MAX_FRAME_LEN + READ_LEN]);
+}
 
 /// One relay connection, as the senders see it.
 pub(super) struct Link {
@@ -81,26 +89,34 @@ impl Link {
         self.region
     }
 
-    /// Queues frames, or drops them when too much waits already.
-    pub(super) fn send(&self, encode: impl FnOnce(&mut BytesMut)) {
+    /// Queues a frame, or drops it when too much waits already.
+    pub(super) fn send(&self, frame: &Frame) {
+        self.send_all(std::iter::once(frame), Frame::encode);
+    }
+
+    /// Queues frames, and drops those for which too much waits already.
+    pub(super) fn send_all<T>(&self, frames: impl Iterator<Item = T>, encode: impl Fn(T, &mut BytesMut)) {
         let mut out = lock(&self.out);
         let limit = if out.connected {
             MAX_QUEUED
         } else {
             MAX_QUEUED_UNCONNECTED
         };
-        if out.frames.len() < limit {
-            encode(&mut out.frames);
-            drop(out);
-            self.writer.wake();
+        for frame in frames {
+            if out.frames.len() >= limit {
+                break;
+            }
+            encode(frame, &mut out.frames);
         }
+        drop(out);
+        self.writer.wake();
     }
 
     /// Tells the relay that it is the home, now or when the connection stands. Returns whether it stands.
     pub(super) fn become_home(&self) -> bool {
         let connected = lock(&self.out).connected;
         if connected {
-            self.send(|out| Frame::NotePreferred(true).encode(out));
+            self.send(&Frame::NotePreferred(true));
         }
         connected
     }
@@ -180,14 +196,16 @@ async fn carry(engine: &Arc<Engine>, link: &Arc<Link>, connection: Connection) -
         engine,
         link,
         stream: connection.stream,
-        read: connection.read,
+        partial: BytesMut::new(),
         write: first,
-        packet: Vec::new(),
-        room: MIN_ROOM,
+        unflushed: false,
         last_read: now,
         last_use: now,
         restart: None,
     };
+    let mut early = connection.read;
+    let used = pump.take_frames(&mut early)?;
+    pump.partial.extend_from_slice(&early[used..]);
     let ended = pump.run(relays).await;
     lock(&link.out).connected = false;
     engine.set_relay_connected(link.region, false);
@@ -198,13 +216,12 @@ struct Pump<'a> {
     engine: &'a Arc<Engine>,
     link: &'a Arc<Link>,
     stream: MaybeTls,
-    /// Read, not decoded.
-    read: BytesMut,
+    /// The begin of a frame whose end has not come.
+    partial: BytesMut,
     /// Taken from the link, not written.
     write: BytesMut,
-    /// The packet at hand, where the core may decrypt it.
-    packet: Vec<u8>,
-    room: usize,
+    /// Whether what was written is to be flushed.
+    unflushed: bool,
     last_read: Instant,
     /// When a packet last went either way.
     last_use: Instant,
@@ -213,8 +230,6 @@ struct Pump<'a> {
 
 impl Pump<'_> {
     async fn run(&mut self, relays: &super::Relays) -> Result<End, RelayError> {
-        // What came behind the handshake.
-        self.take_frames()?;
         loop {
             let silent_at = self.last_read + READ_TIMEOUT;
             let idle_at = self.last_use + IDLE_TIMEOUT;
@@ -249,81 +264,81 @@ impl Pump<'_> {
             if let Poll::Ready(Err(error)) = self.poll_write(cx) {
                 return Poll::Ready(Err(RelayError::Io(error)));
             }
-            ready!(self.poll_read(cx)).map_err(RelayError::Io)?;
-            self.take_frames()?;
+            ready!(self.poll_read(cx))?;
             if self.restart.is_some() {
                 return Poll::Ready(Err(RelayError::Io(io::ErrorKind::ConnectionAborted.into())));
             }
         }
     }
 
-    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.read.is_empty() && self.read.capacity() > 2 * self.room {
-            self.read = BytesMut::new();
-        }
-        self.read.reserve(self.room);
-        let length = ready!(pin!(self.stream.read_buf(&mut self.read)).poll(cx))?;
-        if length == 0 {
-            return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
-        }
-        self.last_read = Instant::now();
-        if length >= self.room {
-            self.room = (self.room * 2).min(MAX_ROOM);
-        } else if length < self.room / 4 {
-            self.room = (self.room / 2).max(MIN_ROOM);
-        }
-        Poll::Ready(Ok(()))
+    /// Reads once, and handles the frames that are complete.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), RelayError>> {
+        READ.with_borrow_mut(|buffer| {
+            let kept = self.partial.len();
+            let end = buffer.len().min(kept + READ_LEN);
+            let mut read = ReadBuf::new(&mut buffer[kept..end]);
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read)).map_err(RelayError::Io)?;
+            let length = read.filled().len();
+            if length == 0 {
+                return Poll::Ready(Err(RelayError::Io(io::ErrorKind::UnexpectedEof.into())));
+            }
+            self.last_read = Instant::now();
+            buffer[..kept].copy_from_slice(&self.partial);
+            let received = &mut buffer[..kept + length];
+            let used = self.take_frames(received)?;
+            if used == received.len() {
+                // An idle connection holds no buffers.
+                self.partial = BytesMut::new();
+            } else {
+                self.partial.clear();
+                self.partial.extend_from_slice(&received[used..]);
+            }
+            Poll::Ready(Ok(()))
+        })
     }
 
-    /// Decodes what is complete, and hands all packets of it to the core at once.
-    fn take_frames(&mut self) -> Result<(), DerpError> {
-        let Self {
-            engine,
-            link,
-            read,
-            write,
-            packet: room,
-            last_use,
-            last_read,
-            restart,
-            ..
-        } = self;
-        engine.with_core(|core, now| {
-            while let Some(frame) = Frame::decode(read)? {
-                match frame {
-                    Frame::RecvPacket { from, packet } => {
-                        *last_use = *last_read;
-                        room.clear();
-                        room.extend_from_slice(&packet);
-                        core.handle_derp(link.region, from, room, now);
-                    }
+    /// Takes the frames that are complete off the begin of `received`, and hands all packets of them to the core at once.
+    /// Returns how many bytes they are.
+    fn take_frames(&mut self, received: &mut [u8]) -> Result<usize, DerpError> {
+        let length = received.len();
+        let mut rest = received;
+        let region = self.link.region;
+        self.engine.clone().with_core(|core, now| {
+            while let Some(mut frame) = RawFrame::split_off(&mut rest)? {
+                if let Some((from, packet)) = frame.recv_packet() {
+                    self.last_use = self.last_read;
+                    core.handle_derp(region, from, packet, now);
+                    continue;
+                }
+                match frame.to_frame()? {
                     Frame::PeerGone { peer, .. } => core.handle_peer_gone(peer),
-                    Frame::Ping(data) => Frame::Pong(data).encode(write),
+                    Frame::Ping(data) => Frame::Pong(data).encode(&mut self.write),
                     Frame::Restarting { reconnect_in, .. } => {
-                        *restart = Some(reconnect_in.min(LONGEST_RECONNECT_IN));
+                        self.restart = Some(reconnect_in.min(LONGEST_RECONNECT_IN));
                     }
                     Frame::Health(problem) if !problem.is_empty() => {
-                        tracing::warn!(problem, region = %link.region, "the relay reports a problem");
+                        tracing::warn!(problem, %region, "the relay reports a problem");
                     }
                     _ => {}
                 }
             }
-            // An idle connection keeps no room for packets.
-            if read.is_empty() && room.capacity() > MIN_ROOM {
-                *room = Vec::new();
-            }
-            Ok(())
+            Ok(length - rest.len())
         })
     }
 
+    /// Writes until nothing is queued any more.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             if self.write.is_empty() {
                 let mut out = lock(&self.link.out);
                 if out.frames.is_empty() {
+                    // An idle connection holds no buffers.
+                    out.frames = BytesMut::new();
+                    self.write = BytesMut::new();
                     break;
                 }
-                self.write = std::mem::take(&mut out.frames);
+                std::mem::swap(&mut self.write, &mut out.frames);
+                out.frames.clear();
                 self.last_use = Instant::now();
             }
             let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.write))?;
@@ -331,7 +346,12 @@ impl Pump<'_> {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.write.advance(written);
+            self.unflushed = true;
         }
-        Pin::new(&mut self.stream).poll_flush(cx)
+        if self.unflushed {
+            ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
     }
 }

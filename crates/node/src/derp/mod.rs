@@ -46,11 +46,17 @@ impl Relays {
         }
     }
 
-    /// Queues a packet. Packets for regions out of reach are lost, as on any network.
-    pub(crate) fn send(&self, region: RegionId, to: &NodePublic, packet: &[u8]) {
+    /// Queues packets. Packets for regions out of reach are lost, as on any network.
+    pub(crate) fn send<'a>(
+        &self,
+        region: RegionId,
+        to: &NodePublic,
+        packets: impl Iterator<Item = &'a [u8]>,
+    ) {
         let mut state = lock(&self.state);
-        if let Some(link) = self.link(&mut state, region) {
-            link.send(|out| encode_send_packet(to, packet, out));
+        if let Some(link) = self.link(&mut state, region).cloned() {
+            drop(state);
+            link.send_all(packets, |packet, out| encode_send_packet(to, packet, out));
         }
     }
 
@@ -135,7 +141,7 @@ impl Relays {
             return;
         }
         if let Some(old) = state.home.and_then(|region| state.links.get(&region)) {
-            old.send(|out| Frame::NotePreferred(false).encode(out));
+            old.send(&Frame::NotePreferred(false));
         }
         state.home = home;
         let Some(engine) = self.engine.upgrade() else {

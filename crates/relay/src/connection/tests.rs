@@ -1,11 +1,14 @@
 //! Slow clients, in virtual time.
 
-use tokio::io::{AsyncReadExt, DuplexStream, duplex};
+use std::net::Ipv4Addr;
+
+use tailwharf_wire::key::NodePrivate;
+use tokio::io::{DuplexStream, duplex};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::*;
 use crate::server::Limits;
-use tailwharf_wire::key::NodePrivate;
 
 /// A connection whose other end is in the hand of the test.
 struct Held {
@@ -30,7 +33,8 @@ impl Held {
         // Room for less than one of the larger packets.
         let (stream, other) = duplex(16 * 1024);
         let relay = shared.clone();
-        let served = tokio::spawn(async move { serve(other, Bytes::new(), &relay).await });
+        let served =
+            tokio::spawn(async move { serve(other, Ipv4Addr::LOCALHOST.into(), Bytes::new(), &relay).await });
         let key = NodePrivate::generate(&mut OsRng);
         Self {
             stream,

@@ -1,5 +1,10 @@
+use std::net::Ipv4Addr;
+
+use bytes::Bytes;
+
 use super::*;
 
+const SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const SECOND: Duration = Duration::from_secs(1);
 
 /// A machine in virtual time, with the writers' side of the shell.
@@ -11,21 +16,17 @@ struct World {
 impl World {
     fn new() -> Self {
         Self {
-            machine: Machine::new(1),
+            machine: Machine::new(Rates::default(), 1),
             now: Instant::now(),
         }
     }
 
     fn connect(&mut self, key: NodePublic) -> ClientId {
-        self.machine.connect(key, true, self.now)
+        self.machine.connect(key, SOURCE, true, self.now)
     }
 
-    fn send(&mut self, from: ClientId, to: NodePublic, packet: impl Into<Bytes>) {
-        let frame = Frame::SendPacket {
-            to,
-            packet: packet.into(),
-        };
-        self.machine.handle_frame(from, frame, self.now);
+    fn send(&mut self, from: ClientId, to: NodePublic, packet: impl AsRef<[u8]>) {
+        self.machine.handle_packet(from, to, packet.as_ref(), self.now);
     }
 
     fn commands(&mut self) -> Vec<Command> {
@@ -34,12 +35,12 @@ impl World {
 
     /// What a client's writer gets, until nothing is left.
     fn drain(&mut self, id: ClientId) -> Vec<Frame> {
-        let mut all = Vec::new();
+        let mut all = BytesMut::new();
         loop {
             let before = all.len();
             self.machine.take(id, &mut all);
             if all.len() == before {
-                return all;
+                return std::iter::from_fn(|| Frame::decode(&mut all).unwrap()).collect();
             }
         }
     }
@@ -96,8 +97,7 @@ fn a_writer_that_is_busy_is_not_woken_again() {
     let (a, b) = (world.connect(key(1)), world.connect(key(2)));
     world.send(a, key(2), "one");
     assert_eq!(world.commands(), [Command::Wake(b)]);
-    let mut frames = Vec::new();
-    world.machine.take(b, &mut frames);
+    world.machine.take(b, &mut BytesMut::new());
     world.send(a, key(2), "two");
     assert_eq!(world.commands(), []);
     assert_eq!(world.drain(b), [received(key(1), "two")]);
@@ -108,20 +108,102 @@ fn a_full_queue_drops_the_oldest_and_disco_has_its_own() {
     let mut world = World::new();
     let (a, b) = (world.connect(key(1)), world.connect(key(2)));
     world.send(a, key(2), disco_packet(7));
-    for number in 0..QUEUE_LEN as u8 + 3 {
-        world.send(a, key(2), vec![number]);
+    // 37 bytes go around each packet.
+    let fit = QUEUE_LEN / 1037;
+    for number in 0..fit + 3 {
+        let mut packet = vec![0; 1000];
+        packet[..2].copy_from_slice(&(number as u16).to_be_bytes());
+        world.send(a, key(2), packet);
     }
-    let frames = world.drain(b);
-    assert_eq!(frames.len(), 1 + QUEUE_LEN);
-    assert_eq!(frames[0], received(key(1), disco_packet(7)));
-    assert_eq!(frames[1], received(key(1), vec![3]));
-    assert_eq!(frames[QUEUE_LEN], received(key(1), vec![QUEUE_LEN as u8 + 2]));
+    let number = |frame: &Frame| match frame {
+        Frame::RecvPacket { packet, .. } => u16::from_be_bytes([packet[0], packet[1]]) as usize,
+        other => panic!("{other:?}"),
+    };
     assert_eq!(world.machine.counters().dropped_full, 3);
+    let frames = world.drain(b);
+    assert_eq!(frames.len(), 1 + fit);
+    assert_eq!(frames[0], received(key(1), disco_packet(7)));
+    let numbers: Vec<_> = frames[1..].iter().map(number).collect();
+    assert_eq!(numbers, (3..fit + 3).collect::<Vec<_>>());
 
-    for number in 0..QUEUE_LEN as u8 + 1 {
-        world.send(a, key(2), disco_packet(number));
+    let fit = DISCO_QUEUE_LEN / 137;
+    for number in 0..=fit {
+        world.send(a, key(2), disco_packet(number as u8));
     }
     assert_eq!(world.drain(b)[0], received(key(1), disco_packet(1)));
+    assert_eq!(world.machine.queued, 0);
+}
+
+#[test]
+fn queues_are_short_while_much_waits_for_all() {
+    let mut world = World::new();
+    let (a, b) = (world.connect(key(1)), world.connect(key(2)));
+    world.machine.queued = MAX_QUEUED;
+    for _ in 0..100 {
+        world.send(a, key(2), vec![0; 1000]);
+    }
+    let short = SHORT_QUEUE_LEN / 1037;
+    assert_eq!(world.drain(b).len(), short);
+    assert_eq!(world.machine.queued, MAX_QUEUED);
+    // One packet always fits.
+    world.machine.queued += 1;
+    world.send(a, key(2), vec![0; 64 * 1024]);
+    assert_eq!(world.drain(b).len(), 1);
+}
+
+#[test]
+fn what_waits_for_a_client_that_leaves_is_not_counted_any_more() {
+    let mut world = World::new();
+    let (a, b) = (world.connect(key(1)), world.connect(key(2)));
+    world.send(a, key(2), "data");
+    world.send(a, key(2), disco_packet(1));
+    assert_ne!(world.machine.queued, 0);
+    world.machine.disconnect(b);
+    assert_eq!((world.machine.queued, world.machine.sources.len()), (0, 1));
+    world.machine.disconnect(a);
+    assert!(world.machine.sources.is_empty());
+}
+
+#[test]
+fn a_packet_takes_the_way_of_the_one_before_only_while_that_is_there() {
+    let mut world = World::new();
+    let (a, old) = (world.connect(key(1)), world.connect(key(2)));
+    world.send(a, key(2), "one");
+    world.drain(old);
+    world.machine.disconnect(old);
+    world.send(a, key(2), "two");
+    let new = world.connect(key(2));
+    world.send(a, key(2), "three");
+    assert_eq!(world.drain(new), [received(key(1), "three")]);
+    assert_eq!(world.machine.counters().dropped_absent, 1);
+}
+
+#[test]
+fn who_sends_more_than_its_rate_has_to_wait() {
+    let rate = |bytes_per_second| {
+        Some(Rate {
+            bytes_per_second,
+            burst: 1000,
+        })
+    };
+    let rates = Rates {
+        client: rate(1000),
+        source: rate(1500),
+    };
+    let mut world = World::new();
+    world.machine = Machine::new(rates, 1);
+    let (a, b) = (world.connect(key(1)), world.connect(key(2)));
+    let start = world.now;
+    world.send(a, key(2), vec![0; 1000]);
+    assert_eq!(world.machine.paced(a, start), None, "the burst");
+    world.send(a, key(2), vec![0; 2000]);
+    assert_eq!(world.machine.paced(a, start), Some(start + 2 * SECOND));
+    // The source waits until 3000 bytes went at 1500 a second, less the burst.
+    let of_source = world.machine.paced(b, start).unwrap() - start;
+    assert!((SECOND..2 * SECOND).contains(&of_source), "{of_source:?}");
+    world.now += 2 * SECOND;
+    assert_eq!(world.machine.paced(a, world.now), None);
+    assert_eq!(world.machine.counters().paced, 2);
 }
 
 #[test]
@@ -201,7 +283,7 @@ fn pings_are_answered_one_at_a_time() {
 fn a_client_hears_from_the_relay_each_minute() {
     let mut world = World::new();
     let start = world.now;
-    let old = world.machine.connect(key(1), false, start);
+    let old = world.machine.connect(key(1), SOURCE, false, start);
     world.beat(old);
     let first = world.now - start;
     assert!((BEAT..BEAT + BEAT_JITTER).contains(&first), "{first:?}");
@@ -263,5 +345,5 @@ fn a_client_that_does_not_read_costs_bounded_memory() {
             .machine
             .handle_frame(sleeper, Frame::Ping([number; 8]), world.now);
     }
-    assert!(world.drain(sleeper).len() <= CONTROL_QUEUE_LEN + 2 * QUEUE_LEN);
+    assert!(world.drain(sleeper).len() <= CONTROL_QUEUE_LEN + (QUEUE_LEN + DISCO_QUEUE_LEN) / 38);
 }

@@ -10,13 +10,12 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tailwharf_relay::{Relay, RelayConfig, RelayHandle};
+use tailwharf_tls::ClientTls;
 use tailwharf_wire::derp::{ClientInfo, Frame, PROTOCOL_VERSION, ServerInfo};
 use tailwharf_wire::key::{NodePrivate, NodePublic};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::PATIENCE;
@@ -109,7 +108,7 @@ impl ServerCertVerifier for Pinned {
     }
 }
 
-pub(crate) async fn tls(relay: &RelayHandle) -> TlsStream<TcpStream> {
+pub(crate) async fn tls(relay: &RelayHandle) -> ClientTls<TcpStream> {
     let node = relay.derp_node();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = Arc::new(Pinned {
@@ -125,14 +124,13 @@ pub(crate) async fn tls(relay: &RelayHandle) -> TlsStream<TcpStream> {
     let address: SocketAddr = ([127, 0, 0, 1], node.tcp_port()).into();
     let stream = TcpStream::connect(address).await.unwrap();
     let name = ServerName::try_from(node.host_name).unwrap();
-    TlsConnector::from(Arc::new(config))
-        .connect(name, stream)
+    tailwharf_tls::connect(stream, Arc::new(config), name)
         .await
         .unwrap()
 }
 
 /// Sends `head` and returns the answer's head and the stream behind it.
-pub(crate) async fn request(relay: &RelayHandle, head: &str) -> (String, TlsStream<TcpStream>, BytesMut) {
+pub(crate) async fn request(relay: &RelayHandle, head: &str) -> (String, ClientTls<TcpStream>, BytesMut) {
     let mut stream = tls(relay).await;
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut received = BytesMut::new();
@@ -154,8 +152,9 @@ const UPGRADE: &str =
 
 pub(crate) struct Client {
     pub(crate) key: NodePrivate,
-    pub(crate) stream: TlsStream<TcpStream>,
+    pub(crate) stream: ClientTls<TcpStream>,
     pub(crate) received: BytesMut,
+    pub(crate) info: ServerInfo,
 }
 
 impl Client {
@@ -174,6 +173,7 @@ impl Client {
             key,
             stream,
             received,
+            info: ServerInfo::default(),
         };
         assert_eq!(client.next().await, Some(Frame::ServerKey(relay.key())));
         client
@@ -192,8 +192,8 @@ impl Client {
         let Some(Frame::ServerInfo { sealed }) = client.next().await else {
             panic!("no server info")
         };
-        let info = ServerInfo::open(&sealed, &relay.key(), &client.key).unwrap();
-        assert_eq!(info.version, PROTOCOL_VERSION);
+        client.info = ServerInfo::open(&sealed, &relay.key(), &client.key).unwrap();
+        assert_eq!(client.info.version, PROTOCOL_VERSION);
         client
     }
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use rand::rngs::OsRng;
-use tailwharf_relay::{Limits, Relay, RelayConfig, RelayError};
+use tailwharf_relay::{Limits, Rate, Relay, RelayConfig, RelayError};
 use tailwharf_wire::derp::{ClientInfo, Frame, PROTOCOL_VERSION, PeerGoneReason};
 use tailwharf_wire::key::NodePrivate;
 use tailwharf_wire::stun;
@@ -223,11 +223,32 @@ async fn a_client_that_does_not_read_loses_packets_and_nobody_waits() {
 }
 
 #[tokio::test]
+async fn who_sends_too_fast_is_told_the_rate_and_read_from_slowly() {
+    let rate = Rate {
+        bytes_per_second: 1_000_000,
+        burst: 10_000,
+    };
+    let relay = start(|config| config.limits.rates.client = Some(rate)).await;
+    let mut sender = Client::connect(&relay.handle).await;
+    let receiver = Client::connect(&relay.handle).await;
+    assert_eq!(sender.info.token_bucket_bytes_per_second, 1_000_000);
+    assert_eq!(sender.info.token_bucket_bytes_burst, 10_000);
+    for _ in 0..10 {
+        sender.packet(receiver.public(), &[0; 10_000]).await;
+    }
+    sender.settle().await;
+    let carried = relay.handle.metrics().carried;
+    assert_eq!((carried.packets_in, carried.dropped_full), (10, 0));
+    assert!(carried.paced > 0, "{carried:?}");
+}
+
+#[tokio::test]
 async fn connections_are_limited() {
     let relay = start(|config| {
         config.limits = Limits {
             connections: 10,
             connections_per_source: 2,
+            ..Limits::default()
         }
     })
     .await;
