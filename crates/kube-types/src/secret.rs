@@ -276,6 +276,17 @@ impl StateSecret {
         data
     }
 
+    /// Makes room for another profile: the current one is kept beside it, as the Go client keeps those that are not in use.
+    pub fn set_profile_aside(&mut self) {
+        if let Some(profile) = self.profile.take() {
+            let profiles = self.profiles(&profile).to_string();
+            self.other
+                .insert(profile.key(), ByteString(profile.to_json().to_string().into()));
+            self.other
+                .insert(key::PROFILES.to_owned(), ByteString(profiles.into()));
+        }
+    }
+
     /// A JSON merge patch that turns a Secret with the data `old` into one with this state. `None` if nothing differs.
     #[must_use]
     pub fn merge_patch(&self, old: &BTreeMap<String, ByteString>) -> Option<Value> {

@@ -11,12 +11,13 @@ use serde_json::json;
 use tailwharf_kube_types::StateSecret;
 use tailwharf_kube_types::names::secret_name;
 use tailwharf_kube_types::secret::{SecretError, SecretText};
+use tailwharf_node::layout::{StateError, node_state};
 use tailwharf_node::{NodeState, StateStore, StoreError};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{ApiError, Cluster};
-use crate::state::{Context, StateError, node_state, write_state};
+use crate::state::{Context, write_state};
 
 /// Attempts to write a Secret that others write too.
 const ATTEMPTS: usize = 5;
@@ -107,7 +108,7 @@ impl SecretStore {
             source,
         };
         let secret = parse(&copy).map_err(|error| content(error.into()))?;
-        let state = node_state(&secret, &context.control_url).map_err(content)?;
+        let state = node_state(&secret, &context.login.control_url).map_err(content)?;
         let auth_key = secret.auth_key.clone();
         let registered = state.as_ref().is_some_and(|state| state.stable_id.is_some());
         let store = Self {

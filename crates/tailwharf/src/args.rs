@@ -9,7 +9,7 @@ use tailwharf_node::run::{Forward, Serve};
 use url::Url;
 
 /// The control server of Tailscale's service.
-const TAILSCALE: &str = "https://controlplane.tailscale.com";
+pub(crate) const TAILSCALE: &str = "https://controlplane.tailscale.com";
 
 /// Connects Kubernetes and a tailnet.
 #[derive(Debug, Parser)]
@@ -137,9 +137,9 @@ pub(crate) struct CoordinatorArgs {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct NodeArgs {
-    /// Control server to join
-    #[arg(long, env = "TS_LOGIN_SERVER", default_value = TAILSCALE, value_parser = server)]
-    pub(crate) login_server: Url,
+    /// Control server to join; that of the state file, or else of Tailscale's service, if not given
+    #[arg(long, env = "TS_LOGIN_SERVER", value_parser = server)]
+    pub(crate) login_server: Option<Url>,
     /// Auth key; better given by the environment, where other users of this machine do not see it
     #[arg(long, env = "TS_AUTHKEY", hide_env_values = true)]
     pub(crate) auth_key: Option<String>,
@@ -155,7 +155,7 @@ pub(crate) struct NodeArgs {
     /// Sign in anew with a new key, although the old one is still good; the device stays the same
     #[arg(long)]
     pub(crate) force_reauth: bool,
-    /// File that keeps the keys of the device; without one it is a new device at each start
+    /// File that keeps the keys of the device, as that of tailscaled, which may have written it; without one it is a new device at each start
     #[arg(long, env = "TS_STATE")]
     pub(crate) state: Option<PathBuf>,
     /// Certificate authorities (PEM) to trust beside those of the system

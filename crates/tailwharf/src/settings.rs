@@ -7,12 +7,12 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use tailwharf_control_api::{ClientConfig, Credentials, Secret};
 use tailwharf_kube_types::values::{Hostname, Tag};
-use tailwharf_node::{AuthKey, NodeConfig};
+use tailwharf_node::{AuthKey, FileStore, NodeConfig};
 use tailwharf_plan::PoolSettings;
 use tailwharf_proxy::Limits;
 use url::Url;
 
-use crate::args::{NodeArgs, OperatorArgs, ProxyArgs};
+use crate::args::{NodeArgs, OperatorArgs, ProxyArgs, TAILSCALE};
 
 /// The control server of Tailscale's service has its API at another address.
 const TAILSCALE_CONTROL: &str = "controlplane.tailscale.com";
@@ -68,7 +68,17 @@ pub(crate) fn proxy(args: ProxyArgs) -> tailwharf_proxy::Settings {
 }
 
 pub(crate) fn node(args: NodeArgs) -> Result<tailwharf_node::run::Settings> {
-    let hostname = match args.hostname {
+    let stored = match &args.state {
+        Some(path) => FileStore::stored_login(path)?,
+        None => None,
+    };
+    let login_server = match (args.login_server, &stored) {
+        (Some(server), _) => server,
+        (None, Some(stored)) => stored.control_url.clone(),
+        (None, None) => Url::parse(TAILSCALE)?,
+    };
+    let stored_name = stored.map(|stored| stored.hostname).filter(|name| !name.is_empty());
+    let hostname = match args.hostname.or(stored_name) {
         Some(name) => name,
         None => fs::read_to_string("/etc/hostname")
             .context("the machine has no name in /etc/hostname; give one with --hostname")?
@@ -81,7 +91,7 @@ pub(crate) fn node(args: NodeArgs) -> Result<tailwharf_node::run::Settings> {
             tags: args.tags,
             ephemeral: args.ephemeral,
             force_reauth: args.force_reauth,
-            ..NodeConfig::new(args.login_server, hostname)
+            ..NodeConfig::new(login_server, hostname)
         },
         state_file: args.state,
         ca_file: args.ca_file,

@@ -105,7 +105,11 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         None => None,
     };
     let store: Arc<dyn StateStore> = match settings.state_file {
-        Some(path) => Arc::new(FileStore::new(path)),
+        Some(path) => Arc::new(FileStore::new(
+            path,
+            &settings.node.control_url,
+            &settings.node.hostname,
+        )),
         None => Arc::new(MemoryStore::default()),
     };
     let host = Host::new(&HostConfig {

@@ -183,7 +183,11 @@ async fn a_restart_with_state_is_the_same_node() {
     let tailnet = Tailnet::start().await;
     let client = tailnet.join("client", "tag:client").await;
     let dir = tempfile::tempdir().unwrap();
-    let store = Arc::new(FileStore::new(dir.path().join("node.json")));
+    let store = Arc::new(FileStore::new(
+        dir.path().join("node.state"),
+        &tailnet.node_config("", None).control_url,
+        "server",
+    ));
     let config = tailnet.node_config("server", Some(tailnet.auth_key("tag:server").await));
     let first = tailnet.start_node(config.clone(), store.clone()).await;
     let before = reached(&first, "reachable", NodeStatus::reachable).await;

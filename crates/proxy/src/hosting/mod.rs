@@ -188,8 +188,11 @@ impl Hosting {
         loop {
             let context = Context {
                 identity: self.job.name.to_string(),
-                control_url: self.identity.spec.login_server.clone(),
-                hostname: self.identity.spec.hostname.as_str().to_owned(),
+                login: tailwharf_node::layout::Login {
+                    control_url: self.identity.spec.login_server.clone(),
+                    hostname: self.identity.spec.hostname.as_str().to_owned(),
+                    seed: self.job.name.to_string(),
+                },
                 pod_uid: self.job.shared.pod_uid.clone(),
             };
             let read = SecretStore::open(self.job.shared.cluster.clone(), context, self.job.fence.clone());
