@@ -21,6 +21,7 @@ mod offload;
 mod peerapi;
 pub mod run;
 mod service;
+pub mod splice;
 mod state;
 mod store;
 mod stream;

@@ -5,11 +5,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use tailwharf_kube_types::Protocol;
+use tailwharf_node::splice::Buffers;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::BackendError;
-use crate::buffers::Buffers;
 use crate::limits::{Limits, Room};
 use crate::metrics::Metrics;
 

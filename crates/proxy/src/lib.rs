@@ -7,7 +7,6 @@
 mod assign;
 mod backend;
 mod board;
-mod buffers;
 mod carrier;
 mod cluster;
 mod hosting;
@@ -21,7 +20,6 @@ mod reconcile;
 #[cfg(test)]
 mod simulation;
 mod sockets;
-mod splice;
 mod state;
 mod status;
 mod store;

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tailwharf_node::splice::IdleLimits;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
-use crate::splice::IdleLimits;
 
 /// How much the pod takes on. What exceeds a limit is refused and counted; nothing else is affected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-use crate::splice::Traffic;
+use tailwharf_node::splice::Traffic;
 
 /// A number that only grows.
 #[derive(Debug, Default)]

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use tailwharf_node::splice::splice;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -11,7 +12,6 @@ use crate::backend::Backends;
 use crate::carrier::{Carrier, Health, Port};
 use crate::limits::Permit;
 use crate::sockets::Accept;
-use crate::splice::splice;
 
 /// Serves a listener until `closed` or the identity's end. Connections go on when only the listener is closed.
 pub(crate) async fn serve<L: Accept>(

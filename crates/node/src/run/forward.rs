@@ -138,11 +138,11 @@ pub(super) async fn start_forward(
         forward.listen,
         "forward",
         shared,
-        move |mut client, shared| {
+        move |client, shared| {
             let target = target.clone();
             async move {
                 match shared.dial(&target).await {
-                    Ok(mut remote) => drop(tokio::io::copy_bidirectional(&mut client, &mut remote).await?),
+                    Ok(remote) => shared.carry(remote, client).await?,
                     Err(error) => tracing::warn!(%error, "connection not forwarded"),
                 }
                 Ok(())
@@ -170,13 +170,19 @@ pub(super) fn start_serve(tasks: &mut JoinSet<()>, serve: Serve, shared: Shared)
 async fn serve_tcp(listener: crate::TcpListener, serve: Serve, shared: Shared) {
     let serve = Arc::new(serve);
     let mut connections = JoinSet::new();
-    while let Ok((mut client, from)) = listener.accept().await {
+    while let Ok((client, from)) = listener.accept().await {
         while connections.try_join_next().is_some() {}
         let (shared, serve) = (shared.clone(), serve.clone());
         connections.spawn(async move {
             let Some(_slot) = slot(&shared, from) else { return };
             match tokio::net::TcpStream::connect((serve.host.as_str(), serve.target_port)).await {
-                Ok(mut backend) => copy(&mut client, &mut backend, from).await,
+                Ok(backend) => {
+                    // Without it there is more delay, and no harm.
+                    let _ = backend.set_nodelay(true);
+                    if let Err(error) = shared.carry(client, backend).await {
+                        tracing::debug!(%from, %error, "connection broke off");
+                    }
+                }
                 Err(error) => tracing::warn!(%from, host = serve.host, port = serve.target_port, %error, "cannot connect"),
             }
         });
@@ -240,16 +246,6 @@ async fn udp_flow(
             }
             () = tokio::time::sleep(UDP_IDLE) => return Ok(()),
         }
-    }
-}
-
-async fn copy<A, B>(a: &mut A, b: &mut B, from: SocketAddr)
-where
-    A: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
-    B: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
-{
-    if let Err(error) = tokio::io::copy_bidirectional(a, b).await {
-        tracing::debug!(%from, %error, "connection broke off");
     }
 }
 

@@ -37,9 +37,8 @@ async fn serve(client: TcpStream, shared: Shared) -> anyhow::Result<()> {
         .serve_connection(TokioIo::new(client), service)
         .with_upgrades()
         .await?;
-    if let Ok((upgrade, mut remote)) = tunnel.try_recv() {
-        let mut client = TokioIo::new(upgrade.await?);
-        tokio::io::copy_bidirectional(&mut client, &mut remote).await?;
+    if let Ok((upgrade, remote)) = tunnel.try_recv() {
+        shared.carry(remote, TokioIo::new(upgrade.await?)).await?;
     }
     Ok(())
 }

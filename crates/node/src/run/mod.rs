@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -20,12 +21,13 @@ use tokio_util::sync::CancellationToken;
 use crate::api::{NodeConfig, NodeStatus, PathKind, PeerPath, Phase, StateStore, TailnetNode};
 use crate::host::{Host, HostConfig};
 use crate::node::Node;
+use crate::splice::{Buffers, IdleLimits, SpliceError, Traffic, splice};
 use crate::store::{FileStore, MemoryStore};
 
 pub use forward::{Forward, ParseForwardError, Protocol, Serve};
 
 /// Connections carried at the same time, over all listeners.
-const MAX_CONNECTIONS: usize = 1024;
+const MAX_CONNECTIONS: usize = 16_384;
 
 /// How long a client of one of the proxies may take to say where it wants to go.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
@@ -80,9 +82,16 @@ impl Target {
 struct Shared {
     node: Arc<Node>,
     connections: Arc<Semaphore>,
+    buffers: Arc<Buffers>,
+    traffic: Arc<Traffic>,
 }
 
 impl Shared {
+    /// Carries bytes between the tailnet and this machine until both sides have ended.
+    async fn carry(&self, tailnet: crate::TcpStream, local: impl AsyncRead + AsyncWrite) -> Result<(), SpliceError> {
+        splice(tailnet, local, &self.buffers, &self.traffic, IdleLimits::default()).await
+    }
+
     async fn dial(&self, target: &Target) -> Result<crate::TcpStream, crate::DialError> {
         match target {
             Target::Addr(addr) => self.node.dial_tcp(*addr).await,
@@ -121,6 +130,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let shared = Shared {
         node: node.clone(),
         connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        buffers: Arc::default(),
+        traffic: Arc::default(),
     };
 
     let mut tasks = JoinSet::new();

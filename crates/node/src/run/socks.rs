@@ -54,9 +54,9 @@ async fn serve(mut client: TcpStream, shared: Shared) -> anyhow::Result<()> {
         .await
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     match shared.dial(&target).await {
-        Ok(mut remote) => {
+        Ok(remote) => {
             reply(&mut client, Reply::Succeeded).await?;
-            tokio::io::copy_bidirectional(&mut client, &mut remote).await?;
+            shared.carry(remote, client).await?;
         }
         Err(error) => {
             tracing::debug!(?target, %error, "SOCKS5 connection refused");

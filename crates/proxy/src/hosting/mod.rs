@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use rand::rngs::OsRng;
 use tailwharf_kube_types::secret::SecretText;
 use tailwharf_kube_types::{Identity, IdentityStatus};
+use tailwharf_node::splice::Buffers;
 use tailwharf_node::{AuthKey, Backoff, Host, NodeConfig, NodeStatus, Phase, Prefs, StartError, TailnetNode};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -18,7 +19,6 @@ use tracing::{info, warn};
 
 use self::job::facts;
 pub(crate) use self::job::{Job, Order, Report, disown};
-use crate::buffers::Buffers;
 use crate::carrier::{Carrier, Health};
 use crate::cluster::Cluster;
 use crate::limits::{Limits, Room};

@@ -3,6 +3,8 @@
 //! The end of one direction is passed on (half close) while the other goes on. A buffer is held only while a side has
 //! bytes that the other did not take yet, so back pressure costs one buffer a direction and silence costs nothing.
 
+mod buffers;
+
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
@@ -14,23 +16,34 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::buffers::{Buffer, Buffers, LARGE};
+use self::buffers::LARGE;
+pub use self::buffers::{Buffer, Buffers};
 
 /// Reads after which a direction lets other tasks run.
 const READS_A_TURN: u32 = 16;
 
 /// How long a connection may be silent. Silence is noticed after one to two of these times.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct IdleLimits {
+pub struct IdleLimits {
     /// While both directions are open.
     pub open: Duration,
     /// After one side has ended its direction.
     pub half_closed: Duration,
 }
 
+impl Default for IdleLimits {
+    /// Two hours, as long as other systems take before they ask whether anybody is there; ten minutes for half a connection.
+    fn default() -> Self {
+        Self {
+            open: Duration::from_secs(2 * 60 * 60),
+            half_closed: Duration::from_secs(10 * 60),
+        }
+    }
+}
+
 /// Bytes carried, for the metrics; updated while connections run.
 #[derive(Debug, Default)]
-pub(crate) struct Traffic {
+pub struct Traffic {
     /// From the tailnet to backends.
     pub to_backend: AtomicU64,
     /// From backends to the tailnet.
@@ -39,7 +52,7 @@ pub(crate) struct Traffic {
 
 /// Why a connection ended before both sides had.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum SpliceError {
+pub enum SpliceError {
     /// Reading from the tailnet or writing to it failed.
     #[error("the connection failed")]
     Io(#[from] io::Error),
@@ -52,7 +65,7 @@ pub(crate) enum SpliceError {
 ///
 /// # Errors
 /// When either side fails, or falls silent for longer than the limits. Both connections are to be dropped then.
-pub(crate) async fn splice<A, B>(
+pub async fn splice<A, B>(
     tailnet: A,
     backend: B,
     buffers: &Arc<Buffers>,

@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes of a small buffer: enough for requests and single datagrams.
-pub(crate) const SMALL: usize = 8 * 1024;
+pub(super) const SMALL: usize = 8 * 1024;
 /// Bytes of a large buffer, for a direction that filled a small one. Larger ones gain nothing.
-pub(crate) const LARGE: usize = 64 * 1024;
+pub(super) const LARGE: usize = 64 * 1024;
 /// Large buffers in use at once.
-pub(crate) const MAX_LARGE: usize = 256;
+pub(super) const MAX_LARGE: usize = 256;
 /// Small buffers kept for reuse.
 const KEEP_SMALL: usize = 64;
 /// Large buffers kept for reuse.
@@ -20,7 +20,7 @@ const KEEP_LARGE: usize = 16;
 
 /// The buffers of the process.
 #[derive(Debug, Default)]
-pub(crate) struct Buffers {
+pub struct Buffers {
     small: Mutex<Vec<Box<[u8]>>>,
     large: Mutex<Vec<Box<[u8]>>>,
     large_in_use: AtomicUsize,
@@ -29,7 +29,7 @@ pub(crate) struct Buffers {
 impl Buffers {
     /// A small buffer. Its content is arbitrary.
     #[must_use]
-    pub(crate) fn small(self: &Arc<Self>) -> Buffer {
+    pub fn small(self: &Arc<Self>) -> Buffer {
         Buffer {
             data: take(&self.small, SMALL),
             home: self.clone(),
@@ -38,7 +38,7 @@ impl Buffers {
 
     /// A large buffer, or a small one when too many large ones are in use. Its content is arbitrary.
     #[must_use]
-    pub(crate) fn large(self: &Arc<Self>) -> Buffer {
+    pub fn large(self: &Arc<Self>) -> Buffer {
         let free = |used: usize| (used < MAX_LARGE).then_some(used + 1);
         match self
             .large_in_use
@@ -60,7 +60,7 @@ fn take(shelf: &Mutex<Vec<Box<[u8]>>>, size: usize) -> Box<[u8]> {
 
 /// A buffer on loan; dropping it gives it back.
 #[derive(Debug)]
-pub(crate) struct Buffer {
+pub struct Buffer {
     data: Box<[u8]>,
     home: Arc<Buffers>,
 }
