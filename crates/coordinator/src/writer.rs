@@ -4,9 +4,9 @@
 //! one transaction, and only then publishes the new world and gives the answers. When the transaction fails, the copy is dropped: all of the batch
 //! are refused, and the world is what it was, but for who is online, which is never stored.
 
-use std::{sync::Arc, thread};
+use std::{path::PathBuf, sync::Arc, thread};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     ops::Context,
@@ -27,6 +27,13 @@ pub(crate) type Job = Box<dyn FnOnce(&World, &mut Context) -> Settled + Send>;
 pub(crate) enum Message {
     /// Run this.
     Job(Job),
+    /// Copy the store.
+    BackUp {
+        /// The new file.
+        to: PathBuf,
+        /// Where the outcome is waited for.
+        reply: oneshot::Sender<Result<(), StoreError>>,
+    },
     /// Run what waits, take nothing more, and end.
     Stop,
 }
@@ -92,7 +99,15 @@ impl Writer {
         let mut outcomes = Vec::new();
         self.context.now = (self.clock)();
         for message in batch.drain(..) {
-            let Message::Job(job) = message else { continue };
+            let job = match message {
+                Message::Job(job) => job,
+                Message::BackUp { to, reply } => {
+                    // Who asked and has gone away will not miss the answer.
+                    let _ = reply.send(self.store.back_up(&to));
+                    continue;
+                }
+                Message::Stop => continue,
+            };
             let settled = job(&world, &mut self.context);
             for change in &settled.changes {
                 world.apply(change, &mut effects);

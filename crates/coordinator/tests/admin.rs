@@ -57,7 +57,7 @@ impl Site {
         let words = std::iter::once("coordinator").chain(line.split(' '));
         let command = Line::try_parse_from(words)?.command;
         let mut out = Vec::new();
-        let code = cli::run_to(&self.client(), command, &mut out).await?;
+        let code = cli::run_to(&self.config, command, &mut out).await?;
         Ok((String::from_utf8(out)?, code))
     }
 

@@ -36,6 +36,18 @@ pub enum Command {
     Log(LogArgs),
     /// The policy
     Policy(Group<PolicyCommand>),
+    /// Copy the store to a new file, while the coordinator runs or not
+    Backup {
+        /// The new file
+        file: PathBuf,
+    },
+    /// Put a backup in the place of the store, while no coordinator runs
+    Restore {
+        /// The backup
+        file: PathBuf,
+    },
+    /// Print all that is stored as JSON, without the server's key
+    Export,
 }
 
 impl Command {
@@ -54,6 +66,7 @@ impl Command {
             Self::Settings(group) => group.output,
             Self::Log(args) => args.output,
             Self::Policy(group) => group.output,
+            Self::Backup { .. } | Self::Restore { .. } | Self::Export => Format::Table,
         }
     }
 }
@@ -183,7 +196,7 @@ pub enum ClientCommand {
         description: String,
         /// What the token of its platform must say, of a client that keeps no secret
         #[command(flatten)]
-        binding: Option<FederationArgs>,
+        binding: FederationArgs,
     },
     /// List OAuth clients
     List,
@@ -196,14 +209,13 @@ pub enum ClientCommand {
 
 /// What the token of its platform must say, of a client that keeps no secret.
 #[derive(Clone, Debug, Args)]
-#[group(id = "federation")]
 pub struct FederationArgs {
     /// Issuer of the platform's tokens, one of the configuration: the client shows such a token instead of a secret
     #[arg(long, requires = "subject")]
-    pub(super) issuer: String,
+    pub(super) issuer: Option<String>,
     /// Whom the token is about, such as system:serviceaccount:tailscale:operator; * stands for any text
     #[arg(long, requires = "issuer")]
-    pub(super) subject: String,
+    pub(super) subject: Option<String>,
     /// For whom the token is made, if not for api.tailscale.com/ID
     #[arg(long, requires = "issuer", default_value = "", hide_default_value = true)]
     pub(super) audience: String,

@@ -4,6 +4,7 @@
 //! places: on the coordinator's listener, where a token says who calls, and on the administrator's socket, where the file's mode does.
 
 mod acl;
+mod backup;
 mod caller;
 mod devices;
 mod dns;
@@ -98,6 +99,7 @@ pub(crate) fn socket_router(site: Arc<Site>) -> Router {
             "/tailnet/{tailnet}/registrations/{id}/deny",
             post(registrations::deny),
         )
+        .route("/backup", post(backup::create))
         .layer(DefaultBodyLimit::max(BODY_LIMIT));
     let authority = Authority::Socket;
     nest(calls().merge(people), Api { site, authority })

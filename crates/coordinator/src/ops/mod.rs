@@ -3,6 +3,7 @@
 //! Every operation is a pure decision, `(&World, &mut Context) -> Decision`, run by the one writer (`writer`), which stores the changes before it
 //! answers. [`Operations`] is the handle by which the API, the administrator's commands and the control protocol ask for them.
 
+mod backup;
 mod clients;
 mod credentials;
 mod dns_txt;

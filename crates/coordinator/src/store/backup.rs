@@ -89,3 +89,6 @@ pub fn export(file: &Path) -> Result<Value, StoreError> {
     }
     Ok(json!({ "tables": tables }))
 }
+
+#[cfg(test)]
+mod tests;

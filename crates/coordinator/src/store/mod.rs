@@ -124,6 +124,9 @@ pub enum StoreError {
     /// The file to write is there already.
     #[error("{} exists already: choose another file", .0.display())]
     Exists(PathBuf),
+    /// There is no store yet.
+    #[error("there is no store at {}: start the coordinator once, or name its configuration file", .0.display())]
+    Missing(PathBuf),
     /// A file cannot be copied or moved.
     #[error("{} cannot be written: check the directory and free space", path.display())]
     Copy {

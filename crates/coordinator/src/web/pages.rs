@@ -212,8 +212,8 @@ fn device_table(visitor: &Visitor, world: &World, nodes: &[&Node], now: Timestam
                         }
                         td { (owner(world, node)) }
                         td.address { (node.ipv4) br; (node.ipv6) }
-                        td { (seen(world, node, now)) }
-                        td { (key_end(node, now)) }
+                        td data-label="Seen" { (seen(world, node, now)) }
+                        td data-label="Key ends" { (key_end(node, now)) }
                         td.actions { (actions(visitor, node, now)) }
                     }
                 }

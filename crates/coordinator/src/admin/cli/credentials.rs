@@ -87,7 +87,7 @@ pub(super) async fn oauth_client(client: &Client, command: ClientCommand, mut pr
             description,
             binding,
         } => {
-            let binding = binding.map(Binding::from);
+            let binding = bound(binding);
             let request = KeyRequest {
                 key_type: if binding.is_some() {
                     KeyType::Federated
@@ -104,12 +104,12 @@ pub(super) async fn oauth_client(client: &Client, command: ClientCommand, mut pr
             if key.key_type == KeyType::Client {
                 return print_new(&key, "secret", print);
             }
-            let bound = &key.binding;
+            let binding = &key.binding;
             let fields = [
                 ("id", key.id.clone()),
-                ("issuer", bound.issuer.clone()),
-                ("subject", bound.subject.clone()),
-                ("audience", bound.audience.clone()),
+                ("issuer", binding.issuer.clone()),
+                ("subject", binding.subject.clone()),
+                ("audience", binding.audience.clone()),
             ];
             Ok(print.item(&key, fields)?)
         }
@@ -188,15 +188,14 @@ pub(super) async fn api_token(client: &Client, command: TokenCommand, mut print:
     }
 }
 
-impl From<FederationArgs> for Binding {
-    fn from(args: FederationArgs) -> Self {
-        Self {
-            issuer: args.issuer,
-            subject: args.subject,
-            audience: args.audience,
-            custom_claim_rules: args.claim.into_iter().collect(),
-        }
-    }
+/// What a client is bound to, if it is to keep no secret.
+fn bound(args: FederationArgs) -> Option<Binding> {
+    Some(Binding {
+        issuer: args.issuer?,
+        subject: args.subject?,
+        audience: args.audience,
+        custom_claim_rules: args.claim.into_iter().collect(),
+    })
 }
 
 const KEYS: [&str; 3] = ["tailnet", "-", "keys"];

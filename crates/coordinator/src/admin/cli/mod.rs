@@ -4,6 +4,7 @@ mod credentials;
 mod devices;
 mod people;
 mod policy;
+mod store;
 mod tailnet;
 
 use std::collections::BTreeSet;
@@ -19,6 +20,7 @@ pub use super::args::{
     NewKey, NewService, NodeCommand, PolicyCommand, RouteCommand, ServiceCommand, SettingsArgs,
     SettingsCommand, TokenCommand, UserCommand,
 };
+use self::store::StoreCommand;
 use super::client::Client;
 use super::output::Printer;
 use crate::Config;
@@ -28,14 +30,15 @@ use crate::Config;
 /// # Errors
 /// When the coordinator does not run or refuses, in words for people.
 pub async fn run(config: &Config, command: Command) -> Result<ExitCode> {
-    run_to(&Client::new(&config.admin_socket()), command, io::stdout().lock()).await
+    run_to(config, command, io::stdout().lock()).await
 }
 
 /// Runs a command and prints the result to `to`.
 ///
 /// # Errors
 /// As [`run`].
-pub async fn run_to(client: &Client, command: Command, to: impl Write) -> Result<ExitCode> {
+pub async fn run_to(config: &Config, command: Command, to: impl Write) -> Result<ExitCode> {
+    let client = &Client::new(&config.admin_socket());
     let print = Printer {
         format: command.output(),
         to,
@@ -54,6 +57,13 @@ pub async fn run_to(client: &Client, command: Command, to: impl Write) -> Result
         Command::Dns(Group { command, .. }) => tailnet::dns(client, command, print).await?,
         Command::Settings(Group { command, .. }) => tailnet::settings(client, command, print).await?,
         Command::Log(args) => tailnet::log(client, &args, print).await?,
+        Command::Backup { file } => {
+            store::run(config, client, StoreCommand::BackUp(file), print.to).await?;
+        }
+        Command::Restore { file } => {
+            store::run(config, client, StoreCommand::Restore(file), print.to).await?;
+        }
+        Command::Export => store::run(config, client, StoreCommand::Export, print.to).await?,
         Command::Policy(Group { command, .. }) => return policy::policy(client, command, print).await,
     }
     Ok(ExitCode::SUCCESS)
