@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use url::Url;
 use zeroize::Zeroizing;
 
+use crate::offload::NamedOffload;
 use crate::service::{ServiceListener, ServiceName};
 use crate::tcp::{TcpListener, TcpStream};
 use crate::udp::UdpSocket;
@@ -164,6 +165,8 @@ pub struct NodeStatus {
     pub relay_connected: bool,
     /// How packets go to the peers that talked last, at most 64 of them.
     pub paths: Vec<PeerPath>,
+    /// Which work the kernel does for whole batches of packets, and which it does not do, and why.
+    pub offloads: Vec<NamedOffload>,
     /// The tags that the control server gave the node.
     pub tags: Vec<String>,
     /// When the node key ends and somebody has to sign in again. `None`: never, or not known yet.
@@ -188,6 +191,7 @@ impl NodeStatus {
             home_region: None,
             relay_connected: false,
             paths: Vec::new(),
+            offloads: Vec::new(),
             tags: Vec::new(),
             key_expiry: None,
             services: BTreeMap::new(),
@@ -345,6 +349,9 @@ pub enum StartError {
         /// What is wrong with it.
         what: &'static str,
     },
+    /// The thread that carries the packets of a device could not be started.
+    #[error("the thread for the packets of the TUN device cannot be started")]
+    Thread(#[source] std::io::Error),
 }
 
 /// A listener or socket could not be made.

@@ -5,10 +5,11 @@
 //! connections, deadlines to the timer, and the wakers of those who wait for sockets are woken. No packet crosses a channel or a task of its own.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::Waker;
 use std::{fmt, io};
 
+use parking_lot::Mutex;
 use tailwharf_node_core::netmap::Netmap;
 use tailwharf_node_core::{CloseReason, ConnId, Core, CoreConfig, Event, ListenerId, Path, PathState, UdpId};
 use tailwharf_wire::key::{DiscoPrivate, NodePrivate};
@@ -22,7 +23,8 @@ use crate::api::{NodeStatus, PathKind, PeerPath};
 use crate::derp::Relays;
 use crate::direct::{Reach, Socket};
 use crate::host::Host;
-use crate::sync::lock;
+use crate::offload::NamedOffload;
+use crate::tun;
 
 /// How many peers the status tells of.
 const MAX_PATHS_TOLD: usize = 64;
@@ -32,13 +34,28 @@ pub(crate) struct Engine {
     host: Host,
     running: Mutex<Running>,
     relays: Relays,
-    socket: Option<Arc<Socket>>,
+    links: Links,
     reach: watch::Sender<Reach>,
     stun_plan: Notify,
     timer: Notify,
     status: watch::Sender<NodeStatus>,
     stop: CancellationToken,
     tasks: TaskTracker,
+}
+
+/// What carries the packets of one node beside its relay connections.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Links {
+    pub(crate) socket: Option<Arc<Socket>>,
+    pub(crate) tun: Option<Arc<tun::Device>>,
+}
+
+impl Links {
+    fn offloads(&self) -> Vec<NamedOffload> {
+        let udp = self.socket.iter().flat_map(|socket| socket.offloads());
+        udp.chain(self.tun.iter().flat_map(|tun| tun.offloads()))
+            .collect()
+    }
 }
 
 /// The core and who waits for it.
@@ -118,8 +135,8 @@ impl Engine {
         host: Host,
         node_key: NodePrivate,
         disco_key: DiscoPrivate,
-        socket: Option<Arc<Socket>>,
-        status: NodeStatus,
+        links: Links,
+        mut status: NodeStatus,
         seed: [u8; 32],
     ) -> Arc<Self> {
         let budget = host.tcp_buffers().clone();
@@ -130,9 +147,14 @@ impl Engine {
             budget,
             buffers,
             accept_routes: false,
-            direct: socket.is_some(),
+            direct: links.socket.is_some(),
         };
-        let core = Core::new(config, seed, Instant::now().into_std());
+        let mut core = Core::new(config, seed, Instant::now().into_std());
+        if let Some(tun) = &links.tun {
+            let (tcp, udp) = tun.takes_large();
+            core.attach_tun(tcp, udp);
+        }
+        status.offloads = links.offloads();
         let engine = Arc::new_cyclic(|engine| Self {
             host,
             running: Mutex::new(Running {
@@ -142,7 +164,7 @@ impl Engine {
                 armed: None,
             }),
             relays: Relays::new(engine.clone(), node_key),
-            socket,
+            links,
             reach: watch::Sender::default(),
             stun_plan: Notify::new(),
             timer: Notify::new(),
@@ -217,7 +239,7 @@ impl Engine {
         let now = Instant::now().into_std();
         let mut woken = Vec::new();
         let result = {
-            let mut running = lock(&self.running);
+            let mut running = self.running.lock();
             let result = work(&mut running, now);
             self.settle(&mut running, now, &mut woken);
             result
@@ -226,20 +248,48 @@ impl Engine {
         result
     }
 
+    /// As [`Engine::with_core`], for a thread that carries packets as long as there are any: others may not have their turn meanwhile, so it does what is due
+    /// as well. Does nothing once the node is closed.
+    pub(crate) fn carry(&self, work: impl FnOnce(&mut Core, std::time::Instant) -> bool) -> bool {
+        self.with(|running, now| {
+            if running.closed {
+                return false;
+            }
+            if running.armed.is_some_and(|at| at <= now) {
+                running.armed = None;
+                running.core.handle_timeout(now);
+            }
+            work(&mut running.core, now)
+        })
+    }
+
     /// Takes out all that the core has to say.
     fn settle(&self, running: &mut Running, now: std::time::Instant, woken: &mut Vec<Waker>) {
         let Running {
             core, waiters, armed, ..
         } = running;
+        let mut offloads_changed = false;
         while let Some(transmit) = core.poll_transmit(now) {
             match transmit.path {
                 Path::Derp { region, peer } => self.relays.send(region, &peer, transmit.datagrams()),
                 Path::Udp(to) => {
-                    if let Some(socket) = &self.socket {
-                        socket.send(to, &transmit, false);
+                    if let Some(socket) = &self.links.socket {
+                        offloads_changed |= !socket.send(to, &transmit, self.links.tun.is_some());
                     }
                 }
             }
+        }
+        if let Some(tun) = &self.links.tun {
+            while let Some(packet) = core.poll_tun() {
+                offloads_changed |= !tun.write(&packet);
+            }
+            if offloads_changed {
+                let (tcp, udp) = tun.takes_large();
+                core.attach_tun(tcp, udp);
+            }
+        }
+        if offloads_changed {
+            self.update_status(|status| status.offloads = self.links.offloads());
         }
         let (mut paths_changed, mut reach_changed) = (false, false);
         while let Some(event) = core.poll_event() {
@@ -311,7 +361,7 @@ impl Engine {
     /// Ends everything: sockets fail from now on, tasks end.
     pub(crate) fn close(&self) {
         let woken = {
-            let mut running = lock(&self.running);
+            let mut running = self.running.lock();
             running.closed = true;
             running.waiters.take_all()
         };
@@ -343,7 +393,7 @@ impl fmt::Debug for Engine {
 /// Calls the core when its deadline comes.
 async fn run_timer(engine: Arc<Engine>) {
     loop {
-        let armed = lock(&engine.running).armed;
+        let armed = engine.running.lock().armed;
         let due = async {
             match armed {
                 Some(at) => tokio::time::sleep_until(at.into()).await,

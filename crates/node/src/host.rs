@@ -17,6 +17,7 @@ use crate::node::Node;
 use crate::offload::OffloadSwitches;
 use crate::sync::lock;
 use crate::tls::TlsConfigs;
+use crate::tun;
 
 /// Limits and trust of a process that hosts nodes.
 #[derive(Debug, Clone)]
@@ -103,7 +104,20 @@ impl Host {
     /// # Errors
     /// When the control URL cannot be used, or the state cannot be loaded.
     pub async fn start(&self, config: NodeConfig, store: Arc<dyn StateStore>) -> Result<Node, StartError> {
-        Node::start(self.clone(), config, store).await
+        Node::start(self.clone(), config, store, None).await
+    }
+
+    /// Starts a node whose packets are those of the kernel, through a device that belongs to it from now on.
+    ///
+    /// # Errors
+    /// As [`Host::start`].
+    pub async fn start_with_tun(
+        &self,
+        config: NodeConfig,
+        store: Arc<dyn StateStore>,
+        device: tun::Device,
+    ) -> Result<Node, StartError> {
+        Node::start(self.clone(), config, store, Some(Arc::new(device))).await
     }
 
     pub(crate) fn tls(&self) -> &TlsConfigs {

@@ -30,6 +30,7 @@ mod tcp;
 #[cfg(test)]
 mod testing;
 mod tls;
+pub mod tun;
 mod udp;
 
 pub use api::{
@@ -39,7 +40,7 @@ pub use api::{
 pub use backoff::Backoff;
 pub use host::{Host, HostConfig, HostError};
 pub use node::Node;
-pub use offload::{NamedOffload, OffloadState, OffloadSwitches};
+pub use offload::{NamedOffload, OffloadState, OffloadSwitches, UnknownOffload};
 pub use service::{ParseServiceNameError, ServiceListener, ServiceName};
 pub use store::{FileStore, MemoryStore, StoredLogin};
 pub use tailwharf_node_core::{Datagram, RelayReason, WhoIs, netmap::Peer};

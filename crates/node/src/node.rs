@@ -19,12 +19,13 @@ use crate::api::{
 use crate::control::{self, Announced, ControlServer, Introduction, Session, SessionError};
 use crate::direct::{self, Reader, Socket};
 use crate::dns::Resolver;
-use crate::engine::Engine;
+use crate::engine::{Engine, Links};
 use crate::host::Host;
 use crate::peerapi::PeerApi;
 use crate::service::{ServiceListener, ServiceName};
 use crate::state::StateKeeper;
 use crate::tcp::{TcpListener, TcpStream};
+use crate::tun;
 use crate::udp::UdpSocket;
 
 /// A running node. Clones are handles of the same node; when the last one is dropped, the node stops.
@@ -52,6 +53,7 @@ impl Node {
         host: Host,
         config: NodeConfig,
         store: Arc<dyn StateStore>,
+        tun: Option<Arc<tun::Device>>,
     ) -> Result<Self, StartError> {
         let server = ControlServer::parse(&config.control_url)?;
         let mut rng = StdRng::from_entropy();
@@ -65,16 +67,27 @@ impl Node {
             addresses: state.addresses,
             ..NodeStatus::starting()
         };
-        let socket = open_socket(&host, &keeper, state.udp_port, &mut rng);
+        let reader = if tun.is_some() {
+            Reader::Thread
+        } else {
+            Reader::Task
+        };
+        let links = Links {
+            socket: open_socket(&host, &keeper, state.udp_port, reader, &mut rng),
+            tun,
+        };
         let engine = Engine::start(
             host.clone(),
             state.node_key,
             disco,
-            socket.clone(),
+            links.clone(),
             status,
             seed(&mut rng),
         );
-        if let Some(socket) = socket {
+        if let Some(device) = links.tun {
+            tun::start(&engine, device, links.socket.clone()).map_err(StartError::Thread)?;
+        }
+        if let Some(socket) = links.socket {
             let with_loopback = server.is_loopback();
             let addresses = host.interfaces().borrow().clone();
             direct::tell_addresses(&engine, &socket, &addresses, with_loopback);
@@ -145,12 +158,13 @@ fn open_socket(
     host: &Host,
     keeper: &Arc<StateKeeper>,
     before: Option<u16>,
+    reader: Reader,
     rng: &mut StdRng,
 ) -> Option<Arc<Socket>> {
     if !host.direct() {
         return None;
     }
-    match Socket::bind(before, Reader::Task, host.offloads(), rng) {
+    match Socket::bind(before, reader, host.offloads(), rng) {
         Ok(socket) => {
             let port = Some(socket.port());
             keeper.update(|state| {

@@ -34,6 +34,34 @@ impl OffloadSwitches {
     };
 }
 
+/// A text names no offload.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "there is no offload {0:?}: use udp_gso, udp_gro, tun_tso, tun_uso or all, with commas between several"
+)]
+pub struct UnknownOffload(String);
+
+impl OffloadSwitches {
+    /// All offloads but those that a text names, with commas between: `udp_gso`, `udp_gro`, `tun_tso`, `tun_uso` or `all`.
+    ///
+    /// # Errors
+    /// When a name is none.
+    pub fn without(names: &str) -> Result<Self, UnknownOffload> {
+        let mut switches = Self::ALL;
+        for name in names.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+            match name {
+                "udp_gso" => switches.udp_gso = false,
+                "udp_gro" => switches.udp_gro = false,
+                "tun_tso" => switches.tun_tso = false,
+                "tun_uso" => switches.tun_uso = false,
+                "all" => switches = Self::NONE,
+                unknown => return Err(UnknownOffload(unknown.to_owned())),
+            }
+        }
+        Ok(switches)
+    }
+}
+
 impl Default for OffloadSwitches {
     fn default() -> Self {
         Self::ALL
@@ -115,5 +143,41 @@ impl Offload {
 
     pub(crate) fn named(&self) -> NamedOffload {
         (self.name, self.state())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offloads_are_switched_off_by_name() {
+        assert_eq!(OffloadSwitches::without("").unwrap(), OffloadSwitches::ALL);
+        assert_eq!(OffloadSwitches::without("all").unwrap(), OffloadSwitches::NONE);
+        let some = OffloadSwitches::without("udp_gso, tun_uso").unwrap();
+        assert_eq!(
+            (some.udp_gso, some.udp_gro, some.tun_tso, some.tun_uso),
+            (false, true, true, false)
+        );
+        assert!(
+            OffloadSwitches::without("gso")
+                .unwrap_err()
+                .to_string()
+                .contains("\"gso\"")
+        );
+    }
+
+    #[test]
+    fn an_offload_is_tried_only_if_it_may_be_used_and_left_when_it_fails() {
+        let disabled = Offload::probe("udp_gso", false, || unreachable!());
+        assert_eq!(disabled.named(), ("udp_gso", OffloadState::Disabled));
+        assert_eq!(
+            Offload::probe("udp_gro", true, || false).named().1,
+            OffloadState::Unsupported
+        );
+        let active = Offload::probe("tun_tso", true, || true);
+        assert!(active.is_active());
+        active.fail(&"no");
+        assert_eq!(active.named().1.name(), "failed");
     }
 }

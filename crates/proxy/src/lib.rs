@@ -32,7 +32,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use kube::Client;
-use tailwharf_node::{Host, HostConfig};
+use tailwharf_node::{Host, HostConfig, OffloadSwitches};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -55,6 +55,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// PEM bundle of certificate authorities trusted for control servers beside those of the system.
     pub extra_ca_pem: Option<Vec<u8>>,
+    /// Which work the kernel may do for whole batches of packets.
+    pub offloads: OffloadSwitches,
     /// How much the pod takes on.
     pub limits: Limits,
 }
@@ -102,6 +104,7 @@ pub async fn run_with(
         cluster,
         nodes: Host::new(&HostConfig {
             extra_ca_pem: settings.extra_ca_pem,
+            offloads: settings.offloads,
             ..HostConfig::default()
         })
         .context("cannot set up tailnet nodes")?,

@@ -138,6 +138,7 @@ impl Bed {
             pool: pool.to_owned(),
             listen: address,
             extra_ca_pem: None,
+            offloads: tailwharf_node::OffloadSwitches::default(),
             limits: Limits::default(),
         };
         let stop = CancellationToken::new();

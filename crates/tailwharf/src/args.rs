@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use tailwharf_coordinator::admin::cli::Command as AdminCommand;
+use tailwharf_node::OffloadSwitches;
 use tailwharf_node::run::{Forward, Serve};
 use url::Url;
 
@@ -122,6 +123,8 @@ pub(crate) struct ProxyArgs {
     /// Where health and metrics are served
     #[arg(long, env = "PROXY_LISTEN", default_value = "[::]:9002")]
     pub(crate) listen: SocketAddr,
+    #[command(flatten)]
+    pub(crate) offloads: OffloadArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -179,9 +182,22 @@ pub(crate) struct NodeArgs {
     /// Look for direct paths to peers; without them all packets go through relays
     #[arg(long)]
     pub(crate) direct: bool,
+    /// Make a network interface, through which all programs of this machine reach the tailnet; needs the capability NET_ADMIN
+    #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "tailwharf0")]
+    pub(crate) tun: Option<String>,
+    #[command(flatten)]
+    pub(crate) offloads: OffloadArgs,
     /// Log the device out at the end
     #[arg(long)]
     pub(crate) logout_on_exit: bool,
+}
+
+/// What the kernel does for whole batches of packets.
+#[derive(Debug, clap::Args)]
+pub(crate) struct OffloadArgs {
+    /// Do without these offloads of the kernel: udp_gso, udp_gro, tun_tso, tun_uso or all, with commas between several
+    #[arg(long, env = "TAILWHARF_NO_OFFLOAD", value_name = "NAMES", default_value = "", hide_default_value = true, value_parser = OffloadSwitches::without)]
+    pub(crate) no_offload: OffloadSwitches,
 }
 
 fn server(text: &str) -> Result<Url, String> {

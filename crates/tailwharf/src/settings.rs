@@ -63,6 +63,7 @@ pub(crate) fn proxy(args: ProxyArgs) -> tailwharf_proxy::Settings {
         pool: args.pool,
         listen: args.listen,
         extra_ca_pem: None,
+        offloads: args.offloads.no_offload,
         limits: Limits::default(),
     }
 }
@@ -101,6 +102,8 @@ pub(crate) fn node(args: NodeArgs) -> Result<tailwharf_node::run::Settings> {
         forwards: args.forwards,
         serves: args.serves,
         direct: args.direct,
+        tun: args.tun,
+        offloads: args.offloads.no_offload,
         logout_on_exit: args.logout_on_exit,
     })
 }

@@ -63,7 +63,11 @@ fn addresses() -> Arc<[IpAddr]> {
     };
     let mut found: Vec<IpAddr> = all
         .filter(|interface| {
-            interface.flags.contains(InterfaceFlags::IFF_UP)
+            let flags = interface.flags;
+            // A TUN device, ours or that of another tailnet client, leads where no direct path may lead.
+            let is_tun = flags.contains(InterfaceFlags::IFF_POINTOPOINT | InterfaceFlags::IFF_NOARP);
+            flags.contains(InterfaceFlags::IFF_UP)
+                && !is_tun
                 && !interface.interface_name.starts_with(TAILNET_INTERFACE)
         })
         .filter_map(|interface| {

@@ -132,7 +132,9 @@ impl Socket {
     }
 
     /// Sends datagrams, or loses them, as any network may. What the kernel has no room for now is lost too, unless the caller has the time to wait a little.
-    pub(crate) fn send(&self, to: SocketAddr, transmit: &Transmit<'_>, may_wait: bool) {
+    /// Returns `false` if the kernel turned out not to segment.
+    pub(crate) fn send(&self, to: SocketAddr, transmit: &Transmit<'_>, may_wait: bool) -> bool {
+        let before = self.gso.is_active();
         let address = SockaddrStorage::from(match to {
             SocketAddr::V4(v4) if self.has_v6 => SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()),
             to => to,
@@ -140,6 +142,7 @@ impl Socket {
         if let Err(error) = self.try_send(&address, transmit, may_wait) {
             tracing::trace!(%to, %error, "datagrams could not be sent");
         }
+        before == self.gso.is_active()
     }
 
     fn try_send(&self, to: &SockaddrStorage, transmit: &Transmit<'_>, may_wait: bool) -> nix::Result<()> {
@@ -358,7 +361,7 @@ mod tests {
             payload: &payload,
             segment: 1000,
         };
-        sender.send(to, &transmit, true);
+        assert!(sender.send(to, &transmit, true));
         let mut got = Vec::new();
         while got.len() < count + 1 {
             let mut readable = [PollFd::new(receiver.as_fd(), PollFlags::POLLIN)];
@@ -404,7 +407,7 @@ mod tests {
             payload: &payload,
             segment: 100,
         };
-        here.send(to, &transmit, true);
+        assert!(!here.send(to, &transmit, true));
         assert_eq!(here.offloads()[0].1.name(), "failed");
         assert_eq!(carry(&here, &there, 3).len(), 4);
     }

@@ -1,4 +1,4 @@
-//! `tailwharf node`: joins the machine it runs on to a tailnet, in userspace: proxies and port forwards, no TUN device.
+//! `tailwharf node`: joins the machine it runs on to a tailnet: by a network interface of the kernel, or in userspace by proxies and port forwards.
 
 mod forward;
 mod http;
@@ -21,8 +21,10 @@ use tokio_util::sync::CancellationToken;
 use crate::api::{NodeConfig, NodeStatus, PathKind, PeerPath, Phase, StateStore, TailnetNode};
 use crate::host::{Host, HostConfig};
 use crate::node::Node;
+use crate::offload::OffloadSwitches;
 use crate::splice::{Buffers, IdleLimits, SpliceError, Traffic, splice};
 use crate::store::{FileStore, MemoryStore};
+use crate::tun;
 
 pub use forward::{Forward, ParseForwardError, Protocol, Serve};
 
@@ -53,6 +55,10 @@ pub struct Settings {
     pub serves: Vec<Serve>,
     /// Look for direct paths to peers, see [`HostConfig::direct`].
     pub direct: bool,
+    /// The network interface to make, through which the machine's packets reach the tailnet.
+    pub tun: Option<String>,
+    /// Which work the kernel may do for whole batches of packets.
+    pub offloads: OffloadSwitches,
     /// Log the node out at the end, so that the tailnet forgets it.
     pub logout_on_exit: bool,
 }
@@ -124,9 +130,16 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let host = Host::new(&HostConfig {
         extra_ca_pem: extra_ca,
         direct: settings.direct,
+        offloads: settings.offloads,
         ..HostConfig::default()
     })?;
-    let node = Arc::new(host.start(settings.node, store).await?);
+    let node = Arc::new(match &settings.tun {
+        Some(name) => {
+            let device = tun::Device::open(name, settings.offloads)?;
+            host.start_with_tun(settings.node, store, device).await?
+        }
+        None => host.start(settings.node, store).await?,
+    });
     let shared = Shared {
         node: node.clone(),
         connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
@@ -189,6 +202,7 @@ async fn watch_status(
 ) -> anyhow::Result<()> {
     let mut told = None;
     let mut paths: Vec<PeerPath> = Vec::new();
+    let mut offloads = Vec::new();
     loop {
         let now = status.borrow_and_update().clone();
         if told.as_ref() != Some(&now.phase) {
@@ -197,6 +211,12 @@ async fn watch_status(
                 anyhow::bail!("the control server refused this node: {reason}");
             }
             told = Some(now.phase.clone());
+        }
+        if offloads != now.offloads {
+            for (offload, state) in &now.offloads {
+                tracing::info!(offload, %state, "offload");
+            }
+            offloads = now.offloads;
         }
         for path in now.paths.iter().filter(|path| !paths.contains(path)) {
             tell_path(path);

@@ -25,6 +25,8 @@ pub(crate) fn settings(tailnet: &Tailnet, hostname: &str, key: tailwharf_node::A
         forwards: Vec::new(),
         serves: Vec::new(),
         direct: false,
+        tun: None,
+        offloads: tailwharf_node::OffloadSwitches::default(),
         logout_on_exit: false,
     }
 }
@@ -189,6 +191,8 @@ async fn served_ports_lead_out_of_the_tailnet_and_a_logout_ends_the_key() {
             .map(|(port, kind, to)| format!("{port}/{kind}={to}").parse().unwrap())
             .to_vec(),
         direct: false,
+        tun: None,
+        offloads: tailwharf_node::OffloadSwitches::default(),
         logout_on_exit: true,
         ..settings(&tailnet, "gateway", tailnet.auth_key("tag:server").await)
     };

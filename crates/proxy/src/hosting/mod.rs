@@ -476,7 +476,7 @@ fn start_obstacle(error: &StartError) -> Obstacle {
         StartError::Store(_) => Obstacle::SecretInvalid {
             why: with_sources(error),
         },
-        StartError::ControlUrl { .. } => Obstacle::NotStarted {
+        StartError::ControlUrl { .. } | StartError::Thread(_) => Obstacle::NotStarted {
             why: error.to_string(),
         },
     }

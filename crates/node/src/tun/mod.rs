@@ -1,0 +1,14 @@
+//! A TUN device: the node's packets are those of the kernel.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`device`] | opens the device, its offloads, reads and writes packets |
+//! | [`carrier`] | the one thread that carries packets between device, core and UDP socket |
+//! | [`system`] | what the system must know of the device: addresses, MTU, routes |
+
+mod carrier;
+mod device;
+mod system;
+
+pub(crate) use self::carrier::start;
+pub use self::device::{Device, TunError};

@@ -1,0 +1,277 @@
+//! The few messages of rtnetlink (RFC 3549, Linux `rtnetlink(7)`) by which a device is set up: one request at a time, each acknowledged.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use ipnet::IpNet;
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+
+/// Bytes of a message header.
+const HEADER: usize = 16;
+/// Room for an answer.
+const ANSWER: usize = 4096;
+
+/// The kernel did not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NetlinkError {
+    /// There is no interface of this name.
+    #[error("there is no network interface {0}")]
+    NoLink(String),
+    /// Netlink itself does not work.
+    #[error("cannot talk to the kernel's routing socket")]
+    Socket(#[source] io::Error),
+    /// The request was refused.
+    #[error("the kernel refused to {what}")]
+    Refused {
+        what: String,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A network interface, by its number.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Link(u32);
+
+impl Link {
+    pub(super) fn by_name(name: &str) -> Result<Self, NetlinkError> {
+        let number = nix::net::if_::if_nametoindex(name);
+        number
+            .map(Self)
+            .map_err(|_| NetlinkError::NoLink(name.to_owned()))
+    }
+}
+
+/// A socket to the kernel's routing tables.
+#[derive(Debug)]
+pub(super) struct Netlink {
+    socket: OwnedFd,
+    sequence: u32,
+}
+
+impl Netlink {
+    pub(super) fn open() -> Result<Self, NetlinkError> {
+        let socket = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::NetlinkRoute,
+        );
+        Ok(Self {
+            socket: socket.map_err(|error| NetlinkError::Socket(error.into()))?,
+            sequence: 0,
+        })
+    }
+
+    /// Sets MTU and queue length of an interface, and sets it up.
+    pub(super) fn set_up(&mut self, link: Link, mtu: u32, queue: u32) -> Result<(), NetlinkError> {
+        let mut request = Request::link(link, libc::IFF_UP as u32);
+        request.attribute(libc::IFLA_MTU, &mtu.to_ne_bytes());
+        request.attribute(libc::IFLA_TXQLEN, &queue.to_ne_bytes());
+        self.ask(request, || "set the interface up".to_owned())
+    }
+
+    /// Sets the length of the largest packet that stands for several.
+    pub(super) fn set_largest(&mut self, link: Link, bytes: u32) -> Result<(), NetlinkError> {
+        /// Since Linux 6.3 that of IPv4 alone.
+        const IFLA_GSO_IPV4_MAX_SIZE: u16 = 63;
+        let mut request = Request::link(link, 0);
+        request.attribute(libc::IFLA_GSO_MAX_SIZE, &bytes.to_ne_bytes());
+        request.attribute(IFLA_GSO_IPV4_MAX_SIZE, &bytes.to_ne_bytes());
+        self.ask(request, || "limit the length of large packets".to_owned())
+    }
+
+    /// Gives an interface an address of its own.
+    pub(super) fn add_address(&mut self, link: Link, address: IpAddr) -> Result<(), NetlinkError> {
+        let create = (libc::NLM_F_CREATE | libc::NLM_F_REPLACE) as u16;
+        let request = Request::address(libc::RTM_NEWADDR, create, link, address);
+        self.ask(request, || format!("add the address {address}"))
+    }
+
+    /// Takes an address from an interface.
+    pub(super) fn remove_address(&mut self, link: Link, address: IpAddr) -> Result<(), NetlinkError> {
+        let request = Request::address(libc::RTM_DELADDR, 0, link, address);
+        self.ask(request, || format!("remove the address {address}"))
+    }
+
+    /// Leads packets for a network to an interface.
+    pub(super) fn add_route(&mut self, link: Link, net: IpNet) -> Result<(), NetlinkError> {
+        let create = (libc::NLM_F_CREATE | libc::NLM_F_REPLACE) as u16;
+        let mut request = Request::new(libc::RTM_NEWROUTE, create);
+        let scope = if net.addr().is_ipv4() {
+            libc::RT_SCOPE_LINK
+        } else {
+            libc::RT_SCOPE_UNIVERSE
+        };
+        request.bytes.extend([
+            family(net.addr()),
+            net.prefix_len(),
+            0,
+            0,
+            libc::RT_TABLE_MAIN,
+            libc::RTPROT_STATIC,
+            scope,
+            libc::RTN_UNICAST,
+        ]);
+        request.bytes.extend(0u32.to_ne_bytes());
+        request.attribute(libc::RTA_DST, &octets(net.addr()));
+        request.attribute(libc::RTA_OIF, &link.0.to_ne_bytes());
+        self.ask(request, || format!("add a route to {net}"))
+    }
+
+    /// Sends a request and waits for its acknowledgement, which the kernel gives at once.
+    fn ask(&mut self, request: Request, what: impl FnOnce() -> String) -> Result<(), NetlinkError> {
+        self.sequence += 1;
+        let message = request.finish(self.sequence);
+        let answer = self
+            .exchange(&message)
+            .map_err(|error| NetlinkError::Socket(error.into()))?;
+        match answer {
+            0 => Ok(()),
+            code => Err(NetlinkError::Refused {
+                what: what(),
+                source: io::Error::from_raw_os_error(-code),
+            }),
+        }
+    }
+
+    /// Gives the code of the acknowledgement: zero, or an error number below it.
+    fn exchange(&self, message: &[u8]) -> nix::Result<i32> {
+        let fd = self.socket.as_raw_fd();
+        send(fd, message, MsgFlags::empty())?;
+        let mut answer = [0; ANSWER];
+        loop {
+            let length = recv(fd, &mut answer, MsgFlags::empty())?;
+            let answer = answer.get(..length).ok_or(Errno::EBADMSG)?;
+            let kind = answer.get(4..6).ok_or(Errno::EBADMSG)?;
+            let sequence = answer.get(8..12).ok_or(Errno::EBADMSG)?;
+            let is_ours = sequence == self.sequence.to_ne_bytes();
+            if is_ours && kind == (libc::NLMSG_ERROR as u16).to_ne_bytes() {
+                let code = answer
+                    .get(HEADER..)
+                    .and_then(|body| body.first_chunk())
+                    .ok_or(Errno::EBADMSG)?;
+                return Ok(i32::from_ne_bytes(*code));
+            }
+        }
+    }
+}
+
+/// A request as it is written.
+struct Request {
+    bytes: Vec<u8>,
+}
+
+impl Request {
+    fn new(kind: u16, flags: u16) -> Self {
+        let flags = flags | (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
+        let mut bytes = vec![0; HEADER];
+        bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
+        bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
+        Self { bytes }
+    }
+
+    /// About an interface, of which these flags are to be set (`struct ifinfomsg`).
+    fn link(link: Link, flags: u32) -> Self {
+        let mut request = Self::new(libc::RTM_NEWLINK, 0);
+        request.bytes.extend([0; 4]);
+        for field in [link.0, flags, flags] {
+            request.bytes.extend(field.to_ne_bytes());
+        }
+        request
+    }
+
+    /// About an address (`struct ifaddrmsg`), which has no network of its own.
+    fn address(kind: u16, flags: u16, link: Link, address: IpAddr) -> Self {
+        let mut request = Self::new(kind, flags);
+        let bits = if address.is_ipv4() { 32 } else { 128 };
+        // Nobody else on this link can have it: there is nothing to wait for.
+        let no_detection = if address.is_ipv4() {
+            0
+        } else {
+            libc::IFA_F_NODAD as u8
+        };
+        request.bytes.extend([family(address), bits, no_detection, 0]);
+        request.bytes.extend(link.0.to_ne_bytes());
+        request.attribute(libc::IFA_LOCAL, &octets(address));
+        request.attribute(libc::IFA_ADDRESS, &octets(address));
+        request
+    }
+
+    /// Adds an attribute (`struct rtattr`), whose successor begins at a multiple of four.
+    fn attribute(&mut self, kind: u16, value: &[u8]) {
+        let length = (4 + value.len()) as u16;
+        self.bytes.extend(length.to_ne_bytes());
+        self.bytes.extend(kind.to_ne_bytes());
+        self.bytes.extend(value);
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
+    fn finish(mut self, sequence: u32) -> Vec<u8> {
+        let length = self.bytes.len() as u32;
+        self.bytes[..4].copy_from_slice(&length.to_ne_bytes());
+        self.bytes[8..12].copy_from_slice(&sequence.to_ne_bytes());
+        self.bytes
+    }
+}
+
+fn family(address: IpAddr) -> u8 {
+    (if address.is_ipv4() {
+        libc::AF_INET
+    } else {
+        libc::AF_INET6
+    }) as u8
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_as_the_kernel_reads_it() {
+        let request = Request::address(libc::RTM_NEWADDR, 0x500, Link(3), [100, 64, 0, 1].into());
+        let expected: Vec<u8> = [
+            &40u32.to_ne_bytes()[..],
+            &20u16.to_ne_bytes(),
+            &0x505u16.to_ne_bytes(),
+            &7u32.to_ne_bytes(),
+            &[0; 4],
+            &[2, 32, 0, 0],
+            &3u32.to_ne_bytes(),
+            &8u16.to_ne_bytes(),
+            &2u16.to_ne_bytes(),
+            &[100, 64, 0, 1],
+            &8u16.to_ne_bytes(),
+            &1u16.to_ne_bytes(),
+            &[100, 64, 0, 1],
+        ]
+        .concat();
+        assert_eq!(request.finish(7), expected);
+    }
+
+    #[test]
+    fn what_does_not_exist_is_refused_in_words() {
+        let mut netlink = Netlink::open().unwrap();
+        let error = netlink
+            .add_address(Link(u32::MAX >> 1), [100, 64, 0, 1].into())
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the kernel refused to add the address 100.64.0.1"
+        );
+        assert!(matches!(
+            Link::by_name("no-such-link"),
+            Err(NetlinkError::NoLink(_))
+        ));
+    }
+}
