@@ -150,7 +150,9 @@ impl Fixture {
         let services = self.tailnet.administer(&["service", "list"])?;
         let found = services.as_array().into_iter().flatten();
         let found = found.into_iter().find(|service| service["name"] == name);
-        found.cloned().with_context(|| format!("no service {name}: {services}"))
+        found
+            .cloned()
+            .with_context(|| format!("no service {name}: {services}"))
     }
 
     /// The one object of a kind in the operator's namespace with this parent.
@@ -165,7 +167,16 @@ impl Fixture {
     fn write_state(&self, secret: &str, data: &BTreeMap<&str, String>) -> Result<()> {
         let patch = json!({"stringData": data}).to_string();
         self.kubectl
-            .run(&["-n", NAMESPACE, "patch", "secret", secret, "--type=merge", "-p", &patch])
+            .run(&[
+                "-n",
+                NAMESPACE,
+                "patch",
+                "secret",
+                secret,
+                "--type=merge",
+                "-p",
+                &patch,
+            ])
             .map(drop)
     }
 }
@@ -205,7 +216,11 @@ fn exposes(fixture: &mut Fixture) -> Result<()> {
         ensure!(config["AuthKey"].is_string(), "no key");
         Ok((secret, config))
     })?;
-    ensure!(config["ServerURL"] == fixture.tailnet.url(), "server {}", config["ServerURL"]);
+    ensure!(
+        config["ServerURL"] == fixture.tailnet.url(),
+        "server {}",
+        config["ServerURL"]
+    );
     ensure!(config["Hostname"] == "web", "host name {}", config["Hostname"]);
 
     let key = config["AuthKey"].as_str().unwrap_or_default();
@@ -214,7 +229,9 @@ fn exposes(fixture: &mut Fixture) -> Result<()> {
     ensure!(device["tags"] == json!(["tag:k8s"]), "{device}");
     fixture.proxy = Some(proxy);
 
-    let name = secret["metadata"]["name"].as_str().context("a Secret without name")?;
+    let name = secret["metadata"]["name"]
+        .as_str()
+        .context("a Secret without name")?;
     let word = |field: &str| device[field].as_str().unwrap_or_default().to_owned();
     let state = BTreeMap::from([
         ("device_id", word("nodeId")),
@@ -235,7 +252,16 @@ fn deletes(fixture: &mut Fixture) -> Result<()> {
         {
             let name = set["metadata"]["name"].as_str().unwrap_or_default();
             let free = r#"{"metadata": {"finalizers": null}}"#;
-            let words = ["-n", NAMESPACE, "patch", "statefulset", name, "--type=merge", "-p", free];
+            let words = [
+                "-n",
+                NAMESPACE,
+                "patch",
+                "statefulset",
+                name,
+                "--type=merge",
+                "-p",
+                free,
+            ];
             fixture.kubectl.run(&words)?;
         }
         ensure!(fixture.device("web").is_err(), "the device is still there");
@@ -264,7 +290,13 @@ fn proxy_group(fixture: &mut Fixture) -> Result<()> {
         Ok(config)
     })?;
     let key = config["AuthKey"].as_str().unwrap_or_default();
-    let proxy = Lab::join_with(&fixture.bridge, &fixture.tailnet, fixture.dir.path(), "edge-0", key)?;
+    let proxy = Lab::join_with(
+        &fixture.bridge,
+        &fixture.tailnet,
+        fixture.dir.path(),
+        "edge-0",
+        key,
+    )?;
     let profile = fs::read_to_string(fixture.dir.path().join("edge-0/tailscaled.state"))?;
     fixture.proxy = Some(proxy);
     fixture.kubectl.apply(&format!(
@@ -283,7 +315,16 @@ fn proxy_group(fixture: &mut Fixture) -> Result<()> {
     // The client's own state file has the keys that a proxy keeps in its Secret.
     let stored: BTreeMap<String, String> = serde_json::from_str(&profile)?;
     let secret = json!({"data": stored}).to_string();
-    let words = ["-n", NAMESPACE, "patch", "secret", "edge-0", "--type=merge", "-p", &secret];
+    let words = [
+        "-n",
+        NAMESPACE,
+        "patch",
+        "secret",
+        "edge-0",
+        "--type=merge",
+        "-p",
+        &secret,
+    ];
     fixture.kubectl.run(&words)?;
     state.retain(|_, value| !value.is_empty());
     fixture.write_state("edge-0", &state)?;
@@ -304,7 +345,9 @@ fn makes_service(fixture: &mut Fixture) -> Result<()> {
          spec: {ingressClassName: tailscale, tls: [{hosts: [shop]}], \
          defaultBackend: {service: {name: shop, port: {number: 80}}}}\n",
     )?;
-    let service = fixture.await_operator("the operator makes a VIP service", |fixture| fixture.service("svc:shop"))?;
+    let service = fixture.await_operator("the operator makes a VIP service", |fixture| {
+        fixture.service("svc:shop")
+    })?;
     ensure!(service["ports"] == json!(["tcp:443"]), "{service}");
     ensure!(service["tags"] == json!(["tag:k8s"]), "{service}");
     ensure!(service["addrs"].as_array().map(Vec::len) == Some(2), "{service}");
@@ -357,7 +400,15 @@ fn workload_identity(fixture: &mut Fixture) -> Result<()> {
         ("operator", "other", false),
         ("stranger", audience, false),
     ] {
-        let words = ["create", "token", account, "-n", NAMESPACE, "--audience", audience];
+        let words = [
+            "create",
+            "token",
+            account,
+            "-n",
+            NAMESPACE,
+            "--audience",
+            audience,
+        ];
         let token = fixture.kubectl.run(&words)?;
         let form = format!("client_id={id}&jwt={}", token.trim());
         let call = format!("{url}/api/v2/oauth/token-exchange");

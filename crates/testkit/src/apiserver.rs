@@ -1,7 +1,7 @@
 //! A real kube-apiserver with etcd, and nothing else: for tests that need only the API.
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -16,7 +16,7 @@ use crate::workspace;
 /// A token whose bearer is in `system:masters`.
 const ADMIN_TOKEN: &str = "testkit-admin";
 
-/// A kube-apiserver on loopback, with its own etcd. Both end when this is dropped.
+/// A kube-apiserver with its own etcd. Both end when this is dropped.
 #[derive(Debug)]
 pub struct ApiServer {
     url: String,
@@ -28,11 +28,19 @@ pub struct ApiServer {
 }
 
 impl ApiServer {
-    /// Starts etcd and kube-apiserver with RBAC and an audit log, and returns when the API is ready.
+    /// Starts etcd and kube-apiserver on loopback with RBAC and an audit log, and returns when the API is ready.
     ///
     /// # Errors
     /// When a program is missing or does not become ready.
     pub fn start() -> Result<Self> {
+        Self::start_on(Ipv4Addr::LOCALHOST)
+    }
+
+    /// Starts them with the API on `address`, where programs in other namespaces reach it.
+    ///
+    /// # Errors
+    /// As [`ApiServer::start`].
+    pub fn start_on(address: Ipv4Addr) -> Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("tailwharf-apiserver-")
             .tempdir()?;
@@ -67,7 +75,8 @@ impl ApiServer {
         .args(["--initial-cluster", &format!("test={peer_url}")]);
         let etcd = Process::start("etcd", &mut etcd, &path("etcd.log"))?;
 
-        let ca = certificates(&dir)?;
+        let ca = certificates(&dir, address)?;
+        let address = address.to_string();
         fs::write(
             path("tokens.csv"),
             format!("{ADMIN_TOKEN},admin,1,\"system:masters\"\n"),
@@ -82,12 +91,12 @@ impl ApiServer {
             .arg("2048"))?;
         let mut apiserver = Command::new(workspace::kubernetes("kube-apiserver"));
         apiserver
-            .args(["--etcd-servers", &etcd_url, "--bind-address", "127.0.0.1"])
+            .args(["--etcd-servers", &etcd_url, "--bind-address", &address])
             .args([
                 "--secure-port",
                 &secure.to_string(),
                 "--advertise-address",
-                "127.0.0.1",
+                &address,
             ])
             .arg("--tls-cert-file")
             .arg(path("server.crt"))
@@ -113,7 +122,7 @@ impl ApiServer {
             .arg(path("audit.log"));
         let mut apiserver = Process::start("kube-apiserver", &mut apiserver, &path("apiserver.log"))?;
 
-        let url = format!("https://127.0.0.1:{secure}");
+        let url = format!("https://{address}:{secure}");
         let kubeconfig = path("kubeconfig");
         fs::write(&kubeconfig, kubeconfig_text(&url, &ca))?;
         eventually("the API server is ready", || {
@@ -136,7 +145,7 @@ impl ApiServer {
         })
     }
 
-    /// The address of the API, `https://127.0.0.1:PORT`.
+    /// The address of the API, `https://ADDRESS:PORT`.
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
@@ -182,8 +191,8 @@ impl ApiServer {
     }
 }
 
-/// Writes a certificate authority and a server certificate for 127.0.0.1; returns the authority's certificate.
-fn certificates(dir: &TempDir) -> Result<String> {
+/// Writes a certificate authority and a server certificate for `address`; returns the authority's certificate.
+fn certificates(dir: &TempDir, address: Ipv4Addr) -> Result<String> {
     let ca_key = KeyPair::generate()?;
     let mut ca = CertificateParams::new(Vec::new())?;
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -192,7 +201,7 @@ fn certificates(dir: &TempDir) -> Result<String> {
     let issuer = Issuer::new(ca, ca_key);
     let key = KeyPair::generate()?;
     let names = vec![
-        "127.0.0.1".to_owned(),
+        address.to_string(),
         "localhost".to_owned(),
         "kubernetes.default.svc".to_owned(),
     ];

@@ -15,6 +15,8 @@ pub enum Need {
     Cluster,
     /// The official client's programs.
     OfficialClient,
+    /// The official operator and its custom resource definitions.
+    OfficialOperator,
     /// The static release binary.
     Binary,
     /// The image archive.
@@ -48,6 +50,10 @@ pub fn unmet(needs: &[Need]) -> Option<String> {
                 workspace::official("tailscaled"),
                 workspace::official("tailscale"),
             ],
+            "run `make setup`",
+        ),
+        Need::OfficialOperator => missing(
+            &[workspace::official("k8s-operator"), workspace::official_crds()],
             "run `make setup`",
         ),
         Need::Binary => missing(&[workspace::tailwharf()], "run `make build`"),

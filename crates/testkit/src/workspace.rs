@@ -15,10 +15,15 @@ pub fn root() -> PathBuf {
     here.ancestors().nth(2).unwrap_or(here).to_path_buf()
 }
 
-/// The static release binary that goes into the image.
+/// The static release binary that goes into the image, or the one that `TAILWHARF_BINARY` names.
 #[must_use]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "to try out a build that is quicker to make; there is no settings module here"
+)]
 pub fn tailwharf() -> PathBuf {
-    root().join("target/x86_64-unknown-linux-musl/release/tailwharf")
+    let release = || root().join("target/x86_64-unknown-linux-musl/release/tailwharf");
+    env::var("TAILWHARF_BINARY").map_or_else(|_| release(), PathBuf::from)
 }
 
 /// The image archive of the release binary.
@@ -41,6 +46,12 @@ pub fn official(program: &str) -> PathBuf {
         .join(OFFICIAL_VERSION)
         .join("bin")
         .join(program)
+}
+
+/// The custom resource definitions of the official operator.
+#[must_use]
+pub fn official_crds() -> PathBuf {
+    cache().join("peers").join(OFFICIAL_VERSION).join("crds")
 }
 
 /// A program of the Kubernetes release.
