@@ -44,6 +44,9 @@ pub struct Config {
     /// Further relays.
     #[serde(default)]
     pub derp: DerpSettings,
+    /// The private certificate authority.
+    #[serde(default)]
+    pub ca: CaSettings,
     /// Platforms whose tokens are believed, so that programs there need no secret of this server.
     #[serde(default)]
     pub issuers: Vec<IssuerConfig>,
@@ -131,6 +134,20 @@ impl Default for Limits {
             half_open_per_source: 3_000,
             calls_per_second: 5_000,
         }
+    }
+}
+
+/// The private certificate authority, below `/acme/` of `server_url`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CaSettings {
+    /// Whether it runs.
+    pub enabled: bool,
+}
+
+impl Default for CaSettings {
+    fn default() -> Self {
+        Self { enabled: true }
     }
 }
 
@@ -285,7 +302,13 @@ impl Config {
                     "keys are fetched by https alone: use an https:// address, or name a `jwks_file`",
                 );
             }
-            if self.issuers.iter().filter(|other| other.url == issuer.url).count() > 1 {
+            if self
+                .issuers
+                .iter()
+                .filter(|other| other.url == issuer.url)
+                .count()
+                > 1
+            {
                 return wrong("issuers.url", "it is there twice: name each issuer once");
             }
         }
@@ -346,7 +369,10 @@ mod tests {
             ("[relay]\nregion_id = 0", "relay.region_id"),
             ("[limits]\ncalls_per_second = 0", "limits"),
             ("[[issuers]]\nurl = \"http://a\"", "issuers.url"),
-            ("[[issuers]]\nurl = \"https://a\"\n[[issuers]]\nurl = \"https://a\"", "issuers.url"),
+            (
+                "[[issuers]]\nurl = \"https://a\"\n[[issuers]]\nurl = \"https://a\"",
+                "issuers.url",
+            ),
         ] {
             assert!(parse(more).unwrap_err().to_string().contains(key), "{more}");
         }

@@ -10,12 +10,14 @@ use std::{
     time::Duration,
 };
 
+use axum::Router;
 use jiff::Timestamp;
 use rand::{
     SeedableRng,
     rngs::{OsRng, StdRng},
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use tailwharf_ca::{CaConfig, CaError, CertificateAuthority, TxtRecords};
 use tailwharf_policy::{Policy, PolicyError};
 use tailwharf_relay::{Admission, Relay, RelayConfig, RelayError, RelayHandle};
 use tailwharf_wire::key::{MachinePrivate, MachinePublic};
@@ -119,6 +121,9 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
+    /// The certificate authority does not start.
+    #[error("the certificate authority does not start")]
+    CertificateAuthority(#[from] CaError),
     /// The relay does not start.
     #[error("the relay does not start")]
     Relay(#[from] RelayError),
@@ -235,17 +240,13 @@ pub(crate) async fn start_on(
     ));
     let router = http::routes(control.clone())
         .merge(api::router(site.clone()))
-        .merge(web::router(site.clone()));
+        .merge(web::router(site.clone()))
+        .merge(certificate_authority(&config, &ops)?);
     let permits = http::Permits::new(config.limits);
     tasks.spawn(gc::run(control.clone(), config.nodes.ephemeral_grace()));
     tasks.spawn(control.clone().probe());
     tasks.spawn(relays.watch(control.clone()));
-    tasks.spawn(admin::serve(
-        admin_socket,
-        site,
-        stop.clone(),
-        tasks.clone(),
-    ));
+    tasks.spawn(admin::serve(admin_socket, site, stop.clone(), tasks.clone()));
     tasks.spawn(http::listen(control, listener, tls, router, permits));
     tracing::info!(%local_addr, server_url = %config.server_url, key = %public, "coordinator started");
     Ok(Handle {
@@ -322,6 +323,29 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     stop.cancelled().await;
     handle.stop().await;
     Ok(())
+}
+
+/// Where the certificate authority looks for proofs: what nodes had set by `/machine/set-dns`.
+struct Proofs(Operations);
+
+impl TxtRecords for Proofs {
+    fn txt(&self, name: &str) -> Vec<String> {
+        self.0.dns_txt(name).into_iter().collect()
+    }
+}
+
+/// The routes of the certificate authority, none if it is turned off.
+fn certificate_authority(config: &Config, ops: &Operations) -> Result<Router, CaError> {
+    if !config.ca.enabled {
+        return Ok(Router::new());
+    }
+    let settings = CaConfig {
+        server_url: config.server_url.to_string(),
+        suffix: config.magic_dns_suffix.to_string(),
+        data_dir: config.data_dir.clone(),
+    };
+    let proofs = Arc::new(Proofs(ops.clone()));
+    Ok(CertificateAuthority::open(&settings, proofs, Timestamp::now)?.router())
 }
 
 /// Starts the embedded relay for the nodes of this tailnet; before the world is there it admits nobody.
