@@ -75,9 +75,9 @@ impl Policy {
         selectors.iter().any(|selector| match (selector, principal) {
             (Selector::Any, _) => true,
             (Selector::User(name), Principal::User { login, .. }) => name.eq_ignore_ascii_case(login),
-            (Selector::Domain(domain), Principal::User { login, .. }) => {
-                login.rsplit_once('@').is_some_and(|(_, of)| of.eq_ignore_ascii_case(domain))
-            }
+            (Selector::Domain(domain), Principal::User { login, .. }) => login
+                .rsplit_once('@')
+                .is_some_and(|(_, of)| of.eq_ignore_ascii_case(domain)),
             (Selector::Group(group), Principal::User { login, .. }) => {
                 let members = self.groups.get(group);
                 members.is_some_and(|members| members.contains(&login.to_ascii_lowercase()))
@@ -173,7 +173,13 @@ mod tests {
     #[test]
     fn addresses_come_from_the_pools_of_the_first_entry_that_names_the_device() {
         let policy = policy();
-        let pools = |who: &Principal| policy.ip_pools(who).iter().map(ToString::to_string).collect::<Vec<_>>();
+        let pools = |who: &Principal| {
+            policy
+                .ip_pools(who)
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(pools(&tags(&["tag:k8s"])), ["100.80.0.0/16", "100.90.0.0/24"]);
         assert_eq!(pools(&user("bob@example.com", Role::Member)), ["100.100.0.0/16"]);
         assert!(pools(&tags(&["tag:web"])).is_empty());

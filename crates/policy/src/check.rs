@@ -114,7 +114,10 @@ impl Policy {
             let probes = test.accept.iter().chain(&test.deny).map(|probe| &probe.target);
             probes.chain([&test.source])
         });
-        let ssh = self.ssh_tests.iter().flat_map(|test| test.destinations.iter().chain([&test.source]));
+        let ssh = self
+            .ssh_tests
+            .iter()
+            .flat_map(|test| test.destinations.iter().chain([&test.source]));
         let mut names = BTreeSet::new();
         for selector in tests.chain(ssh) {
             match selector {
@@ -127,7 +130,10 @@ impl Policy {
                 _ => {}
             }
         }
-        names.into_iter().filter(|login| !known.contains_key(*login)).collect()
+        names
+            .into_iter()
+            .filter(|login| !known.contains_key(*login))
+            .collect()
     }
 
     /// The single things that a selector stands for: a group stands for each of its members.
@@ -185,14 +191,15 @@ impl Stage<'_> {
                 let to = self.place(&mut graph, destination, 1, &Attributes::new());
                 for (at, user, expected) in &test.expected {
                     let found = match (from.node, to.node) {
-                        (Some(source), Some(target)) => graph.ssh_verdict(&SshQuestion { source, target, user }),
+                        (Some(source), Some(target)) => {
+                            graph.ssh_verdict(&SshQuestion { source, target, user })
+                        }
                         _ => crate::model::SshVerdict::Deny,
                     };
                     if found != *expected {
-                        let what = Problem::SshTestFailed {
+                        let what = Problem::TestFailed {
                             source_name: source.to_string(),
-                            destination: destination.to_string(),
-                            user: user.clone(),
+                            destination: format!("{user} on {destination}"),
                             found: found.name(),
                             expected: expected.name(),
                         };

@@ -141,22 +141,8 @@ pub enum Problem {
     TestFailed {
         /// Who tried.
         source_name: String,
-        /// What was tried.
+        /// What was tried; for SSH, as which user of which machine.
         destination: String,
-        /// What the rules say: `accepted` or `denied`.
-        found: &'static str,
-        /// What the test says.
-        expected: &'static str,
-    },
-    /// One of the policy's own SSH tests does not hold.
-    #[error("{user} on {destination} is {found} for {source_name}, but the test says {expected}")]
-    SshTestFailed {
-        /// Who tried.
-        source_name: String,
-        /// Where.
-        destination: String,
-        /// As which user of the machine.
-        user: String,
         /// What the rules say: `accepted`, `checked` or `denied`.
         found: &'static str,
         /// What the test says.

@@ -152,7 +152,8 @@ impl IpSet {
         for range in &self.0 {
             let mut first = Some(range.first);
             while let Some(hole) = removed.peek() {
-                let Some(start) = first.filter(|start| hole.first <= range.last && *start <= range.last) else {
+                let Some(start) = first.filter(|start| hole.first <= range.last && *start <= range.last)
+                else {
                     break;
                 };
                 if hole.last >= start {
@@ -167,7 +168,10 @@ impl IpSet {
                 removed.next();
             }
             if let Some(first) = first {
-                kept.push(IpRange { first, last: range.last });
+                kept.push(IpRange {
+                    first,
+                    last: range.last,
+                });
             }
         }
         Self(kept)
@@ -272,11 +276,20 @@ mod tests {
             rest(&["10.0.0.0/24"], &["10.0.0.5", "10.0.0.7-10.0.0.9"]),
             ["10.0.0.0-10.0.0.4", "10.0.0.6", "10.0.0.10-10.0.0.255"]
         );
-        assert_eq!(rest(&["10.0.0.0/30", "10.0.1.0/30"], &["10.0.0.2-10.0.1.1"]), ["10.0.0.0/31", "10.0.1.2/31"]);
+        assert_eq!(
+            rest(&["10.0.0.0/30", "10.0.1.0/30"], &["10.0.0.2-10.0.1.1"]),
+            ["10.0.0.0/31", "10.0.1.2/31"]
+        );
         assert_eq!(rest(&["0.0.0.0/0", "::/0"], &["0.0.0.0/0"]), ["::/0"]);
-        assert_eq!(rest(&["0.0.0.0/0"], &["255.255.255.255", "0.0.0.0"]), ["0.0.0.1-255.255.255.254"]);
+        assert_eq!(
+            rest(&["0.0.0.0/0"], &["255.255.255.255", "0.0.0.0"]),
+            ["0.0.0.1-255.255.255.254"]
+        );
         assert_eq!(rest(&["10.0.0.1"], &["10.0.0.0/8"]), Vec::<String>::new());
-        assert_eq!(rest(&["fd7a::/126"], &["10.0.0.0/8", "fd7a::3"]), ["fd7a::-fd7a::2"]);
+        assert_eq!(
+            rest(&["fd7a::/126"], &["10.0.0.0/8", "fd7a::3"]),
+            ["fd7a::-fd7a::2"]
+        );
     }
 
     #[test]

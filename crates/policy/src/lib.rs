@@ -27,10 +27,10 @@ mod posture;
 mod tag;
 mod tailnet;
 
+pub use approve::Principal;
 pub use error::{PolicyError, Problem};
 pub use graph::{Affected, Change, Graph, Visibility};
 pub use hujson::to_json;
-pub use approve::Principal;
 pub use limits::MAX_TEXT;
 pub use model::Policy;
 pub use posture::{AttributeValue, Attributes, host_attributes};

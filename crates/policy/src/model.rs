@@ -254,7 +254,11 @@ impl Rule {
             .flows
             .iter()
             .flat_map(|flow| flow.targets.iter().map(|(selector, _)| selector));
-        flows.chain(self.application.iter().flat_map(|application| &application.destinations))
+        flows.chain(
+            self.application
+                .iter()
+                .flat_map(|application| &application.destinations),
+        )
     }
 }
 

@@ -125,7 +125,10 @@ pub fn host_attributes(host: &Hostinfo) -> Attributes {
         AttributeValue::Bool(host.allows_update),
     );
     if let Some(encrypted) = host.state_encrypted {
-        attributes.insert("node:tsStateEncrypted".to_owned(), AttributeValue::Bool(encrypted));
+        attributes.insert(
+            "node:tsStateEncrypted".to_owned(),
+            AttributeValue::Bool(encrypted),
+        );
     }
     attributes
 }

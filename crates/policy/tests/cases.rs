@@ -82,16 +82,16 @@ fn describe(policy: &Policy, tailnet: &Tailnet) -> String {
         for rule in graph.rules_for(node.id) {
             describe_rule(&mut text, &rule);
         }
-        let peers: Vec<String> = graph
-            .peers_of(node.id)
-            .iter()
-            .map(ToString::to_string)
-            .collect();
+        let peers: Vec<String> = graph.peers_of(node.id).iter().map(ToString::to_string).collect();
         writeln!(text, "  peers: {}", peers.join(" ")).unwrap();
         for (name, values) in graph.cap_map_for(node.id) {
             writeln!(text, "  has {name} {}", serde_json::to_string(&values).unwrap()).unwrap();
         }
-        for rule in graph.ssh_policy_for(node.id, Some("check")).into_iter().flat_map(|policy| policy.rules) {
+        for rule in graph
+            .ssh_policy_for(node.id, Some("check"))
+            .into_iter()
+            .flat_map(|policy| policy.rules)
+        {
             writeln!(text, "  ssh {}", serde_json::to_string(&rule).unwrap()).unwrap();
         }
         assert_peers_agree(&graph, tailnet, node.id);

@@ -41,10 +41,22 @@ fn assert_same(one: &Graph, other: &Graph, ids: &BTreeSet<NodeId>) {
     for id in ids {
         assert_eq!(one.rules_for(*id), other.rules_for(*id), "the filter of {id}");
         assert_eq!(one.peers_of(*id), other.peers_of(*id), "the peers of {id}");
-        assert_eq!(one.cap_map_for(*id), other.cap_map_for(*id), "the capabilities of {id}");
-        assert_eq!(one.ssh_policy_for(*id, Some("")), other.ssh_policy_for(*id, Some("")), "SSH on {id}");
+        assert_eq!(
+            one.cap_map_for(*id),
+            other.cap_map_for(*id),
+            "the capabilities of {id}"
+        );
+        assert_eq!(
+            one.ssh_policy_for(*id, Some("")),
+            other.ssh_policy_for(*id, Some("")),
+            "SSH on {id}"
+        );
         for peer in ids {
-            assert_eq!(one.can_see(*id, *peer), one.peers_of(*id).contains(peer), "{id} and {peer}");
+            assert_eq!(
+                one.can_see(*id, *peer),
+                one.peers_of(*id).contains(peer),
+                "{id} and {peer}"
+            );
         }
     }
 }
@@ -60,7 +72,10 @@ fn assert_named(before: &Graph, after: &Graph, ids: &BTreeSet<NodeId>, affected:
             assert!(affected.ssh.contains(id), "SSH on {id} differs");
         }
         if before.cap_map_for(*id) != after.cap_map_for(*id) {
-            assert!(affected.capabilities.contains(id), "the capabilities of {id} differ");
+            assert!(
+                affected.capabilities.contains(id),
+                "the capabilities of {id} differ"
+            );
         }
         for router in ids {
             let steering = |graph: &Graph| routes.map(|route| graph.steering(*id, *router, &route));
@@ -73,9 +88,14 @@ fn assert_named(before: &Graph, after: &Graph, ids: &BTreeSet<NodeId>, affected:
 
 /// Pairs that became peers or ceased to be are named, and no other pair ends up as something else.
 fn assert_visibility(before: &Graph, after: &Graph, ids: &BTreeSet<NodeId>, affected: &Affected) {
-    for (a, b) in ids.iter().flat_map(|a| ids.range(a..).skip(1).map(move |b| (*a, *b))) {
+    for (a, b) in ids
+        .iter()
+        .flat_map(|a| ids.range(a..).skip(1).map(move |b| (*a, *b)))
+    {
         let mut told = affected.visibility.iter().rev();
-        let told = told.find(|pair| (pair.a, pair.b) == (a, b)).map(|pair| pair.visible);
+        let told = told
+            .find(|pair| (pair.a, pair.b) == (a, b))
+            .map(|pair| pair.visible);
         let now = after.can_see(a, b);
         if before.can_see(a, b) != now {
             assert_eq!(told, Some(now), "{a} and {b}");
@@ -116,8 +136,7 @@ proptest! {
 
     #[test]
     fn a_change_to_the_same_concerns_nobody(policy in world::policy(), tailnet in world::tailnet()) {
-        let policy = Arc::new(policy);
-        let mut graph = Graph::new(policy.clone(), &tailnet);
+        let mut graph = Graph::new(Arc::new(policy), &tailnet);
         for node in &tailnet.nodes {
             prop_assert_eq!(graph.apply(Change::PutNode(node.clone())), Affected::default());
         }

@@ -20,9 +20,24 @@ fn reachable(tailnet: &Tailnet, node: &Node) -> Vec<IpAddr> {
         (0, ipnet::IpNet::V6(_)) => "2600::8".parse().unwrap(),
         _ => route.hosts().nth(7).unwrap(),
     });
-    let hosted = tailnet.services.iter().filter(|service| node.services.contains(&service.name));
+    let hosted = tailnet
+        .services
+        .iter()
+        .filter(|service| node.services.contains(&service.name));
     let hosted = hosted.flat_map(|service| service.addresses.clone());
-    node.addresses.iter().copied().chain(routed).chain(hosted).collect()
+    node.addresses
+        .iter()
+        .copied()
+        .chain(routed)
+        .chain(hosted)
+        .collect()
+}
+
+/// The addresses that packets from a node may have: its own, and one of each network that it routes for.
+fn origins(node: &Node) -> Vec<IpAddr> {
+    let routes = node.routes.iter().filter(|route| route.prefix_len() > 0);
+    let routed = routes.map(|route| route.hosts().nth(7).unwrap());
+    node.addresses.iter().copied().chain(routed).collect()
 }
 
 fn apply(policy: &Policy, tailnet: &Tailnet) -> Graph {
@@ -39,7 +54,7 @@ fn verdicts(graph: &Graph, tailnet: &Tailnet) -> Vec<(IpAddr, IpAddr, u8, u16)> 
     let mut allowed = Vec::new();
     for target in &tailnet.nodes {
         let rules = graph.rules_for(target.id);
-        for source in tailnet.nodes.iter().flat_map(|node| reachable(tailnet, node)) {
+        for source in tailnet.nodes.iter().flat_map(origins) {
             for destination in reachable(tailnet, target) {
                 for (protocol, port) in probes() {
                     if filter::allows(&rules, source, destination, protocol, port) {
@@ -60,7 +75,7 @@ proptest! {
         let graph = apply(&policy, &tailnet);
         for target in &tailnet.nodes {
             let rules = graph.rules_for(target.id);
-            for source in tailnet.nodes.iter().flat_map(|node| reachable(&tailnet, node)) {
+            for source in tailnet.nodes.iter().flat_map(origins) {
                 for destination in reachable(&tailnet, target) {
                     for (protocol, port) in probes() {
                         prop_assert_eq!(
@@ -101,7 +116,7 @@ proptest! {
         for a in &tailnet.nodes {
             for b in tailnet.nodes.iter().filter(|b| b.id != a.id) {
                 let rules = graph.rules_for(b.id);
-                let passes = reachable(&tailnet, a).into_iter().any(|from| {
+                let passes = origins(a).into_iter().any(|from| {
                     let reaches = |to| probes().any(|(protocol, port)| filter::allows(&rules, from, to, protocol, port));
                     reachable(&tailnet, b).into_iter().any(reaches)
                 });
@@ -125,11 +140,51 @@ proptest! {
 
     #[test]
     fn no_text_panics_and_positions_lie_in_it(text in r#"[\[\]{}",:/*a-z0-9\\ \n@.é'-]{0,80}"#) {
-        if let Err(errors) = Policy::parse(&text) {
-            prop_assert!(!errors.is_empty());
+        assert_read(&text);
+    }
+
+    #[test]
+    fn no_damaged_policy_panics(
+        file in 0..POLICIES.len(),
+        case in 0..100usize,
+        damage in prop::collection::vec((0..4000usize, 0..30usize, "[\\[\\]{}\",:*@0-9a-z ]{0,6}"), 1..4),
+    ) {
+        let cases: Vec<&str> = POLICIES[file].split("\n--\n").filter_map(|case| case.find('{').map(|start| &case[start..])).collect();
+        let mut text = cases[case % cases.len()].replace("$TAGS", "\"tagOwners\": {\"tag:web\": [], \"tag:db\": []}");
+        for (at, length, replacement) in damage {
+            let bound = |index: usize| (0..=index.min(text.len())).rev().find(|index| text.is_char_boundary(*index)).unwrap();
+            let start = bound(at % (text.len() + 1));
+            text.replace_range(start..bound(start + length), &replacement);
+        }
+        assert_read(&text);
+    }
+}
+
+/// Policies of other tests, to be damaged.
+const POLICIES: [&str; 8] = [
+    include_str!("../verdicts/attributes.txt"),
+    include_str!("../verdicts/destinations.txt"),
+    include_str!("../verdicts/errors.txt"),
+    include_str!("../verdicts/grants.txt"),
+    include_str!("../verdicts/postures.txt"),
+    include_str!("../verdicts/sources.txt"),
+    include_str!("../verdicts/ssh.txt"),
+    include_str!("../verdicts/tests.txt"),
+];
+
+/// A text is a policy that can be applied, or has errors at places in it.
+fn assert_read(text: &str) {
+    match Policy::parse(text) {
+        Ok(policy) => {
+            let tailnet = Tailnet::default();
+            let _ = policy.check(&tailnet);
+            let _ = apply(&policy, &tailnet);
+        }
+        Err(errors) => {
+            assert!(!errors.is_empty());
             let lines = u32::try_from(text.split('\n').count()).unwrap();
             for error in errors {
-                prop_assert!((1..=lines).contains(&error.line) && error.column >= 1, "{}", error);
+                assert!((1..=lines).contains(&error.line) && error.column >= 1, "{error}");
             }
         }
     }

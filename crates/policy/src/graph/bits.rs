@@ -39,7 +39,9 @@ impl Bits {
 
     /// The numbers, in order.
     pub(super) fn iter(&self) -> impl Iterator<Item = u32> {
-        (0..).zip(&self.0).flat_map(|(index, word): (u32, &u64)| Ones(*word).map(move |bit| index * 64 + bit))
+        (0..)
+            .zip(&self.0)
+            .flat_map(|(index, word): (u32, &u64)| Ones(*word).map(move |bit| index * 64 + bit))
     }
 
     /// The numbers that are in one of both sets alone, in order.

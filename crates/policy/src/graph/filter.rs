@@ -25,7 +25,10 @@ pub(super) static INTERNET: LazyLock<IpSet> = LazyLock::new(|| {
         "192.169.0.0-223.255.255.255",
         "2000::/3",
     ];
-    TEXTS.iter().filter_map(|text| text.parse::<IpRange>().ok()).collect()
+    TEXTS
+        .iter()
+        .filter_map(|text| text.parse::<IpRange>().ok())
+        .collect()
 });
 
 /// A rule of a packet filter that shares what it can with those of other nodes.
@@ -69,7 +72,11 @@ impl Graph {
     /// may, or if there is no such node.
     pub fn rules_for(&self, node: NodeId) -> Vec<FilterRule> {
         let rules = self.by_id.get(&node).map(|slot| self.reduced(*slot));
-        rules.unwrap_or_default().into_iter().map(FilterRule::from).collect()
+        rules
+            .unwrap_or_default()
+            .into_iter()
+            .map(FilterRule::from)
+            .collect()
     }
 
     /// The packet filter of a node in the form that is cheap to compare.
@@ -84,7 +91,9 @@ impl Graph {
                 let sources = &self.addresses_of(rule.source).texts;
                 self.add_rules(&mut filter, rule, false, sources, entry);
             }
-            if rule.own && let Some(user) = entry.user {
+            if rule.own
+                && let Some(user) = entry.user
+            {
                 let sources = Arc::new(self.own_sources(rule.source, user).to_texts());
                 self.add_rules(&mut filter, rule, true, &sources, entry);
             }
@@ -100,7 +109,13 @@ impl Graph {
         }
         if entry.user.is_some() {
             for party in &self.plan.own_parties {
-                rules.extend(self.plan.party(*party).own_rules.iter().map(|rule| (*rule, false)));
+                rules.extend(
+                    self.plan
+                        .party(*party)
+                        .own_rules
+                        .iter()
+                        .map(|rule| (*rule, false)),
+                );
             }
         }
         // Of two entries for one rule, the one that names the node stays.
@@ -136,9 +151,14 @@ impl Graph {
         }
         if let Some(capabilities) = &rule.capabilities {
             let targets = rule.targets.iter().filter(|target| target.is_none() == own);
-            let prefixes: BTreeSet<IpNet> = targets.flat_map(|target| self.own_prefixes(*target, entry)).collect();
+            let prefixes: BTreeSet<IpNet> = targets
+                .flat_map(|target| self.own_prefixes(*target, entry))
+                .collect();
             if !prefixes.is_empty() {
-                add(What::Capabilities(prefixes.into_iter().collect(), Arc::clone(capabilities)));
+                add(What::Capabilities(
+                    prefixes.into_iter().collect(),
+                    Arc::clone(capabilities),
+                ));
             }
         }
     }
@@ -170,7 +190,11 @@ impl Graph {
             Selector::Any => vec!["*".to_owned()],
             Selector::Addresses(set) => {
                 let relevant = |range: &&IpRange| entry.answers_for(range);
-                set.ranges().iter().filter(relevant).map(ToString::to_string).collect()
+                set.ranges()
+                    .iter()
+                    .filter(relevant)
+                    .map(ToString::to_string)
+                    .collect()
             }
             Selector::Auto(Autogroup::Internet) => INTERNET.to_texts(),
             selector => entry.valid_addresses(selector).map(|ip| ip.to_string()).collect(),
@@ -194,7 +218,11 @@ impl Graph {
         let Some(state) = self.parties.get(party as usize) else {
             return Arc::default();
         };
-        Arc::clone(state.addresses.get_or_init(|| Arc::new(self.find_addresses(party))))
+        Arc::clone(
+            state
+                .addresses
+                .get_or_init(|| Arc::new(self.find_addresses(party))),
+        )
     }
 
     pub(super) fn find_addresses(&self, party: PartyId) -> SourceAddresses {
@@ -252,7 +280,10 @@ impl Graph {
 impl Entry {
     /// The addresses of the services that the node hosts.
     pub(super) fn virtual_ips(&self) -> impl Iterator<Item = IpAddr> {
-        self.services.iter().flat_map(|service| &service.addresses).copied()
+        self.services
+            .iter()
+            .flat_map(|service| &service.addresses)
+            .copied()
     }
 
     /// Whether traffic to the range may arrive at this node.
@@ -273,7 +304,10 @@ impl Entry {
         match selector {
             Selector::Any => Box::new(own.chain(self.virtual_ips())),
             Selector::Addresses(set) => {
-                let all: Vec<IpAddr> = own.chain(self.virtual_ips()).filter(|ip| set.contains(*ip)).collect();
+                let all: Vec<IpAddr> = own
+                    .chain(self.virtual_ips())
+                    .filter(|ip| set.contains(*ip))
+                    .collect();
                 Box::new(all.into_iter())
             }
             Selector::Tag(tag) => {

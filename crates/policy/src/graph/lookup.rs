@@ -59,7 +59,12 @@ impl Prefixes {
         found.extend(self.by_network.range(inside).flat_map(|(_, selectors)| selectors));
         for length in self.lengths.range(..prefix.prefix_len()) {
             if let Ok(wider) = IpNet::new(prefix.network(), *length) {
-                found.extend(self.by_network.get(&(wider.network(), *length)).into_iter().flatten());
+                found.extend(
+                    self.by_network
+                        .get(&(wider.network(), *length))
+                        .into_iter()
+                        .flatten(),
+                );
             }
         }
     }
@@ -118,7 +123,8 @@ impl Lookup {
             .copied()
             .filter(|set| {
                 let key = plan.set(*set);
-                subject.belongs(policy, plan, key) && satisfies(plan, key, &subject.node.attributes, &mut postures)
+                subject.belongs(policy, plan, key)
+                    && satisfies(plan, key, &subject.node.attributes, &mut postures)
             })
             .collect();
         sets.sort_unstable();

@@ -203,7 +203,10 @@ impl Graph {
 
     /// The ids of nodes.
     fn ids(&self, slots: &Bits) -> BTreeSet<NodeId> {
-        slots.iter().filter_map(|slot| Some(self.entry(slot)?.node.id)).collect()
+        slots
+            .iter()
+            .filter_map(|slot| Some(self.entry(slot)?.node.id))
+            .collect()
     }
 
     /// Nodes in the order of their ids.
@@ -279,7 +282,8 @@ impl Graph {
             put(&mut self.devices, owner(old), slot, false);
             put(&mut self.devices, owner(new), slot, true);
         }
-        let services = |entry: Option<&Entry>| entry.map(|entry| entry.node.services.clone()).unwrap_or_default();
+        let services =
+            |entry: Option<&Entry>| entry.map(|entry| entry.node.services.clone()).unwrap_or_default();
         let (before, after) = (services(old), services(new));
         for name in before.difference(&after) {
             put(&mut self.hosts, Some(name.clone()), slot, false);
@@ -288,7 +292,10 @@ impl Graph {
             put(&mut self.hosts, Some(name.clone()), slot, true);
         }
         let routes = |entry: Option<&Entry>| -> Vec<IpNet> {
-            entry.into_iter().flat_map(|entry| lookup::routed(&entry.node)).collect()
+            entry
+                .into_iter()
+                .flat_map(|entry| lookup::routed(&entry.node))
+                .collect()
         };
         let (before, after) = (routes(old), routes(new));
         if before == after {
@@ -309,7 +316,12 @@ impl Graph {
     }
 
     fn cover_everywhere(&self) -> IpSet {
-        self.prefixes.iter().chain(self.routes.keys()).copied().map(IpRange::from).collect()
+        self.prefixes
+            .iter()
+            .chain(self.routes.keys())
+            .copied()
+            .map(IpRange::from)
+            .collect()
     }
 
     /// The node that has an address of its own.

@@ -32,7 +32,13 @@ impl Graph {
         };
         let leads = |party: &u32| {
             let reached = &self.plan.party(*party).leads_to;
-            reached.iter().any(|reached| self.members(*reached).contains(to))
+            match reached.len() <= target.parties.len() {
+                true => reached.iter().any(|party| self.members(*party).contains(to)),
+                false => target
+                    .parties
+                    .iter()
+                    .any(|party| reached.binary_search(party).is_ok()),
+            }
         };
         source.parties.iter().any(leads) || (same_user(source, target) && self.is_own_source(from))
     }

@@ -48,7 +48,7 @@ pub(super) struct PartyPlan {
     pub(super) fixed: IpSet,
     /// Whether `*` without postures is one of the sets.
     pub(super) has_everywhere: bool,
-    /// The parties that this one is let reach, and those that are let reach this one.
+    /// The parties that this one is let reach, and those that are let reach this one, in order.
     pub(super) leads_to: Vec<PartyId>,
     pub(super) led_from: Vec<PartyId>,
     /// The rules of which this party is the source, or the target.
@@ -134,14 +134,15 @@ impl Plan {
         for rule in policy.rules.as_deref().unwrap_or(&allow_all) {
             planner.add_rule(rule);
         }
-        let (checks, accepts): (Vec<_>, Vec<_>) =
-            policy.ssh.iter().partition(|entry| entry.check.is_some());
+        let (checks, accepts): (Vec<_>, Vec<_>) = policy.ssh.iter().partition(|entry| entry.check.is_some());
         for entry in checks.into_iter().chain(accepts) {
             planner.add_ssh(entry);
         }
         for entry in &policy.node_attributes {
             let party = planner.party(entry.targets.iter(), Side::Attributes);
-            planner.attributes.push((party, Arc::new(entry.attributes.clone())));
+            planner
+                .attributes
+                .push((party, Arc::new(entry.attributes.clone())));
         }
         planner.finish(policy)
     }
@@ -286,7 +287,8 @@ impl Planner {
             source: self.source_party(&entry.sources, &entry.postures),
             target: self.party(entry.destinations.iter(), Side::Target(0)),
             own: entry.destinations.iter().any(Selector::is_own_devices),
-            recorders: (!entry.recorders.is_empty()).then(|| self.party(entry.recorders.iter(), Side::Source(0))),
+            recorders: (!entry.recorders.is_empty())
+                .then(|| self.party(entry.recorders.iter(), Side::Source(0))),
             entry: entry.clone(),
         };
         self.ssh.push(plan);
@@ -302,7 +304,12 @@ impl Planner {
             via: self.via.list,
             ..Plan::default()
         };
-        plan.parties = self.parties.list.into_iter().map(|sets| party(&plan.sets, sets)).collect();
+        plan.parties = self
+            .parties
+            .list
+            .into_iter()
+            .map(|sets| party(&plan.sets, sets))
+            .collect();
         plan.parties_of_set = vec![Vec::new(); plan.sets.len()];
         for (id, party) in (0..).zip(&plan.parties) {
             for set in &party.sets {
@@ -363,7 +370,11 @@ fn settings(policy: &Policy) -> CapMap {
             false => "one-cgnat?v=false",
         }),
     ];
-    names.into_iter().flatten().map(|name| (name.to_owned(), Vec::new())).collect()
+    names
+        .into_iter()
+        .flatten()
+        .map(|name| (name.to_owned(), Vec::new()))
+        .collect()
 }
 
 fn party(keys: &[SetKey], sets: Vec<SetId>) -> PartyPlan {

@@ -134,7 +134,9 @@ impl Graph {
         };
         let (before, after) = (contribution(before), contribution(after));
         let addresses = |side: &Option<(Vec<std::net::IpAddr>, Option<Arc<str>>)>| {
-            side.as_ref().map(|(addresses, _)| addresses.clone()).unwrap_or_default()
+            side.as_ref()
+                .map(|(addresses, _)| addresses.clone())
+                .unwrap_or_default()
         };
         let has_ssh = !self.plan.party(party).ssh_from.is_empty();
         addresses(&before) != addresses(&after) || (has_ssh && before != after)
@@ -150,14 +152,23 @@ impl Graph {
             concerned.filters.add(self.members(*reached));
         }
         for rule in plan.ssh_from.iter().chain(&plan.ssh_recorded) {
-            concerned.ssh.add(self.members(self.plan.ssh[*rule as usize].target));
+            concerned
+                .ssh
+                .add(self.members(self.plan.ssh[*rule as usize].target));
         }
         // The devices that `autogroup:self` means stand in no party.
-        for rule in plan.ssh_recorded.iter().map(|rule| &self.plan.ssh[*rule as usize]) {
+        for rule in plan
+            .ssh_recorded
+            .iter()
+            .map(|rule| &self.plan.ssh[*rule as usize])
+        {
             if !rule.own {
                 continue;
             }
-            let sources = self.members(rule.source).iter().filter_map(|slot| self.entry(slot));
+            let sources = self
+                .members(rule.source)
+                .iter()
+                .filter_map(|slot| self.entry(slot));
             for device in sources.flat_map(|source| self.devices_of(source.user)) {
                 concerned.ssh.set(device, true);
             }
@@ -217,7 +228,8 @@ impl Graph {
         if self.plan.via_rules.is_empty() {
             return;
         }
-        let facts = |entry: Option<&Entry>| entry.map(|entry| (entry.node.routes.clone(), entry.node.owner.clone()));
+        let facts =
+            |entry: Option<&Entry>| entry.map(|entry| (entry.node.routes.clone(), entry.node.owner.clone()));
         let routes_differ = facts(before) != facts(after);
         let is_in = |entry: Option<&Entry>, party: PartyId| {
             entry.is_some_and(|entry| entry.parties.binary_search(&party).is_ok())
@@ -238,7 +250,11 @@ impl Graph {
     /// Whether a rule has a destination behind one of these routes.
     fn is_spoken_of(&self, rule: &RulePlan, routes: &[IpNet]) -> bool {
         let mut sets = self.plan.party(rule.target).sets.iter();
-        sets.any(|set| routes.iter().any(|route| speaks_of(&self.plan.set(*set).selector, route)))
+        sets.any(|set| {
+            routes
+                .iter()
+                .any(|route| speaks_of(&self.plan.set(*set).selector, route))
+        })
     }
 
     fn slot_bits(&self, node: NodeId) -> Bits {
@@ -290,7 +306,9 @@ impl Graph {
                 affected.ssh.insert(id);
             }
             let pairs = self.visibility(id, &old.peer_slots(slot), &self.peer_slots(slot));
-            affected.visibility.extend(pairs.into_iter().filter(|pair| pair.a == id));
+            affected
+                .visibility
+                .extend(pairs.into_iter().filter(|pair| pair.a == id));
         }
         affected
     }
@@ -328,7 +346,9 @@ fn target_differs(graph: &Graph, before: Option<&Entry>, after: Option<&Entry>) 
         return true;
     };
     let is_target = |set: &&u32| matches!(graph.plan.set(**set).side, Side::Target(_));
-    before.user != after.user
+    // A tag may name the node or only a service that it hosts, in one and the same set.
+    before.node.owner != after.node.owner
+        || before.user != after.user
         || before.services != after.services
         || before.node.addresses != after.node.addresses
         || before.node.routes != after.node.routes

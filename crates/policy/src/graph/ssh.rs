@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use tailwharf_wire::tailcfg::{NodeId, SshAction, SshPolicy, SshPrincipal, SshRecorderFailureAction, SshRule};
+use tailwharf_wire::tailcfg::{
+    NodeId, SshAction, SshPolicy, SshPrincipal, SshRecorderFailureAction, SshRule,
+};
 
 use super::peers::same_user;
 use super::plan::SshPlan;
@@ -54,7 +56,8 @@ impl Graph {
             return Vec::new();
         };
         let reached = self.members(plan.target).contains(slot);
-        if !reached && !(plan.own && target.user.is_some()) {
+        let is_person = target.user.is_some();
+        if !(reached || (plan.own && is_person)) {
             return Vec::new();
         }
         let mut sources = self.entries(self.members(plan.source));
@@ -80,7 +83,8 @@ impl Graph {
             },
             (Some(_), None) => SshAction {
                 reject: true,
-                message: "This tailnet asks for a fresh sign-in, which its control server cannot do.\n".to_owned(),
+                message: "This tailnet asks for a fresh sign-in, which its control server cannot do.\n"
+                    .to_owned(),
                 ..SshAction::default()
             },
         };
@@ -96,9 +100,10 @@ impl Graph {
                 .collect();
             if plan.entry.enforce_recorder {
                 action.on_recording_failure = Some(SshRecorderFailureAction {
-                    reject_session_with_message: "This session must be recorded, and no recorder answers.".to_owned(),
-                    terminate_session_with_message: "This session must be recorded, and the recorder is gone."
+                    reject_session_with_message: "This session must be recorded, and no recorder answers."
                         .to_owned(),
+                    terminate_session_with_message:
+                        "This session must be recorded, and the recorder is gone.".to_owned(),
                     ..SshRecorderFailureAction::default()
                 });
             }

@@ -38,8 +38,9 @@ impl Graph {
             destination,
             receiver: self.holder_of(destination),
         };
-        let port_fits =
-            |ports: &[PortRange]| !WITH_PORTS.contains(&protocol) || ports.iter().any(|range| range.contains(port));
+        let port_fits = |ports: &[PortRange]| {
+            !WITH_PORTS.contains(&protocol) || ports.iter().any(|range| range.contains(port))
+        };
         let opens = |rule: &RulePlan| {
             rule.flows.iter().any(|flow| {
                 let protocols = match flow.protocols.as_slice() {
@@ -53,13 +54,18 @@ impl Graph {
                         .any(|(target, ports)| port_fits(ports) && self.leads_there(&packet, *target))
             })
         };
-        self.plan.rules.iter().any(|rule| self.admits(rule.source, &packet) && opens(rule))
+        self.plan
+            .rules
+            .iter()
+            .any(|rule| self.admits(rule.source, &packet) && opens(rule))
     }
 
     /// Whether the sender of a packet belongs to a party.
     fn admits(&self, party: PartyId, packet: &Packet<'_>) -> bool {
         let plan = self.plan.party(party);
-        if plan.fixed.contains(packet.source) || (plan.has_everywhere && self.everywhere.contains(packet.source)) {
+        if plan.fixed.contains(packet.source)
+            || (plan.has_everywhere && self.everywhere.contains(packet.source))
+        {
             return true;
         }
         packet.sender.is_some_and(|(slot, entry)| {
@@ -88,7 +94,8 @@ impl Graph {
                 let owned = packet.receiver.is_some_and(|(_, receiver)| {
                     receiver.sets.binary_search(&set).is_ok() && receiver.is_meant_itself(selector)
                 });
-                owned || matches!(selector, Selector::Tag(tag) if service(&|service| service.tags.contains(tag)))
+                owned
+                    || matches!(selector, Selector::Tag(tag) if service(&|service| service.tags.contains(tag)))
             }
         }
     }

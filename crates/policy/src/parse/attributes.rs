@@ -130,7 +130,12 @@ pub(super) fn read_settings(reader: &mut Reader, fields: &Fields<'_>) -> Setting
 /// Reads the field `derpMap`.
 pub(super) fn read_derp_map(reader: &mut Reader, item: &Item) -> Option<DerpMap> {
     const REGION: &str = "a region of \"derpMap\"";
-    let fields = reader.fields(item, "\"derpMap\"", &["OmitDefaultRegions", "Regions", "HomeParams"], &[])?;
+    let fields = reader.fields(
+        item,
+        "\"derpMap\"",
+        &["OmitDefaultRegions", "Regions", "HomeParams"],
+        &[],
+    )?;
     if let Some(item) = fields.get("OmitDefaultRegions") {
         reader.bool(item, "\"OmitDefaultRegions\"");
     }
@@ -190,8 +195,12 @@ fn read_region(reader: &mut Reader, item: &Item, number: &str, within: &'static 
         return;
     };
     let same = |reader: &mut Reader, fields: &Fields<'_>, at| match fields.get("RegionID") {
-        Some(id) if id.to_json().to_string() == number => {}
-        Some(id) => reader.invalid(id.at, &id.to_json().to_string(), "the number that the region stands under"),
+        Some(id) => {
+            let text = id.to_json().to_string();
+            if text != number {
+                reader.invalid(id.at, &text, "the number that the region stands under");
+            }
+        }
         None => reader.missing(at, "RegionID", within),
     };
     same(reader, &fields, item.at);

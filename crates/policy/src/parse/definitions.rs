@@ -54,7 +54,8 @@ pub(super) fn read_groups(reader: &mut Reader, item: &Item) -> BTreeMap<String, 
 
 /// Whether a text may be the login of one user.
 pub(super) fn is_login(text: &str) -> bool {
-    text.split_once('@').is_some_and(|(name, domain)| !name.is_empty() && !domain.is_empty())
+    text.split_once('@')
+        .is_some_and(|(name, domain)| !name.is_empty() && !domain.is_empty())
         && !text.contains([' ', ':', '*', ','])
 }
 
@@ -74,7 +75,8 @@ impl<'a> Groups<'a, '_> {
         }
         let Some((name, written)) = self.written.get_key_value(name) else {
             let error = PolicyError::new(at, Problem::UndefinedGroup(name.to_owned()));
-            self.reader.report(error.suggest(name, self.written.keys().copied()));
+            self.reader
+                .report(error.suggest(name, self.written.keys().copied()));
             return BTreeSet::new();
         };
         if !may_descend(self.reader, at, name, path) || self.members > limits::GROUP_MEMBERS {
@@ -92,7 +94,8 @@ impl<'a> Groups<'a, '_> {
         path.pop();
         self.members += members.len();
         if self.members > limits::GROUP_MEMBERS {
-            self.reader.too_many(at, "members of groups", limits::GROUP_MEMBERS);
+            self.reader
+                .too_many(at, "members of groups", limits::GROUP_MEMBERS);
         }
         self.resolved.insert(name, members.clone());
         members
@@ -188,7 +191,12 @@ pub(super) fn read_ip_sets(
     let resolved = sets.resolved;
     written
         .keys()
-        .map(|name| ((*name).to_owned(), resolved.get(name).cloned().unwrap_or_default()))
+        .map(|name| {
+            (
+                (*name).to_owned(),
+                resolved.get(name).cloned().unwrap_or_default(),
+            )
+        })
         .collect()
 }
 
@@ -208,7 +216,8 @@ impl<'a> IpSets<'a, '_> {
         }
         let Some((name, steps)) = self.written.get_key_value(name) else {
             let error = PolicyError::new(at, Problem::UndefinedIpSet(name.to_owned()));
-            self.reader.report(error.suggest(name, self.written.keys().copied()));
+            self.reader
+                .report(error.suggest(name, self.written.keys().copied()));
             return Arc::default();
         };
         if !may_descend(self.reader, at, name, path) || self.ranges > limits::ADDRESS_RANGES {
@@ -231,7 +240,8 @@ impl<'a> IpSets<'a, '_> {
         path.pop();
         self.ranges += set.ranges().len();
         if self.ranges > limits::ADDRESS_RANGES {
-            self.reader.too_many(at, "address ranges in IP sets", limits::ADDRESS_RANGES);
+            self.reader
+                .too_many(at, "address ranges in IP sets", limits::ADDRESS_RANGES);
         }
         let set = Arc::new(set);
         self.resolved.insert(name, Arc::clone(&set));

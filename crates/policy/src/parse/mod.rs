@@ -125,7 +125,9 @@ fn read_definitions(reader: &mut Reader, fields: &Fields<'_>) -> Definitions {
     let mut defined = Definitions {
         groups: section(fields, "groups", |item| definitions::read_groups(reader, item)),
         hosts: section(fields, "hosts", |item| definitions::read_hosts(reader, item)),
-        tags: section(fields, "tagOwners", |item| definitions::read_tag_names(reader, item)),
+        tags: section(fields, "tagOwners", |item| {
+            definitions::read_tag_names(reader, item)
+        }),
         postures: section(fields, "postures", |item| posture::read_postures(reader, item)),
         ..Definitions::default()
     };
@@ -144,7 +146,9 @@ fn check_size(reader: &mut Reader, at: Position, policy: &Policy) {
     if rules.len() > limits::RULES || policy.ssh.len() > limits::RULES {
         reader.too_many(at, "rules", limits::RULES);
     }
-    let selectors = rules.iter().flat_map(|rule| rule.sources.iter().chain(rule.destinations()));
+    let selectors = rules
+        .iter()
+        .flat_map(|rule| rule.sources.iter().chain(rule.destinations()));
     let ranges: usize = selectors
         .map(|selector| match selector {
             Selector::Addresses(set) => set.ranges().len(),
@@ -155,6 +159,10 @@ fn check_size(reader: &mut Reader, at: Position, policy: &Policy) {
         reader.too_many(at, "address ranges in rules", limits::RULE_RANGES);
     }
     if policy.test_steps() > limits::TEST_STEPS {
-        reader.too_many(at, "steps for the tests to take (sources × destinations × rules)", limits::TEST_STEPS);
+        reader.too_many(
+            at,
+            "steps for the tests to take (sources × destinations × rules)",
+            limits::TEST_STEPS,
+        );
     }
 }

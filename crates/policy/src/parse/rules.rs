@@ -58,7 +58,11 @@ fn read_acl(reader: &mut Reader, defined: &Definitions, item: &Item) -> Option<R
     for (at, (_, ports)) in &targets {
         check_ports(reader, *at, &protocols, ports);
     }
-    reader.may_open(item.at, 1, targets.iter().map(|(_, (_, ports))| ports.len()).sum());
+    reader.may_open(
+        item.at,
+        1,
+        targets.iter().map(|(_, (_, ports))| ports.len()).sum(),
+    );
     let sources = read_rule_sources(reader, defined, item, fields.get("src"), &places, WITHIN);
     let flow = Flow {
         protocols,
@@ -85,7 +89,12 @@ pub(super) fn read_grants(reader: &mut Reader, defined: &Definitions, item: &Ite
 
 fn read_grant(reader: &mut Reader, defined: &Definitions, item: &Item) -> Option<Rule> {
     const WITHIN: &str = "an entry of \"grants\"";
-    let fields = reader.fields(item, WITHIN, &["src", "dst", "ip", "app", "via", "srcPosture"], &[])?;
+    let fields = reader.fields(
+        item,
+        WITHIN,
+        &["src", "dst", "ip", "app", "via", "srcPosture"],
+        &[],
+    )?;
     let mut destinations = Vec::new();
     match fields.get("dst") {
         Some(dst) => {
@@ -124,7 +133,9 @@ fn read_grant(reader: &mut Reader, defined: &Definitions, item: &Item) -> Option
         .into_iter()
         .map(|(protocols, ports)| {
             let ports: Arc<[PortRange]> = ports.into();
-            let targets = destinations.iter().map(|selector| (selector.clone(), Arc::clone(&ports)));
+            let targets = destinations
+                .iter()
+                .map(|selector| (selector.clone(), Arc::clone(&ports)));
             Flow {
                 protocols,
                 targets: targets.collect(),
@@ -163,12 +174,13 @@ fn read_via(
         }
     }
     let texts = reader.strings(item, "\"via\"");
-    let tags = texts
-        .into_iter()
-        .filter_map(|(at, text)| match selector::read_tag(reader, defined, at, text)? {
-            Selector::Tag(tag) => Some(tag),
-            _ => None,
-        });
+    let tags =
+        texts.into_iter().filter_map(
+            |(at, text)| match selector::read_tag(reader, defined, at, text)? {
+                Selector::Tag(tag) => Some(tag),
+                _ => None,
+            },
+        );
     tags.collect()
 }
 
@@ -199,7 +211,11 @@ fn read_rule_sources(
 }
 
 /// The postures of a rule: those that it names, or the default.
-pub(super) fn read_rule_postures(reader: &mut Reader, defined: &Definitions, item: Option<&Item>) -> Postures {
+pub(super) fn read_rule_postures(
+    reader: &mut Reader,
+    defined: &Definitions,
+    item: Option<&Item>,
+) -> Postures {
     match item {
         Some(item) => read_posture_names(reader, defined, item),
         None => defined.default_posture.clone(),
@@ -256,5 +272,8 @@ fn read_target(
         reader.invalid(at, text, FORM);
         return None;
     };
-    Some((selector::read_destination(reader, defined, at, name)?, ports.into()))
+    Some((
+        selector::read_destination(reader, defined, at, name)?,
+        ports.into(),
+    ))
 }

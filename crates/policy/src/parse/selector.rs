@@ -148,7 +148,12 @@ pub(super) fn read_hosted(
 ) -> Option<Selector> {
     match read(reader, defined, at, text)? {
         selector @ (Selector::Tag(_) | Selector::Service(_)) => Some(selector),
-        _ => misplaced(reader, at, text, "here; write a service such as \"svc:web\", or a tag"),
+        _ => misplaced(
+            reader,
+            at,
+            text,
+            "here; write a service such as \"svc:web\", or a tag",
+        ),
     }
 }
 

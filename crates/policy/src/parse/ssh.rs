@@ -62,9 +62,15 @@ fn read_entry(reader: &mut Reader, defined: &Definitions, item: &Item) -> Option
         sources: sources.into_iter().map(|(_, selector)| selector).collect(),
         postures: rules::read_rule_postures(reader, defined, fields.get("srcPosture")),
         destinations: destinations.into_iter().map(|(_, selector)| selector).collect(),
-        users: fields.get("users").map(|item| read_users(reader, item)).unwrap_or_default(),
+        users: fields
+            .get("users")
+            .map(|item| read_users(reader, item))
+            .unwrap_or_default(),
         check,
-        accept_env: fields.get("acceptEnv").map(|item| read_names(reader, item)).unwrap_or_default(),
+        accept_env: fields
+            .get("acceptEnv")
+            .map(|item| read_names(reader, item))
+            .unwrap_or_default(),
         recorders: recorders.into_iter().map(|(_, selector)| selector).collect(),
         enforce_recorder,
     })
@@ -88,7 +94,9 @@ fn list(
 
 fn read_action(reader: &mut Reader, fields: &Fields<'_>) -> Option<CheckPeriod> {
     let action = fields.get("action")?;
-    let period = fields.get("checkPeriod").and_then(|item| read_period(reader, item));
+    let period = fields
+        .get("checkPeriod")
+        .and_then(|item| read_period(reader, item));
     match reader.string(action, "\"action\"")? {
         "check" => Some(period.unwrap_or(DEFAULT_PERIOD)),
         "accept" => {
@@ -135,7 +143,10 @@ fn read_users(reader: &mut Reader, item: &Item) -> SshUsers {
     for (at, text) in reader.strings(item, "\"users\"") {
         if text == Autogroup::NonRoot.name() {
             users.nonroot = true;
-        } else if let Some(domain) = text.strip_prefix("localpart:*@").filter(|domain| !domain.is_empty()) {
+        } else if let Some(domain) = text
+            .strip_prefix("localpart:*@")
+            .filter(|domain| !domain.is_empty())
+        {
             users.local_parts.insert(domain.to_ascii_lowercase());
         } else if is_user_name(text) {
             users.names.insert(text.to_owned());
@@ -174,7 +185,8 @@ fn check_pairs(
     destinations: &[(Position, Selector)],
     checks: bool,
 ) {
-    const OWN: &str = "\"autogroup:self\" as a destination needs users, groups or autogroups of users as sources";
+    const OWN: &str =
+        "\"autogroup:self\" as a destination needs users, groups or autogroups of users as sources";
     const CHECK: &str = "\"check\" asks a person to sign in; tagged devices cannot be sources of it";
     const USER: &str = "a user as a destination needs the same user as the only source";
     let own = destinations.iter().any(|(_, selector)| selector.is_own_devices());

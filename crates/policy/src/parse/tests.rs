@@ -143,7 +143,11 @@ fn read_ssh_test(reader: &mut Reader, defined: &Definitions, item: &Item) -> Opt
         if is_concrete(&selector) && !matches!(selector, Selector::Service(_)) {
             destinations.push(selector);
         } else {
-            reader.invalid(at, text, "a destination of an SSH test; write a user, a tag, a host or an address");
+            reader.invalid(
+                at,
+                text,
+                "a destination of an SSH test; write a user, a tag, a host or an address",
+            );
         }
     }
     let mut expected = Vec::new();

@@ -8,7 +8,13 @@ use tailwharf_wire::tailcfg::FilterRule;
 const DEFAULT_PROTOCOLS: [u8; 4] = [1, 6, 17, 58];
 
 /// Whether a filter lets a packet pass. Ports count only for protocols that have some.
-pub(crate) fn allows(filter: &[FilterRule], source: IpAddr, destination: IpAddr, protocol: u8, port: u16) -> bool {
+pub(crate) fn allows(
+    filter: &[FilterRule],
+    source: IpAddr,
+    destination: IpAddr,
+    protocol: u8,
+    port: u16,
+) -> bool {
     filter.iter().any(|rule| {
         let protocol_fits = match rule.ip_proto.as_slice() {
             [] => DEFAULT_PROTOCOLS.contains(&protocol),

@@ -5,12 +5,21 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use proptest::prelude::*;
-use tailwharf_policy::{AttributeValue, Attributes, Change, Node, Owner, Policy, Role, Service, Tailnet, User};
+use tailwharf_policy::{
+    AttributeValue, Attributes, Change, Node, Owner, Policy, Role, Service, Tailnet, User,
+};
 use tailwharf_wire::tailcfg::{NodeId, UserId};
 
 pub(crate) const USERS: [&str; 3] = ["a@example.com", "b@example.com", "c@example.org"];
 pub(crate) const TAGS: [&str; 3] = ["tag:x", "tag:y", "tag:z"];
-pub(crate) const ROUTES: [&str; 6] = ["10.0.0.0/16", "10.0.1.0/24", "fd00::/64", "192.168.0.0/24", "0.0.0.0/0", "::/0"];
+pub(crate) const ROUTES: [&str; 6] = [
+    "10.0.0.0/16",
+    "10.0.1.0/24",
+    "fd00::/64",
+    "192.168.0.0/24",
+    "0.0.0.0/0",
+    "::/0",
+];
 pub(crate) const SERVICES: [&str; 2] = ["svc:one", "svc:two"];
 pub(crate) const PORTS: [u16; 4] = [22, 53, 80, 443];
 pub(crate) const PROTOCOLS: [(&str, u8); 2] = [("tcp", 6), ("udp", 17)];
@@ -47,7 +56,12 @@ fn address() -> impl Strategy<Value = String> {
 }
 
 fn source() -> impl Strategy<Value = String> {
-    prop_oneof![principal(), address(), Just("*".to_owned()), Just("autogroup:danger-all".to_owned())]
+    prop_oneof![
+        principal(),
+        address(),
+        Just("*".to_owned()),
+        Just("autogroup:danger-all".to_owned())
+    ]
 }
 
 fn destination() -> impl Strategy<Value = String> {
@@ -67,26 +81,32 @@ fn grant() -> impl Strategy<Value = String> {
         prop::collection::vec(destination(), 1..3),
         prop::collection::vec(person(), 1..3),
     );
-    (lists, 0..2usize, 0..4usize, 0..8u8).prop_map(|((mut sources, destinations, people), protocol, port, extras)| {
-        if destinations.iter().any(|name| name == "autogroup:self") {
-            sources = people;
-        }
-        let (name, port) = (PROTOCOLS[protocol].0, PORTS[port]);
-        let mut text = format!(r#"{{"src": {sources:?}, "dst": {destinations:?}, "ip": ["{name}:{port}"]"#);
-        if extras & 1 != 0 {
-            text.push_str(r#", "app": {"example.com/cap": [{"n": 1}]}"#);
-        }
-        if extras & 2 != 0 {
-            text.push_str(r#", "srcPosture": ["posture:p"]"#);
-        }
-        text + "}"
-    })
+    (lists, 0..2usize, 0..4usize, 0..8u8).prop_map(
+        |((mut sources, destinations, people), protocol, port, extras)| {
+            if destinations.iter().any(|name| name == "autogroup:self") {
+                sources = people;
+            }
+            let (name, port) = (PROTOCOLS[protocol].0, PORTS[port]);
+            let mut text =
+                format!(r#"{{"src": {sources:?}, "dst": {destinations:?}, "ip": ["{name}:{port}"]"#);
+            if extras & 1 != 0 {
+                text.push_str(r#", "app": {"example.com/cap": [{"n": 1}]}"#);
+            }
+            if extras & 2 != 0 {
+                text.push_str(r#", "srcPosture": ["posture:p"]"#);
+            }
+            text + "}"
+        },
+    )
 }
 
 fn steered() -> impl Strategy<Value = String> {
     let destination = prop_oneof![address(), Just("autogroup:internet".to_owned())];
     (source(), destination, 0..3usize).prop_map(|(source, destination, tag)| {
-        format!(r#"{{"src": ["{source}"], "dst": ["{destination}"], "ip": ["*"], "via": ["{}"]}}"#, TAGS[tag])
+        format!(
+            r#"{{"src": ["{source}"], "dst": ["{destination}"], "ip": ["*"], "via": ["{}"]}}"#,
+            TAGS[tag]
+        )
     })
 }
 
@@ -154,8 +174,11 @@ fn owner() -> impl Strategy<Value = Owner> {
 }
 
 fn attributes() -> impl Strategy<Value = Attributes> {
-    prop::option::of(0..4u8)
-        .prop_map(|tier| tier.map(|tier| ("custom:tier".to_owned(), AttributeValue::Number(tier.into()))).into_iter().collect())
+    prop::option::of(0..4u8).prop_map(|tier| {
+        tier.map(|tier| ("custom:tier".to_owned(), AttributeValue::Number(tier.into())))
+            .into_iter()
+            .collect()
+    })
 }
 
 /// A node with this id, or a change of it.
@@ -195,7 +218,10 @@ fn service(index: usize) -> impl Strategy<Value = Service> {
             format!("100.100.{index}.{last}").parse().unwrap(),
             format!("fd7a:115c:a1e0:5::{index}:{last}").parse().unwrap(),
         ],
-        tags: tags.into_iter().map(|i| TAGS[i].parse().unwrap()).collect::<BTreeSet<_>>(),
+        tags: tags
+            .into_iter()
+            .map(|i| TAGS[i].parse().unwrap())
+            .collect::<BTreeSet<_>>(),
     })
 }
 
