@@ -11,7 +11,7 @@ use std::time::Instant;
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
 use tailwharf_wire::key::{DiscoPrivate, NodePrivate, NodePublic};
-use tailwharf_wire::tailcfg::{NodeId, RegionId};
+use tailwharf_wire::tailcfg::{NodeId, RegionId, StableId};
 use tailwharf_wire::tsmp::Message;
 
 use crate::budget::MemoryBudget;
@@ -168,6 +168,12 @@ impl Core {
     /// Lets all visible peers connect to the peer API on `port` of our own addresses, and tells it in answers to TSMP pings.
     pub fn set_peer_api_port(&mut self, port: Option<u16>) {
         self.peer_api_port = port;
+    }
+
+    /// Sets whether packets for subnets that peers route go there, and which peer, if it offers that, takes what nobody else has.
+    pub fn set_routing(&mut self, accept_routes: bool, exit_node: Option<StableId>) {
+        self.tunnel.set_routing(accept_routes, exit_node);
+        self.tcp.drop_unroutable(&mut self.tunnel);
     }
 
     /// Whether packets for an address go to a peer.

@@ -8,7 +8,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use tailwharf_wire::key::{NodePrivate, NodePublic};
+use tailwharf_wire::tailcfg::StableId;
 
 use self::handshakes::Handshake;
 use crate::buffers::BufferPool;
@@ -38,6 +40,9 @@ pub(crate) struct Tunnel {
     pub(crate) events: VecDeque<Event>,
     pub(crate) counters: Counters,
     accept_routes: bool,
+    /// The peer that takes what nobody else has, by its id and, while it is there and offers that, itself.
+    exit_node: Option<StableId>,
+    exit_peer: Option<Arc<Peer>>,
     identity: Identity,
     /// By our number.
     sessions: HashMap<u32, Entry>,
@@ -122,6 +127,8 @@ impl Tunnel {
             events: VecDeque::new(),
             counters: Counters::default(),
             accept_routes,
+            exit_node: None,
+            exit_peer: None,
             identity: Identity::new(node_key),
             sessions: HashMap::new(),
             by_key: HashMap::new(),
@@ -142,10 +149,29 @@ impl Tunnel {
         self.held.clear();
     }
 
+    /// Whether subnets of peers are used, and which peer takes what nobody else has.
+    pub(crate) fn set_routing(&mut self, accept_routes: bool, exit_node: Option<StableId>) {
+        self.accept_routes = accept_routes;
+        self.exit_node = exit_node;
+        self.find_exit();
+    }
+
+    fn find_exit(&mut self) {
+        self.exit_peer = self.exit_node.as_ref().and_then(|id| {
+            let mut peers = self.netmap.peers();
+            peers.find(|peer| peer.stable_id == *id).cloned()
+        });
+    }
+
     /// The peer to which packets for `address` go.
     pub(crate) fn route(&self, address: IpAddr) -> Option<&Arc<Peer>> {
+        let takes = |net: &IpNet| net.prefix_len() == 0 && net.contains(&address);
         self.netmap
             .route(address, self.accept_routes)
+            .or_else(|| {
+                let exit = self.exit_peer.as_ref();
+                exit.filter(|peer| peer.allowed_ips.iter().any(takes))
+            })
             .filter(|peer| !peer.expired)
     }
 
@@ -338,6 +364,7 @@ impl Tunnel {
         if same_peers {
             return;
         }
+        self.find_exit();
         let mut ended = Vec::new();
         for (index, entry) in &mut self.sessions {
             let known = self.netmap.peer_by_key(&entry.peer.key);

@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use futures::future::BoxFuture;
+use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tailwharf_node_core::{RelayReason, WhoIs};
@@ -85,6 +86,8 @@ pub struct Prefs {
     pub hostname: String,
     /// Tags asked for, each with its `tag:` prefix.
     pub tags: Vec<String>,
+    /// Networks that this node offers to route for peers; an exit node offers `0.0.0.0/0` and `::/0`. The control server decides.
+    pub routes: Vec<IpNet>,
     /// Offers to resolve names for peers that may use this node as their exit.
     pub resolves_for_peers: bool,
 }

@@ -39,6 +39,7 @@ pub(crate) struct Engine {
     stun_plan: Notify,
     timer: Notify,
     status: watch::Sender<NodeStatus>,
+    netmap: watch::Sender<Netmap>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -169,6 +170,7 @@ impl Engine {
             stun_plan: Notify::new(),
             timer: Notify::new(),
             status: watch::Sender::new(status),
+            netmap: watch::Sender::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
@@ -220,7 +222,13 @@ impl Engine {
         });
     }
 
+    /// The view of the tailnet, now and as it changes.
+    pub(crate) fn watch_netmap(&self) -> watch::Receiver<Netmap> {
+        self.netmap.subscribe()
+    }
+
     pub(crate) fn set_netmap(&self, netmap: Netmap) {
+        self.netmap.send_replace(netmap.clone());
         self.with_core(|core, now| core.handle_netmap(netmap, now));
     }
 

@@ -116,8 +116,9 @@ impl Host {
         config: NodeConfig,
         store: Arc<dyn StateStore>,
         device: tun::Device,
+        settings: tun::TunSettings,
     ) -> Result<Node, StartError> {
-        Node::start(self.clone(), config, store, Some(Arc::new(device))).await
+        Node::start(self.clone(), config, store, Some((device, settings))).await
     }
 
     pub(crate) fn tls(&self) -> &TlsConfigs {

@@ -16,6 +16,7 @@ mod engine;
 mod host;
 mod http1;
 pub mod layout;
+mod mark;
 mod node;
 mod offload;
 mod peerapi;

@@ -21,6 +21,7 @@ use crate::direct::{self, Reader, Socket};
 use crate::dns::Resolver;
 use crate::engine::{Engine, Links};
 use crate::host::Host;
+use crate::mark;
 use crate::peerapi::PeerApi;
 use crate::service::{ServiceListener, ServiceName};
 use crate::state::StateKeeper;
@@ -53,7 +54,7 @@ impl Node {
         host: Host,
         config: NodeConfig,
         store: Arc<dyn StateStore>,
-        tun: Option<Arc<tun::Device>>,
+        tun: Option<(tun::Device, tun::TunSettings)>,
     ) -> Result<Self, StartError> {
         let server = ControlServer::parse(&config.control_url)?;
         let mut rng = StdRng::from_entropy();
@@ -67,6 +68,12 @@ impl Node {
             addresses: state.addresses,
             ..NodeStatus::starting()
         };
+        let tun = tun.map(|(device, settings)| (Arc::new(device), settings));
+        let mut routes = Vec::new();
+        if let Some((_, settings)) = &tun {
+            mark::turn_on();
+            routes = settings.advertised();
+        }
         let reader = if tun.is_some() {
             Reader::Thread
         } else {
@@ -74,7 +81,7 @@ impl Node {
         };
         let links = Links {
             socket: open_socket(&host, &keeper, state.udp_port, reader, &mut rng),
-            tun,
+            tun: tun.as_ref().map(|(device, _)| device.clone()),
         };
         let engine = Engine::start(
             host.clone(),
@@ -102,11 +109,15 @@ impl Node {
             prefs: Prefs {
                 hostname: config.hostname,
                 tags: config.tags,
+                routes,
                 ..Prefs::default()
             },
             ..Announced::default()
         });
         let resolver = Resolver::new(engine.clone());
+        if let Some((device, settings)) = tun {
+            engine.spawn(tun::follow(engine.clone(), resolver.clone(), device, settings));
+        }
         match PeerApi::bind(&engine, resolver.clone(), &announced) {
             Ok(api) => engine.spawn(api.run()),
             Err(error) => tracing::warn!(%error, "no peer API"),

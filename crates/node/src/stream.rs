@@ -11,7 +11,9 @@ use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tailwharf_tls::ClientTls;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
+
+use crate::mark;
 
 /// One address gets this long before the next one of the same name is tried beside it (RFC 8305 calls it the
 /// connection attempt delay).
@@ -57,7 +59,12 @@ async fn connect_first(addrs: Vec<SocketAddr>) -> io::Result<TcpStream> {
     for (position, addr) in (0_u32..).zip(addrs) {
         attempts.spawn(async move {
             tokio::time::sleep(ATTEMPT_DELAY * position).await;
-            TcpStream::connect(addr).await
+            let socket = match addr {
+                SocketAddr::V4(_) => TcpSocket::new_v4(),
+                SocketAddr::V6(_) => TcpSocket::new_v6(),
+            }?;
+            mark::apply(&socket)?;
+            socket.connect(addr).await
         });
     }
     let mut last = io::Error::new(io::ErrorKind::NotFound, "no address to connect to");

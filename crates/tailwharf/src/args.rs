@@ -4,9 +4,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 use tailwharf_coordinator::admin::cli::Command as AdminCommand;
 use tailwharf_node::OffloadSwitches;
 use tailwharf_node::run::{Forward, Serve};
+use tailwharf_node::tun::TunSettings;
 use url::Url;
 
 /// The control server of Tailscale's service.
@@ -124,6 +126,8 @@ pub(crate) struct ProxyArgs {
     #[arg(long, env = "PROXY_LISTEN", default_value = "[::]:9002")]
     pub(crate) listen: SocketAddr,
     #[command(flatten)]
+    pub(crate) system: SystemArgs,
+    #[command(flatten)]
     pub(crate) offloads: OffloadArgs,
 }
 
@@ -190,6 +194,46 @@ pub(crate) struct NodeArgs {
     /// Log the device out at the end
     #[arg(long)]
     pub(crate) logout_on_exit: bool,
+}
+
+/// How a machine with a network interface takes part in the tailnet. The names are those of Tailscale's client.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SystemArgs {
+    /// Use the subnets that peers route
+    #[arg(long, requires = "tun")]
+    pub(crate) accept_routes: bool,
+    /// Resolve names as the tailnet says
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    pub(crate) accept_dns: bool,
+    /// Send everything that is not of the tailnet through this peer: its name or address
+    #[arg(long, requires = "tun", value_name = "PEER")]
+    pub(crate) exit_node: Option<String>,
+    /// Reach the networks around this machine directly even so
+    #[arg(long, requires = "exit_node")]
+    pub(crate) exit_node_allow_lan_access: bool,
+    /// Route these subnets for peers, with commas between several
+    #[arg(long, requires = "tun", value_delimiter = ',', value_name = "PREFIXES")]
+    pub(crate) advertise_routes: Vec<IpNet>,
+    /// Be an exit node for peers
+    #[arg(long, requires = "tun")]
+    pub(crate) advertise_exit_node: bool,
+    /// Give packets for the subnets the address of this machine as their source
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    pub(crate) snat_subnet_routes: bool,
+}
+
+impl SystemArgs {
+    pub(crate) fn settings(self) -> TunSettings {
+        TunSettings {
+            accept_routes: self.accept_routes,
+            accept_dns: self.accept_dns,
+            exit_node: self.exit_node,
+            exit_node_allow_lan: self.exit_node_allow_lan_access,
+            advertise_routes: self.advertise_routes,
+            advertise_exit_node: self.advertise_exit_node,
+            snat_subnet_routes: self.snat_subnet_routes,
+        }
+    }
 }
 
 /// What the kernel does for whole batches of packets.

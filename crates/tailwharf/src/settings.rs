@@ -103,6 +103,7 @@ pub(crate) fn node(args: NodeArgs) -> Result<tailwharf_node::run::Settings> {
         serves: args.serves,
         direct: args.direct,
         tun: args.tun,
+        system: args.system.settings(),
         offloads: args.offloads.no_offload,
         logout_on_exit: args.logout_on_exit,
     })

@@ -85,6 +85,7 @@ impl Introduction {
             no_logs_no_support: true,
             machine: std::env::consts::ARCH.to_owned(),
             request_tags: announced.prefs.tags.clone(),
+            routable_ips: announced.prefs.routes.clone(),
             services: announced.hostinfo_services(),
             services_hash: announced.services_hash(),
             net_info: Some(NetInfo {

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 /// How often the addresses are looked at. Paths that break by a change are left sooner, by their own timers.
 const PAUSE: Duration = Duration::from_secs(5);
 /// Interfaces of official clients lead into tailnets, where no direct path may lead.
-const TAILNET_INTERFACE: &str = "tailscale";
+const TAILNET_INTERFACES: [&str; 2] = ["tailscale", "tailwharf"];
 
 /// The addresses of the machine: those by which others may reach it, and loopback addresses.
 #[derive(Debug)]
@@ -68,7 +68,7 @@ fn addresses() -> Arc<[IpAddr]> {
             let is_tun = flags.contains(InterfaceFlags::IFF_POINTOPOINT | InterfaceFlags::IFF_NOARP);
             flags.contains(InterfaceFlags::IFF_UP)
                 && !is_tun
-                && !interface.interface_name.starts_with(TAILNET_INTERFACE)
+                && !TAILNET_INTERFACES.iter().any(|name| interface.interface_name.starts_with(name))
         })
         .filter_map(|interface| {
             let address = interface.address?;

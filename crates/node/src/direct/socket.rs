@@ -17,6 +17,7 @@ use socket2::{Domain, Protocol, Type};
 use tailwharf_node_core::{BUFFER_LEN, Transmit};
 use tokio::io::Interest;
 
+use crate::mark;
 use crate::offload::{NamedOffload, Offload, OffloadSwitches};
 
 /// Ports for nodes: below those that Linux gives to outgoing connections, so that nothing takes one while its node is away, and outside of Kubernetes' NodePorts.
@@ -319,6 +320,7 @@ fn open(domain: Domain, address: SocketAddr) -> io::Result<UdpSocket> {
     // As much of it as the system allows.
     let _ = socket.set_recv_buffer_size(KERNEL_BUFFER);
     let _ = socket.set_send_buffer_size(KERNEL_BUFFER);
+    mark::apply(&socket)?;
     socket.bind(&address.into())?;
     Ok(socket.into())
 }

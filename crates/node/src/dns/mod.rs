@@ -19,6 +19,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
 use self::upstream::Upstream;
+pub(crate) use self::upstream::name_servers;
 use crate::engine::Engine;
 use crate::sync::lock;
 

@@ -251,7 +251,8 @@ pub(super) fn system_resolvers() -> Vec<SocketAddr> {
     name_servers(&text)
 }
 
-fn name_servers(text: &str) -> Vec<SocketAddr> {
+/// The name servers of a `resolv.conf`, but for those that are this node's own.
+pub(crate) fn name_servers(text: &str) -> Vec<SocketAddr> {
     let own = [IpAddr::V4(SERVICE_V4), IpAddr::V6(SERVICE_V6)];
     text.lines()
         .filter_map(|line| line.trim().strip_prefix("nameserver")?.trim().parse().ok())

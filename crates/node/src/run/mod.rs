@@ -57,6 +57,8 @@ pub struct Settings {
     pub direct: bool,
     /// The network interface to make, through which the machine's packets reach the tailnet.
     pub tun: Option<String>,
+    /// How the machine takes part in the tailnet, with a device.
+    pub system: tun::TunSettings,
     /// Which work the kernel may do for whole batches of packets.
     pub offloads: OffloadSwitches,
     /// Log the node out at the end, so that the tailnet forgets it.
@@ -136,7 +138,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let node = Arc::new(match &settings.tun {
         Some(name) => {
             let device = tun::Device::open(name, settings.offloads)?;
-            host.start_with_tun(settings.node, store, device).await?
+            host.start_with_tun(settings.node, store, device, settings.system).await?
         }
         None => host.start(settings.node, store).await?,
     });

@@ -12,7 +12,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::runtime::Handle;
 
 use super::device::{Device, MAX_READ};
-use super::system;
 use crate::direct::Socket;
 use crate::engine::Engine;
 
@@ -32,7 +31,6 @@ pub(crate) fn start(
         let _ends = ends;
         std::future::pending::<()>().await;
     });
-    engine.spawn(system::follow(device.clone(), engine.watch_status()));
     let carrier = Carrier {
         engine: engine.clone(),
         device,

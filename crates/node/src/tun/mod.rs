@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | [`device`] | opens the device, its offloads, reads and writes packets |
 //! | [`carrier`] | the one thread that carries packets between device, core and UDP socket |
-//! | [`system`] | what the system must know of the device: addresses, MTU, routes |
+//! | [`system`] | the machine around the device: addresses, MTU, routes, names, and what it passes on for peers |
 
 mod carrier;
 mod device;
@@ -12,3 +12,5 @@ mod system;
 
 pub(crate) use self::carrier::start;
 pub use self::device::{Device, TunError};
+pub use self::system::TunSettings;
+pub(crate) use self::system::follow;

@@ -1,5 +1,6 @@
 //! The few messages of rtnetlink (RFC 3549, Linux `rtnetlink(7)`) by which a device is set up: one request at a time, each acknowledged.
 
+use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -13,6 +14,82 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType
 const HEADER: usize = 16;
 /// Room for an answer.
 const ANSWER: usize = 4096;
+
+// Linux `include/uapi/linux/fib_rules.h`.
+const FRA_PRIORITY: u16 = 6;
+const FRA_FWMARK: u16 = 10;
+const FRA_TABLE: u16 = 15;
+const FRA_FWMASK: u16 = 16;
+const FR_ACT_TO_TBL: u8 = 1;
+const FR_ACT_UNREACHABLE: u8 = 7;
+
+/// A family of addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub(super) const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    pub(super) fn of(net: &IpNet) -> Self {
+        match net {
+            IpNet::V4(_) => Self::V4,
+            IpNet::V6(_) => Self::V6,
+        }
+    }
+
+    const fn code(self) -> u8 {
+        match self {
+            Self::V4 => libc::AF_INET as u8,
+            Self::V6 => libc::AF_INET6 as u8,
+        }
+    }
+}
+
+/// Whether something is to be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Act {
+    Add,
+    Remove,
+}
+
+impl fmt::Display for Act {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Add => "add",
+            Self::Remove => "remove",
+        })
+    }
+}
+
+/// Where packets for a destination go.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Way {
+    /// To an interface.
+    Link(Link),
+    /// Nowhere: the next table decides.
+    Throw,
+}
+
+/// What a rule does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Action {
+    /// Looks into a table.
+    Table(u32),
+    /// Refuses.
+    Unreachable,
+}
+
+/// A rule of policy routing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Rule {
+    pub(super) priority: u32,
+    /// Value and mask that the mark of a packet must have.
+    pub(super) mark: Option<(u32, u32)>,
+    pub(super) action: Action,
+}
 
 /// The kernel did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -97,29 +174,65 @@ impl Netlink {
         self.ask(request, || format!("remove the address {address}"))
     }
 
-    /// Leads packets for a network to an interface.
-    pub(super) fn add_route(&mut self, link: Link, net: IpNet) -> Result<(), NetlinkError> {
-        let create = (libc::NLM_F_CREATE | libc::NLM_F_REPLACE) as u16;
-        let mut request = Request::new(libc::RTM_NEWROUTE, create);
-        let scope = if net.addr().is_ipv4() {
-            libc::RT_SCOPE_LINK
-        } else {
-            libc::RT_SCOPE_UNIVERSE
+    /// Changes a route of a table.
+    pub(super) fn route(&mut self, act: Act, table: u32, net: &IpNet, way: Way) -> Result<(), NetlinkError> {
+        let (scope, kind) = match (way, net) {
+            (Way::Link(_), IpNet::V4(_)) => (libc::RT_SCOPE_LINK, libc::RTN_UNICAST),
+            (Way::Link(_), IpNet::V6(_)) => (libc::RT_SCOPE_UNIVERSE, libc::RTN_UNICAST),
+            (Way::Throw, _) => (libc::RT_SCOPE_UNIVERSE, libc::RTN_THROW),
         };
+        let mut request = match act {
+            Act::Add => Request::new(
+                libc::RTM_NEWROUTE,
+                (libc::NLM_F_CREATE | libc::NLM_F_REPLACE) as u16,
+            ),
+            Act::Remove => Request::new(libc::RTM_DELROUTE, 0),
+        };
+        // `struct rtmsg`; a table with a large number stands in an attribute.
+        let family = family(net.addr());
         request.bytes.extend([
-            family(net.addr()),
+            family,
             net.prefix_len(),
             0,
             0,
-            libc::RT_TABLE_MAIN,
+            0,
             libc::RTPROT_STATIC,
             scope,
-            libc::RTN_UNICAST,
+            kind,
         ]);
         request.bytes.extend(0u32.to_ne_bytes());
-        request.attribute(libc::RTA_DST, &octets(net.addr()));
-        request.attribute(libc::RTA_OIF, &link.0.to_ne_bytes());
-        self.ask(request, || format!("add a route to {net}"))
+        request.attribute(libc::RTA_TABLE, &table.to_ne_bytes());
+        if net.prefix_len() > 0 {
+            request.attribute(libc::RTA_DST, &octets(net.network()));
+        }
+        if let Way::Link(link) = way {
+            request.attribute(libc::RTA_OIF, &link.0.to_ne_bytes());
+        }
+        self.ask(request, || format!("{act} a route to {net}"))
+    }
+
+    /// Changes a rule of policy routing.
+    pub(super) fn rule(&mut self, act: Act, family: Family, rule: &Rule) -> Result<(), NetlinkError> {
+        let mut request = match act {
+            Act::Add => Request::new(libc::RTM_NEWRULE, libc::NLM_F_CREATE as u16),
+            Act::Remove => Request::new(libc::RTM_DELRULE, 0),
+        };
+        let action = match rule.action {
+            Action::Table(_) => FR_ACT_TO_TBL,
+            Action::Unreachable => FR_ACT_UNREACHABLE,
+        };
+        // `struct fib_rule_hdr`.
+        request.bytes.extend([family.code(), 0, 0, 0, 0, 0, 0, action]);
+        request.bytes.extend(0u32.to_ne_bytes());
+        request.attribute(FRA_PRIORITY, &rule.priority.to_ne_bytes());
+        if let Some((value, mask)) = rule.mark {
+            request.attribute(FRA_FWMARK, &value.to_ne_bytes());
+            request.attribute(FRA_FWMASK, &mask.to_ne_bytes());
+        }
+        if let Action::Table(table) = rule.action {
+            request.attribute(FRA_TABLE, &table.to_ne_bytes());
+        }
+        self.ask(request, || format!("{act} the rule {}", rule.priority))
     }
 
     /// Sends a request and waits for its acknowledgement, which the kernel gives at once.
