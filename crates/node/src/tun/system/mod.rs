@@ -1,8 +1,8 @@
 //! The machine around the device: addresses, MTU, routes, rules, names, and what it passes on for peers.
 //!
 //! [`plan`] says what should be; [`System`] makes it so and remembers it, and takes all of it back when it is dropped. What a
-//! killed run left behind is removed at the next start: routes go with the device, and everything else has a place of its own:
-//! a table of routes, four rules, a table of nftables and a backup of `resolv.conf`.
+//! killed run left behind is removed at the next start: routes go with the device, and everything else is known by its place:
+//! four rules, a table of nftables, and a `resolv.conf` that says what was there before.
 
 mod firewall;
 mod netlink;

@@ -10,6 +10,8 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 
+use super::plan::RESOLVER;
+
 /// Bytes of a message header.
 const HEADER: usize = 16;
 /// Room for an answer.
@@ -307,7 +309,13 @@ impl Request {
         } else {
             libc::IFA_F_NODAD as u8
         };
-        request.bytes.extend([family(address), bits, no_detection, 0]);
+        // Packets for others must not have the resolver's address as their source.
+        let scope = if address == IpAddr::V4(RESOLVER) {
+            libc::RT_SCOPE_HOST
+        } else {
+            libc::RT_SCOPE_UNIVERSE
+        };
+        request.bytes.extend([family(address), bits, no_detection, scope]);
         request.bytes.extend(link.0.to_ne_bytes());
         request.attribute(libc::IFA_LOCAL, &octets(address));
         request.attribute(libc::IFA_ADDRESS, &octets(address));

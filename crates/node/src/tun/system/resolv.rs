@@ -1,4 +1,6 @@
 //! How programs of this machine find out where names are resolved: `/etc/resolv.conf`, or systemd-resolved where that manages it.
+//!
+//! Our `resolv.conf` keeps the lines of the one before as comments: nothing else has to be found, and put back, by a later run.
 
 use std::fs;
 use std::io;
@@ -10,10 +12,10 @@ use super::plan::{Dns, RESOLVER};
 use crate::dns::name_servers;
 
 const FILE: &str = "/etc/resolv.conf";
-/// Where the file of others is kept while ours is in its place.
-const BACKUP: &str = "/etc/resolv.conf.before-tailwharf";
 /// The first line of our file.
-const MARK: &str = "# Written by tailwharf; what was here before is in ";
+const MARK: &str = "# Written by tailwharf. What was here before comes back when it ends:";
+/// What stands before each line of the file before.
+const BEFORE: &str = "#: ";
 
 /// The resolver configuration of this machine.
 #[derive(Debug)]
@@ -27,8 +29,8 @@ pub(super) struct Resolv {
 enum Manager {
     /// systemd-resolved, told by its command.
     Resolved,
-    /// A file and its backup.
-    File { path: PathBuf, backup: PathBuf },
+    /// A file.
+    File(PathBuf),
 }
 
 impl Resolv {
@@ -37,41 +39,25 @@ impl Resolv {
         let link = fs::read_link(FILE).unwrap_or_default();
         let is_resolved = link.components().any(|part| part.as_os_str() == "systemd")
             && resolvectl(&["--version".to_owned()]).is_ok();
-        if is_resolved {
-            // It forgets what it was told about a device together with the device.
-            return Self::with(Manager::Resolved, device);
-        }
-        let path = fs::canonicalize(FILE).unwrap_or_else(|_| FILE.into());
-        Self::on_file(path, BACKUP.into(), device)
-    }
-
-    fn with(manager: Manager, device: &str) -> Self {
-        Self {
-            manager,
+        let mut resolv = Self {
+            manager: match is_resolved {
+                // It forgets what it was told about a device together with the device.
+                true => Manager::Resolved,
+                false => Manager::File(fs::canonicalize(FILE).unwrap_or_else(|_| FILE.into())),
+            },
             device: device.to_owned(),
-            changed: false,
-        }
-    }
-
-    fn on_file(path: PathBuf, backup: PathBuf, device: &str) -> Self {
-        let is_ours = fs::read_to_string(&path).is_ok_and(|text| text.starts_with(MARK));
-        if !is_ours {
-            // Somebody else has written the file since: the backup is older than that.
-            let _ = fs::remove_file(&backup);
-        }
-        let mut resolv = Self::with(Manager::File { path, backup }, device);
-        resolv.changed = is_ours;
+            changed: true,
+        };
         resolv.restore();
         resolv
     }
 
     /// Who resolves names of others, before our change.
     pub(super) fn upstream(&self) -> Vec<SocketAddr> {
-        let Manager::File { path, backup } = &self.manager else {
-            return Vec::new();
-        };
-        let text = fs::read_to_string(if self.changed { backup } else { path }).unwrap_or_default();
-        name_servers(&text)
+        match &self.manager {
+            Manager::Resolved => Vec::new(),
+            Manager::File(path) => name_servers(&before(path).unwrap_or_default()),
+        }
     }
 
     /// Lets names be resolved by the tailnet's resolver.
@@ -88,18 +74,7 @@ impl Resolv {
                 }
                 resolvectl(&words)?;
             }
-            Manager::File { path, backup } => {
-                if !self.changed {
-                    let before = match fs::read(path) {
-                        Ok(before) => before,
-                        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-                        Err(error) => return Err(error),
-                    };
-                    fs::write(backup, before)?;
-                }
-                let before = fs::read_to_string(backup).unwrap_or_default();
-                replace(path, &content(dns, backup, &before))?;
-            }
+            Manager::File(path) => replace(path, &ours(dns, &before(path)?))?,
         }
         self.changed = true;
         Ok(())
@@ -112,9 +87,9 @@ impl Resolv {
         }
         let restored = match &self.manager {
             Manager::Resolved => resolvectl(&["revert".into(), self.device.clone()]),
-            Manager::File { path, backup } => fs::read_to_string(backup)
-                .and_then(|before| replace(path, &before))
-                .and_then(|()| fs::remove_file(backup)),
+            Manager::File(path) if is_ours(path) => before(path).and_then(|text| replace(path, &text)),
+            // Somebody else has written it since.
+            Manager::File(_) => Ok(()),
         };
         if let Err(error) = restored {
             tracing::warn!(%error, "how names were resolved before could not be restored");
@@ -122,17 +97,36 @@ impl Resolv {
     }
 }
 
+fn is_ours(path: &Path) -> bool {
+    fs::read_to_string(path).is_ok_and(|text| text.starts_with(MARK))
+}
+
+/// The file as it was before our change.
+fn before(path: &Path) -> io::Result<String> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(error),
+    };
+    if !text.starts_with(MARK) {
+        return Ok(text);
+    }
+    let kept = text.lines().filter_map(|line| line.strip_prefix(BEFORE));
+    Ok(kept.flat_map(|line| [line, "\n"]).collect())
+}
+
 /// Our file: the options of the one before, which may matter to the programs here, stay.
-fn content(dns: &Dns, backup: &Path, before: &str) -> String {
-    let mut text = format!("{MARK}{}\nnameserver {RESOLVER}\n", backup.display());
+fn ours(dns: &Dns, before: &str) -> String {
+    let mut lines = vec![MARK.to_owned()];
+    lines.extend(before.lines().map(|line| format!("{BEFORE}{line}")));
+    lines.push(format!("nameserver {RESOLVER}"));
     if !dns.search.is_empty() {
-        text.push_str(&format!("search {}\n", dns.search.join(" ")));
+        lines.push(format!("search {}", dns.search.join(" ")));
     }
-    for line in before.lines().filter(|line| line.starts_with("options ")) {
-        text.push_str(line);
-        text.push('\n');
-    }
-    text
+    let options = before.lines().filter(|line| line.starts_with("options "));
+    lines.extend(options.map(str::to_owned));
+    lines.push(String::new());
+    lines.join("\n")
 }
 
 /// Writes a file at once, where it is not mounted by itself as in a container.
@@ -164,6 +158,21 @@ fn resolvectl(words: &[String]) -> io::Result<()> {
 mod tests {
     use super::*;
 
+    const TEXT: &str = "nameserver 192.0.2.53\noptions ndots:5\nsearch cluster.local\n";
+
+    /// A file of others, and the configuration on it.
+    fn file() -> (tempfile::TempDir, PathBuf, Resolv) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("resolv.conf");
+        fs::write(&path, TEXT).unwrap();
+        let resolv = Resolv {
+            manager: Manager::File(path.clone()),
+            device: "tun9".into(),
+            changed: false,
+        };
+        (dir, path, resolv)
+    }
+
     fn dns() -> Dns {
         Dns {
             search: vec!["tail1234.ts.net".into()],
@@ -172,46 +181,41 @@ mod tests {
         }
     }
 
-    const BEFORE: &str = "nameserver 192.0.2.53\noptions ndots:5\nsearch cluster.local\n";
-
     #[test]
     fn the_file_is_ours_until_it_is_restored() {
-        let dir = tempfile::tempdir().unwrap();
-        let (path, backup) = (dir.path().join("resolv.conf"), dir.path().join("before"));
-        fs::write(&path, BEFORE).unwrap();
-        let mut resolv = Resolv::on_file(path.clone(), backup.clone(), "tun9");
+        let (_dir, path, mut resolv) = file();
         for _ in 0..2 {
             resolv.apply(&dns()).unwrap();
             let text = fs::read_to_string(&path).unwrap();
-            assert!(
-                text.contains("\nnameserver 100.100.100.100\nsearch tail1234.ts.net\noptions ndots:5\n"),
-                "{text}"
+            let active: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
+            assert_eq!(
+                active,
+                [
+                    "nameserver 100.100.100.100",
+                    "search tail1234.ts.net",
+                    "options ndots:5"
+                ]
             );
             assert_eq!(resolv.upstream(), ["192.0.2.53:53".parse().unwrap()]);
         }
         resolv.restore();
-        assert_eq!(fs::read_to_string(&path).unwrap(), BEFORE);
-        assert!(!backup.exists());
+        assert_eq!(fs::read_to_string(&path).unwrap(), TEXT);
     }
 
     #[test]
-    fn what_a_killed_run_left_is_restored_at_the_next_start() {
-        let dir = tempfile::tempdir().unwrap();
-        let (path, backup) = (dir.path().join("resolv.conf"), dir.path().join("before"));
-        fs::write(&path, BEFORE).unwrap();
-        Resolv::on_file(path.clone(), backup.clone(), "tun9")
-            .apply(&dns())
-            .unwrap();
-        Resolv::on_file(path.clone(), backup.clone(), "tun9");
-        assert_eq!(fs::read_to_string(&path).unwrap(), BEFORE);
-
-        // What somebody else wrote meanwhile stays.
-        Resolv::on_file(path.clone(), backup.clone(), "tun9")
-            .apply(&dns())
-            .unwrap();
+    fn what_a_killed_run_left_is_restored_and_what_others_wrote_stays() {
+        let (_dir, path, mut resolv) = file();
+        resolv.apply(&dns()).unwrap();
+        let mut next = Resolv {
+            manager: Manager::File(path.clone()),
+            device: "tun9".into(),
+            changed: true,
+        };
+        next.restore();
+        assert_eq!(fs::read_to_string(&path).unwrap(), TEXT);
+        next.apply(&dns()).unwrap();
         fs::write(&path, "nameserver 192.0.2.54\n").unwrap();
-        Resolv::on_file(path.clone(), backup.clone(), "tun9");
+        next.restore();
         assert_eq!(fs::read_to_string(&path).unwrap(), "nameserver 192.0.2.54\n");
-        assert!(!backup.exists());
     }
 }
