@@ -47,11 +47,23 @@ pub(crate) enum Assembled {
 pub(crate) struct Fragments {
     partial: VecDeque<Partial>,
     bytes: usize,
+    refused: u64,
 }
 
 impl Fragments {
+    /// Fragments that could not be taken, and packets that gave way to others.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused
+    }
+
     /// Takes a fragment.
     pub(crate) fn insert(&mut self, packet: &[u8], parsed: &Parsed, now: Instant) -> Assembled {
+        let assembled = self.place(packet, parsed, now);
+        self.refused += u64::from(assembled == Assembled::Refused);
+        assembled
+    }
+
+    fn place(&mut self, packet: &[u8], parsed: &Parsed, now: Instant) -> Assembled {
         self.handle_timeout(now);
         let Some(place) = FragmentPlace::of(packet) else {
             return Assembled::Refused;
@@ -88,6 +100,7 @@ impl Fragments {
     /// Begins a packet, in place of the oldest one if there are too many. Returns where it stands.
     fn start(&mut self, id: Id, now: Instant) -> usize {
         if self.partial.len() == MAX_PARTIAL {
+            self.refused += 1;
             self.remove(0);
         }
         self.partial.push_back(Partial {

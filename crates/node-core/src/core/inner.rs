@@ -156,13 +156,13 @@ impl Core {
 
     /// Takes a fragment for this node. What it completes is judged as a whole.
     fn handle_fragment(&mut self, run: &mut Run, length: usize, parsed: &Parsed, path: Path, now: Instant) {
-        match self.fragments.insert(self.inbox.opened(length), parsed, now) {
-            Assembled::Waiting => {}
-            Assembled::Whole(packet) => {
-                self.inbox.room(packet.len()).copy_from_slice(&packet);
-                self.handle_inner(run, packet.len(), path, now);
-            }
-            Assembled::Refused => self.tunnel.counters.fragments_refused += 1,
+        let assembled = self
+            .fragments
+            .insert(self.inbox.opened(length), parsed, now);
+        self.tunnel.counters.fragments_refused = self.fragments.refused();
+        if let Assembled::Whole(packet) = assembled {
+            self.inbox.room(packet.len()).copy_from_slice(&packet);
+            self.handle_inner(run, packet.len(), path, now);
         }
     }
 

@@ -311,13 +311,24 @@ impl TcpStack {
             return false;
         };
         flow.conn.handle_timeout(now);
-        let remote = flow.conn.key.remote.ip();
+        if !flow.conn.emit(&mut self.tx, now) {
+            return false;
+        }
+        // The way to the peer is looked up once for all that follows.
+        let Some(peer) = tunnel.route(flow.conn.key.remote.ip()).cloned() else {
+            tunnel.counters.no_route += 1;
+            return false;
+        };
+        let Some(mut sender) = tunnel.sender(&peer, now) else {
+            return false;
+        };
         for _ in 0..BURST {
+            sender.send(&self.tx);
             if !flow.conn.emit(&mut self.tx, now) {
                 return false;
             }
-            tunnel.send(&self.tx, remote, now);
         }
+        sender.send(&self.tx);
         true
     }
 

@@ -8,6 +8,7 @@
 )]
 
 mod handshake;
+mod hostile;
 mod nat;
 mod net;
 mod node;
