@@ -56,4 +56,4 @@ pub use self::event::{
 pub use self::outbox::Transmit;
 pub use self::paths::{Path, PathState, PeerPath, RelayReason};
 pub use self::udp::Datagram;
-pub use self::whois::WhoIs;
+pub use self::whois::{CapabilityError, WhoIs};

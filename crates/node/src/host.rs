@@ -13,6 +13,7 @@ use crate::api::{NodeConfig, StartError, StateStore};
 use crate::control::ControlServer;
 use crate::derp::Latencies;
 use crate::direct::Interfaces;
+use crate::http_proxy::HttpProxies;
 use crate::node::Node;
 use crate::offload::OffloadSwitches;
 use crate::sync::lock;
@@ -24,6 +25,8 @@ use crate::tun;
 pub struct HostConfig {
     /// PEM bundle of certificate authorities trusted beside those of the system.
     pub extra_ca_pem: Option<Vec<u8>>,
+    /// HTTP proxies on the way to control servers and relays.
+    pub http_proxies: HttpProxies,
     /// How many connections to control servers and relays may be in the making at the same time.
     pub max_handshakes: usize,
     /// How many bytes the TCP connections of all nodes may hold in their buffers.
@@ -39,6 +42,7 @@ impl Default for HostConfig {
     fn default() -> Self {
         Self {
             extra_ca_pem: None,
+            http_proxies: HttpProxies::default(),
             max_handshakes: 64,
             max_tcp_buffer_bytes: 32 << 20,
             direct: false,
@@ -68,6 +72,7 @@ pub struct Host(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     tls: TlsConfigs,
+    http_proxies: HttpProxies,
     interner: Interner,
     tcp_buffers: Arc<MemoryBudget>,
     buffers: Arc<BufferPool>,
@@ -87,6 +92,7 @@ impl Host {
     pub fn new(config: &HostConfig) -> Result<Self, HostError> {
         Ok(Self(Arc::new(Inner {
             tls: TlsConfigs::new(config.extra_ca_pem.as_deref())?,
+            http_proxies: config.http_proxies.clone(),
             interner: Interner::default(),
             tcp_buffers: MemoryBudget::new(config.max_tcp_buffer_bytes),
             buffers: BufferPool::new(),
@@ -123,6 +129,10 @@ impl Host {
 
     pub(crate) fn tls(&self) -> &TlsConfigs {
         &self.0.tls
+    }
+
+    pub(crate) fn http_proxies(&self) -> &HttpProxies {
+        &self.0.http_proxies
     }
 
     pub(crate) fn interner(&self) -> &Interner {

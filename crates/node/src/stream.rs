@@ -26,12 +26,11 @@ pub(crate) enum MaybeTls {
     Tls(Box<ClientTls<TcpStream>>),
 }
 
-/// Connects to the first of `addrs` that answers, and runs the TLS handshake if asked to.
-pub(crate) async fn connect(
-    addrs: Vec<SocketAddr>,
+/// Runs the TLS handshake on a new connection if asked to.
+pub(crate) async fn secure(
+    tcp: TcpStream,
     tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
 ) -> io::Result<MaybeTls> {
-    let tcp = connect_first(addrs).await?;
     tcp.set_nodelay(true)?;
     match tls {
         None => Ok(MaybeTls::Plain(tcp)),
@@ -54,7 +53,8 @@ pub(crate) async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>
     Ok(addrs)
 }
 
-async fn connect_first(addrs: Vec<SocketAddr>) -> io::Result<TcpStream> {
+/// Connects to the first of `addrs` that answers.
+pub(crate) async fn connect_first(addrs: Vec<SocketAddr>) -> io::Result<TcpStream> {
     let mut attempts = tokio::task::JoinSet::new();
     for (position, addr) in (0_u32..).zip(addrs) {
         attempts.spawn(async move {

@@ -32,7 +32,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use kube::Client;
-use tailwharf_node::{Host, HostConfig, OffloadSwitches};
+use tailwharf_node::{Host, HostConfig, HttpProxies, OffloadSwitches};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -57,6 +57,8 @@ pub struct Settings {
     pub extra_ca_pem: Option<Vec<u8>>,
     /// Which work the kernel may do for whole batches of packets.
     pub offloads: OffloadSwitches,
+    /// HTTP proxies on the way to control server and relays.
+    pub http_proxies: HttpProxies,
     /// How much the pod takes on.
     pub limits: Limits,
 }
@@ -105,6 +107,7 @@ pub async fn run_with(
         nodes: Host::new(&HostConfig {
             extra_ca_pem: settings.extra_ca_pem,
             offloads: settings.offloads,
+            http_proxies: settings.http_proxies,
             ..HostConfig::default()
         })
         .context("cannot set up tailnet nodes")?,

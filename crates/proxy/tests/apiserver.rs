@@ -139,6 +139,7 @@ impl Bed {
             listen: address,
             extra_ca_pem: None,
             offloads: tailwharf_node::OffloadSwitches::default(),
+            http_proxies: tailwharf_node::HttpProxies::default(),
             limits: Limits::default(),
         };
         let stop = CancellationToken::new();

@@ -56,7 +56,7 @@ fn start(args: Args) -> Result<ExitCode> {
                 ))
                 .await
             }
-            Command::Proxy(proxy) => Box::pin(tailwharf_proxy::run(settings::proxy(proxy), stop)).await,
+            Command::Proxy(proxy) => Box::pin(tailwharf_proxy::run(settings::proxy(proxy)?, stop)).await,
             Command::Node(node) => Box::pin(tailwharf_node::run::run(settings::node(node)?, stop)).await,
             Command::Coordinator(coordinator) => {
                 let config = Config::load(&coordinator.config)?;

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use tailwharf_control_api::{ClientConfig, Credentials, Secret};
 use tailwharf_kube_types::values::{Hostname, Tag};
-use tailwharf_node::{AuthKey, FileStore, NodeConfig};
+use tailwharf_node::{AuthKey, FileStore, HttpProxies, NodeConfig};
 use tailwharf_plan::PoolSettings;
 use tailwharf_proxy::Limits;
 use url::Url;
@@ -55,8 +55,8 @@ pub(crate) fn operator(args: OperatorArgs, log: &str) -> Result<tailwharf_operat
     })
 }
 
-pub(crate) fn proxy(args: ProxyArgs) -> tailwharf_proxy::Settings {
-    tailwharf_proxy::Settings {
+pub(crate) fn proxy(args: ProxyArgs) -> Result<tailwharf_proxy::Settings> {
+    Ok(tailwharf_proxy::Settings {
         pod_name: args.pod_name,
         pod_uid: args.pod_uid,
         namespace: args.namespace,
@@ -64,8 +64,9 @@ pub(crate) fn proxy(args: ProxyArgs) -> tailwharf_proxy::Settings {
         listen: args.listen,
         extra_ca_pem: None,
         offloads: args.offloads.no_offload,
+        http_proxies: http_proxies()?,
         limits: Limits::default(),
-    }
+    })
 }
 
 pub(crate) fn node(args: NodeArgs) -> Result<tailwharf_node::run::Settings> {
@@ -78,7 +79,9 @@ pub(crate) fn node(args: NodeArgs) -> Result<tailwharf_node::run::Settings> {
         (None, Some(stored)) => stored.control_url.clone(),
         (None, None) => Url::parse(TAILSCALE)?,
     };
-    let stored_name = stored.map(|stored| stored.hostname).filter(|name| !name.is_empty());
+    let stored_name = stored
+        .map(|stored| stored.hostname)
+        .filter(|name| !name.is_empty());
     let hostname = match args.hostname.or(stored_name) {
         Some(name) => name,
         None => fs::read_to_string("/etc/hostname")
@@ -96,6 +99,7 @@ pub(crate) fn node(args: NodeArgs) -> Result<tailwharf_node::run::Settings> {
         },
         state_file: args.state,
         ca_file: args.ca_file,
+        http_proxies: http_proxies()?,
         socks5_listen: args.socks5,
         http_proxy_listen: args.http_proxy,
         dns_listen: args.dns,
@@ -107,6 +111,12 @@ pub(crate) fn node(args: NodeArgs) -> Result<tailwharf_node::run::Settings> {
         offloads: args.offloads.no_offload,
         logout_on_exit: args.logout_on_exit,
     })
+}
+
+/// The HTTP proxies that the environment names.
+#[expect(clippy::disallowed_methods, reason = "this is the settings module")]
+fn http_proxies() -> Result<HttpProxies> {
+    Ok(HttpProxies::from_variables(|name| std::env::var(name).ok())?)
 }
 
 /// Tags without repetition, sorted.

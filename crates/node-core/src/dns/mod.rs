@@ -6,13 +6,12 @@ mod tests;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tailwharf_wire::tailcfg::{DnsConfig, Resolver};
 
 pub use self::message::{
     Answer, MAX_UDP, Name, Query, QueryError, Record, RecordData, RecordType, ResponseCode, is_truncated,
 };
-use crate::netmap::{Netmap, Peer};
+use crate::netmap::{Netmap, Peer, is_tailnet_address};
 
 /// The address at which a node answers its own machine, over IPv4.
 pub const SERVICE_V4: Ipv4Addr = Ipv4Addr::new(100, 100, 100, 100);
@@ -23,15 +22,6 @@ pub const SERVICE_V6: Ipv6Addr = Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 
 const TTL: u32 = 600;
 /// For how many seconds an absence may be remembered. Short: a device that is looked for may be on its way.
 const NEGATIVE_TTL: u32 = 10;
-
-/// Ranges whose addresses belong to tailnets alone, so that nobody else knows their names.
-const TAILNET_RANGES: [IpNet; 2] = [
-    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10)),
-    IpNet::V6(Ipv6Net::new_assert(
-        Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, 0),
-        48,
-    )),
-];
 
 /// The node capability by which names below a node's own name lead to it, too.
 const SUBDOMAINS: &str = "dns-subdomain-resolve";
@@ -258,8 +248,7 @@ fn own_zone(netmap: &Netmap, config: &DnsConfig, name: &Name) -> Option<Name> {
         return None;
     }
     if let Some(address) = name.reverse_address() {
-        let in_range = TAILNET_RANGES.iter().any(|range| range.contains(&address));
-        return in_range.then(|| name.clone());
+        return is_tailnet_address(address).then(|| name.clone());
     }
     let suffix = netmap
         .self_peer()

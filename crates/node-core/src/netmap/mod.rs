@@ -8,10 +8,10 @@ mod peer;
 mod peers;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, LazyLock};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tailwharf_wire::key::{DiscoPublic, NodePublic};
 use tailwharf_wire::tailcfg::{DerpMap, DnsConfig, MapResponse, Node, NodeId, UserId, UserProfile};
 
@@ -38,6 +38,20 @@ struct Inner {
     parts: BTreeMap<String, Arc<FilterPart>>,
     filter: Arc<Filter>,
     locked: bool,
+}
+
+/// Ranges whose addresses belong to tailnets alone.
+const TAILNET_RANGES: [IpNet; 2] = [
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10)),
+    IpNet::V6(Ipv6Net::new_assert(
+        Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, 0),
+        48,
+    )),
+];
+
+/// Whether an address belongs to tailnets alone, so that nobody else knows its name or way.
+pub(crate) fn is_tailnet_address(address: IpAddr) -> bool {
+    TAILNET_RANGES.iter().any(|range| range.contains(&address))
 }
 
 /// Name of the filter part that the old form of the whole filter replaces.
@@ -141,18 +155,14 @@ impl Netmap {
         self.peer_set().by_address(address)
     }
 
-    /// The peer to which packets for `address` go: its owner, or with `accept_routes` the one with the longest subnet route to it. Default routes (exit
-    /// nodes) are never taken.
+    /// The peer to which packets for `address` go: its owner, the one that hosts the service of that address, or with `accept_routes` the one with the
+    /// longest subnet route to it. Default routes (exit nodes) are never taken.
     #[must_use]
     pub fn route(&self, address: IpAddr, accept_routes: bool) -> Option<&Arc<Peer>> {
         let peers = self.peer_set();
-        peers.by_address(address).or_else(|| {
-            if accept_routes {
-                peers.by_route(address)
-            } else {
-                None
-            }
-        })
+        peers
+            .by_address(address)
+            .or_else(|| peers.by_route(address, accept_routes))
     }
 
     /// Peer by name: its full name, with or without the final dot, or its first label. Case does not matter.

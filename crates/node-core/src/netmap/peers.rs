@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use tailwharf_wire::key::{DiscoPublic, NodePublic};
 use tailwharf_wire::tailcfg::{MapResponse, NodeId};
 
-use super::{Interner, Peer};
+use super::{Interner, Peer, is_tailnet_address};
 
 /// An immutable set of peers.
 #[derive(Clone, Debug, Default)]
@@ -119,8 +119,13 @@ impl PeerSet {
         self.peers.get((addresses[at] / ADDRESSES) as usize)
     }
 
-    pub(super) fn by_route(&self, address: IpAddr) -> Option<&Arc<Peer>> {
-        let (_, at) = self.index.routes.iter().find(|(net, _)| net.contains(&address))?;
+    /// The peer with the longest route to an address: that of a service, or if `subnets` are wanted of any other.
+    pub(super) fn by_route(&self, address: IpAddr, subnets: bool) -> Option<&Arc<Peer>> {
+        let (_, at) = self
+            .index
+            .routes
+            .iter()
+            .find(|(net, _)| net.contains(&address) && (subnets || is_service(net)))?;
         self.peers.get(*at as usize)
     }
 }
@@ -154,6 +159,11 @@ impl Index {
             routes: routes.into(),
         }
     }
+}
+
+/// Whether a route is the address of a service, not of a subnet.
+fn is_service(net: &IpNet) -> bool {
+    net.prefix_len() == net.max_prefix_len() && is_tailnet_address(net.addr())
 }
 
 fn indexed_address(peers: &[Arc<Peer>], at: u32) -> IpAddr {

@@ -21,9 +21,10 @@ use url::{Host as UrlHost, Url};
 
 use super::noise_stream::NoiseStream;
 use crate::api::StartError;
+use crate::host::Host;
 use crate::http1::{self, HttpError};
 use crate::stream::{self, MaybeTls};
-use crate::tls::{TlsConfigs, Trust};
+use crate::tls::Trust;
 
 /// TLS on port 443 joins the race this long after plain HTTP.
 const TLS_HEAD_START: Duration = Duration::from_millis(500);
@@ -157,14 +158,10 @@ impl ControlServer {
     }
 
     /// Sends one request outside of Noise, with the certificate verified.
-    pub(crate) async fn call(
-        &self,
-        tls: &TlsConfigs,
-        request: Request<Full<Bytes>>,
-    ) -> Result<Bytes, DialError> {
+    pub(crate) async fn call(&self, host: &Host, request: Request<Full<Bytes>>) -> Result<Bytes, DialError> {
         let port = self.port.unwrap_or(if self.https { 443 } else { 80 });
         let stream = self
-            .connect(port, self.https.then_some((tls, Trust::Roots)))
+            .connect(host, port, self.https.then_some(Trust::Roots))
             .await?;
         http1::call(stream, request)
             .await
@@ -174,38 +171,46 @@ impl ControlServer {
             })
     }
 
-    async fn connect(&self, port: u16, tls: Option<(&TlsConfigs, Trust)>) -> Result<MaybeTls, DialError> {
+    /// Connects, with TLS if `trust` says what the server has to prove.
+    async fn connect(&self, host: &Host, port: u16, trust: Option<Trust>) -> Result<MaybeTls, DialError> {
         let failed = |source| DialError::Connect {
             host: self.host.to_string(),
             port,
             source,
         };
-        let (addrs, name) = match &self.host {
+        let name = match &self.host {
             UrlHost::Domain(name) => {
-                let addrs = stream::resolve(name, port).await.map_err(failed)?;
-                (
-                    addrs,
-                    ServerName::try_from(name.clone())
-                        .map_err(|error| failed(std::io::Error::other(error)))?,
-                )
+                ServerName::try_from(name.clone()).map_err(|error| failed(std::io::Error::other(error)))?
             }
-            UrlHost::Ipv4(addr) => (vec![(*addr, port).into()], ServerName::from(IpAddr::V4(*addr))),
-            UrlHost::Ipv6(addr) => (vec![(*addr, port).into()], ServerName::from(IpAddr::V6(*addr))),
+            UrlHost::Ipv4(addr) => ServerName::from(IpAddr::V4(*addr)),
+            UrlHost::Ipv6(addr) => ServerName::from(IpAddr::V6(*addr)),
         };
-        let tls = match tls {
-            Some((configs, trust)) => Some((configs.client(&trust).map_err(DialError::Tls)?, name)),
+        let addresses = async {
+            match &self.host {
+                UrlHost::Domain(name) => stream::resolve(name, port).await,
+                UrlHost::Ipv4(addr) => Ok(vec![(*addr, port).into()]),
+                UrlHost::Ipv6(addr) => Ok(vec![(*addr, port).into()]),
+            }
+        };
+        let tcp = host
+            .http_proxies()
+            .connect(trust.is_some(), &self.host.to_string(), port, addresses)
+            .await
+            .map_err(failed)?;
+        let tls = match trust {
+            Some(trust) => Some((host.tls().client(&trust).map_err(DialError::Tls)?, name)),
             None => None,
         };
-        stream::connect(addrs, tls).await.map_err(failed)
+        stream::secure(tcp, tls).await.map_err(failed)
     }
 
     /// Asks the server for its Noise key. Over HTTPS this request, and only this one, verifies the certificate.
-    pub(crate) async fn fetch_key(&self, tls: &TlsConfigs) -> Result<MachinePublic, DialError> {
+    pub(crate) async fn fetch_key(&self, host: &Host) -> Result<MachinePublic, DialError> {
         let request = Request::get(format!("/key?v={}", CapabilityVersion::CURRENT))
             .header(header::HOST, self.authority())
             .body(Full::default())
             .map_err(DialError::Request)?;
-        let body = self.call(tls, request).await?;
+        let body = self.call(host, request).await?;
         let answer: OverTlsPublicKeyResponse = json::from_slice(&body).map_err(DialError::Key)?;
         if answer.public_key.is_zero() {
             return Err(DialError::NoKey);
@@ -216,7 +221,7 @@ impl ControlServer {
     /// Opens the Noise connection: all candidates race, the first that finishes the handshake wins.
     pub(crate) async fn open(
         &self,
-        tls: &TlsConfigs,
+        host: &Host,
         machine_key: &MachinePrivate,
         server_key: MachinePublic,
         rng: &mut StdRng,
@@ -232,7 +237,7 @@ impl ControlServer {
             race.push(Box::pin(async move {
                 // Either way it is this candidate's turn.
                 let _ = tokio::time::timeout(candidate.after, hurry.cancelled()).await;
-                self.open_one(candidate, tls, handshake).await
+                self.open_one(candidate, host, handshake).await
             }));
         }
         let mut last = DialError::NoCandidate;
@@ -251,12 +256,12 @@ impl ControlServer {
     async fn open_one(
         &self,
         candidate: Candidate,
-        tls: &TlsConfigs,
+        host: &Host,
         (handshake, initiation): (noise::Initiator, [u8; noise::INITIATION_LEN]),
     ) -> Result<NoiseStream, DialError> {
         // Noise proves who the server is; a certificate would add nothing, and many networks intercept TLS.
         let stream = self
-            .connect(candidate.port, candidate.tls.then_some((tls, Trust::Nothing)))
+            .connect(host, candidate.port, candidate.tls.then_some(Trust::Nothing))
             .await?;
         let request = Request::post("/ts2021")
             .header(header::HOST, self.authority())

@@ -227,7 +227,7 @@ impl Follower<'_> {
             certified: Vec::new(),
         };
         pings.spawn(async move {
-            let answered = ping::answer(&request, &server, host.tls(), &client, node_key, &about);
+            let answered = ping::answer(&request, &server, &host, &client, node_key, &about);
             match timeout(Duration::from_secs(30), answered).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::debug!(%error, "a ping of the control server was not answered"),

@@ -11,7 +11,7 @@ use url::Url;
 use super::c2n;
 use super::client::{CallError, ControlClient};
 use super::dial::{ControlServer, DialError};
-use crate::tls::TlsConfigs;
+use crate::host::Host;
 
 /// A ping could not be answered.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +32,7 @@ pub(crate) enum PingError {
 pub(crate) async fn answer(
     request: &PingRequest,
     server: &ControlServer,
-    tls: &TlsConfigs,
+    host: &Host,
     client: &ControlClient,
     node_key: NodePublic,
     about: &c2n::About,
@@ -60,7 +60,7 @@ pub(crate) async fn answer(
         .header(header::HOST, server.authority())
         .body(Full::new(body))
         .map_err(PingError::Request)?;
-    server.call(tls, report).await.map_err(PingError::Plain)?;
+    server.call(host, report).await.map_err(PingError::Plain)?;
     Ok(())
 }
 

@@ -302,13 +302,13 @@ async fn connect(
         let server_key = match host.server_key(server) {
             Some(key) => key,
             None => {
-                let key = server.fetch_key(host.tls()).await?;
+                let key = server.fetch_key(host).await?;
                 host.remember_server_key(server, key);
                 key
             }
         };
         let stream = server
-            .open(host.tls(), &machine_key, server_key, rng)
+            .open(host, &machine_key, server_key, rng)
             .await
             .inspect_err(|_: &DialError| {
                 host.forget_server_key(server);

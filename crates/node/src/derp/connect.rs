@@ -198,18 +198,23 @@ async fn dial(host: &Host, relay: &DerpNode) -> Result<MaybeTls, RelayError> {
     let name = ServerName::try_from(relay.host_name.clone())
         .map_err(|_| RelayError::HostName(relay.host_name.clone()))?;
     let config = host.tls().client(&trust(relay)?).map_err(RelayError::Tls)?;
-    let addrs = match addresses(relay, port) {
-        Some(addrs) => addrs,
-        None => {
-            let wanted = |addr: &SocketAddr| match addr.ip() {
-                IpAddr::V4(_) => relay.ipv4 != NO_ADDRESS,
-                IpAddr::V6(_) => relay.ipv6 != NO_ADDRESS,
-            };
-            let resolved = stream::resolve(&relay.host_name, port).await.map_err(failed)?;
-            resolved.into_iter().filter(wanted).collect()
+    let addresses = async {
+        if let Some(addrs) = addresses(relay, port) {
+            return Ok(addrs);
         }
+        let wanted = |addr: &SocketAddr| match addr.ip() {
+            IpAddr::V4(_) => relay.ipv4 != NO_ADDRESS,
+            IpAddr::V6(_) => relay.ipv6 != NO_ADDRESS,
+        };
+        let resolved = stream::resolve(&relay.host_name, port).await?;
+        Ok(resolved.into_iter().filter(wanted).collect())
     };
-    stream::connect(addrs, Some((config, name))).await.map_err(failed)
+    let tcp = host
+        .http_proxies()
+        .connect(true, &relay.host_name, port, addresses)
+        .await
+        .map_err(failed)?;
+    stream::secure(tcp, Some((config, name))).await.map_err(failed)
 }
 
 /// The addresses in the map, if it names any.

@@ -222,23 +222,23 @@ async fn http(engine: &Arc<Engine>, url: &Url, addresses: &[IpAddr], message: &[
         }
         _ if is_plain => return Err(unusable()),
         _ => {
-            let addresses: Vec<SocketAddr> = match (host, addresses) {
-                (Some(address), _) => vec![SocketAddr::new(address, port)],
-                (None, []) => {
-                    let name = url.host_str().unwrap_or_default();
-                    stream::resolve(name, port).await?
+            let addresses = async {
+                match (host, addresses) {
+                    (Some(address), _) => Ok(vec![SocketAddr::new(address, port)]),
+                    (None, []) => stream::resolve(url.host_str().unwrap_or_default(), port).await,
+                    (None, known) => Ok(known
+                        .iter()
+                        .map(|address| SocketAddr::new(*address, port))
+                        .collect()),
                 }
-                (None, known) => known
-                    .iter()
-                    .map(|address| SocketAddr::new(*address, port))
-                    .collect(),
             };
-            let config = engine
-                .host()
-                .tls()
-                .client(&Trust::Roots)
-                .map_err(io::Error::other)?;
-            let stream = stream::connect(addresses, Some((config, name))).await?;
+            let proxies = engine.host().http_proxies();
+            let tcp = proxies
+                .connect(true, url.host_str().unwrap_or_default(), port, addresses)
+                .await?;
+            let config = engine.host().tls().client(&Trust::Roots);
+            let tls = Some((config.map_err(io::Error::other)?, name));
+            let stream = stream::secure(tcp, tls).await?;
             http1::call(stream, request).await
         }
     };

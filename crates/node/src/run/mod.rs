@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{NodeConfig, NodeStatus, PathKind, PeerPath, Phase, StateStore, TailnetNode};
 use crate::host::{Host, HostConfig};
+use crate::http_proxy::HttpProxies;
 use crate::node::Node;
 use crate::offload::OffloadSwitches;
 use crate::splice::{Buffers, IdleLimits, SpliceError, Traffic, splice};
@@ -43,6 +44,8 @@ pub struct Settings {
     pub state_file: Option<PathBuf>,
     /// PEM bundle of certificate authorities trusted beside those of the system.
     pub ca_file: Option<PathBuf>,
+    /// HTTP proxies on the way to control server and relays.
+    pub http_proxies: HttpProxies,
     /// Where a SOCKS5 proxy into the tailnet listens.
     pub socks5_listen: Option<SocketAddr>,
     /// Where an HTTP proxy into the tailnet listens.
@@ -96,8 +99,19 @@ struct Shared {
 
 impl Shared {
     /// Carries bytes between the tailnet and this machine until both sides have ended.
-    async fn carry(&self, tailnet: crate::TcpStream, local: impl AsyncRead + AsyncWrite) -> Result<(), SpliceError> {
-        splice(tailnet, local, &self.buffers, &self.traffic, IdleLimits::default()).await
+    async fn carry(
+        &self,
+        tailnet: crate::TcpStream,
+        local: impl AsyncRead + AsyncWrite,
+    ) -> Result<(), SpliceError> {
+        splice(
+            tailnet,
+            local,
+            &self.buffers,
+            &self.traffic,
+            IdleLimits::default(),
+        )
+        .await
     }
 
     async fn dial(&self, target: &Target) -> Result<crate::TcpStream, crate::DialError> {
@@ -131,6 +145,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     };
     let host = Host::new(&HostConfig {
         extra_ca_pem: extra_ca,
+        http_proxies: settings.http_proxies,
         direct: settings.direct,
         offloads: settings.offloads,
         ..HostConfig::default()

@@ -19,6 +19,7 @@ pub(crate) fn settings(tailnet: &Tailnet, hostname: &str, key: tailwharf_node::A
         node: tailnet.node_config(hostname, Some(key)),
         state_file: None,
         ca_file: None,
+        http_proxies: tailwharf_node::HttpProxies::default(),
         socks5_listen: None,
         http_proxy_listen: None,
         dns_listen: None,

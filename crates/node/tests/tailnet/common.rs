@@ -17,7 +17,10 @@ use tokio_util::sync::CancellationToken;
 pub(crate) const POLICY: &str = r#"{
     "tagOwners": {"tag:client": [], "tag:server": [], "tag:stranger": []},
     "acls": [{"action": "accept", "src": ["tag:client"], "dst": ["tag:server:80,5353"]}],
-    "grants": [{"src": ["tag:client"], "dst": ["tag:server"], "app": {"example.com/cap/greet": [{"level": 3}]}}],
+    "grants": [
+        {"src": ["tag:client"], "dst": ["tag:server"], "app": {"example.com/cap/greet": [{"level": 3}]}},
+        {"src": ["tag:client"], "dst": ["svc:web"], "ip": ["tcp:443"], "app": {"example.com/cap/order": ["tea"]}},
+    ],
 }"#;
 
 /// Long enough for a machine under load; a test that hits it has failed.

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
-use tailwharf_node::{MemoryStore, NodeConfig, NodeStatus, Phase, StateStore, TailnetNode};
+use tailwharf_coordinator::model::{Actor, NodeOwner, RegistrationId};
+use tailwharf_coordinator::ops::NodeRef;
+use tailwharf_node::{MemoryStore, Node, NodeConfig, NodeStatus, Phase, StateStore, TailnetNode};
 use tokio::sync::Notify;
 
 use crate::common::{Tailnet, is_online, reached};
@@ -147,6 +149,67 @@ async fn a_key_that_ends_while_nobody_says_so_is_replaced_by_the_old_ones_name()
     let state = store.load().await.unwrap().unwrap();
     assert_eq!(json!(state.node_key.public()), last["NodeKey"]);
     assert_eq!(json!(state.old_node_key), old);
+}
+
+/// The address of the page that a node shows, without the server before it.
+async fn shown_page(node: &Node) -> RegistrationId {
+    let status = reached(node, "a page is shown", |status| {
+        matches!(status.phase, Phase::NeedsLogin { .. })
+    })
+    .await;
+    let Phase::NeedsLogin { url } = status.phase else {
+        panic!()
+    };
+    RegistrationId(url.rsplit('/').next().unwrap().to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn our_own_server_shows_a_page_and_lets_in_or_turns_down() {
+    let tailnet = Tailnet::start().await;
+    let operations = tailnet.coordinator().operations();
+    let guest = tailnet.node_config("guest", None);
+    let node = tailnet.start_node(guest, Arc::new(MemoryStore::default())).await;
+    let page = shown_page(&node).await;
+    let owner = NodeOwner::Tags(["tag:server".parse().unwrap()].into());
+    operations
+        .approve_registration(Actor::Administrator, page, Some(owner.clone()))
+        .await
+        .unwrap();
+    let before = reached(&node, "reachable", NodeStatus::reachable).await;
+    assert_eq!(before.tags, ["tag:server"]);
+
+    // Again, once its key has ended: the person decides about the same device.
+    let id = operations
+        .find_node(&NodeRef(before.device_id.clone().unwrap().0))
+        .unwrap()
+        .id;
+    operations.expire_node(Actor::Administrator, id).await.unwrap();
+    let page = shown_page(&node).await;
+    operations
+        .approve_registration(Actor::Administrator, page, None)
+        .await
+        .unwrap();
+    let after = reached(&node, "reachable again", NodeStatus::reachable).await;
+    assert_eq!(
+        (after.device_id, after.addresses),
+        (before.device_id, before.addresses)
+    );
+
+    let stranger = tailnet
+        .start_node(
+            tailnet.node_config("stranger", None),
+            Arc::new(MemoryStore::default()),
+        )
+        .await;
+    let page = shown_page(&stranger).await;
+    operations
+        .deny_registration(Actor::Administrator, page)
+        .await
+        .unwrap();
+    reached(&stranger, "refused", |status| {
+        matches!(status.phase, Phase::Refused { .. })
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

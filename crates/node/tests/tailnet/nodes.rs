@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use tailwharf_coordinator::model::Actor;
 use tailwharf_coordinator::ops::NodeRef;
 use tailwharf_node::{
     AuthKey, DialError, FileStore, Host, HostConfig, MemoryStore, Node, NodeConfig, NodeStatus, Phase, Prefs,
@@ -288,7 +289,10 @@ async fn a_deleted_device_is_told_so() {
     let device = node.status().borrow().device_id.clone().unwrap();
     let operations = tailnet.coordinator().operations();
     let record = operations.find_node(&NodeRef(device.0)).unwrap();
-    operations.delete_node(record.id).await.unwrap();
+    operations
+        .delete_node(Actor::Administrator, record.id)
+        .await
+        .unwrap();
     reached(&node, "refused: its key was used up", |status| {
         matches!(status.phase, Phase::Refused { .. })
     })
@@ -305,7 +309,7 @@ async fn an_expired_key_is_renewed_by_an_auth_key() {
     let device = NodeRef(before.device_id.clone().unwrap().0);
     let operations = tailnet.coordinator().operations();
     operations
-        .expire_node(operations.find_node(&device).unwrap().id)
+        .expire_node(Actor::Administrator, operations.find_node(&device).unwrap().id)
         .await
         .unwrap();
     eventually("the device is renewed", async || {
@@ -347,11 +351,11 @@ async fn an_expired_key_is_replaced_and_the_node_stays_the_same() {
     let operations = tailnet.coordinator().operations();
     let device = NodeRef(before.device_id.clone().unwrap().0);
     operations
-        .expire_node(operations.find_node(&device).unwrap().id)
+        .expire_node(Actor::Administrator, operations.find_node(&device).unwrap().id)
         .await
         .unwrap();
-    reached(&second, "refused", |status| {
-        matches!(status.phase, Phase::Refused { .. })
+    reached(&second, "somebody has to sign in", |status| {
+        matches!(status.phase, Phase::NeedsLogin { .. })
     })
     .await;
     second.shutdown().await;
