@@ -58,8 +58,12 @@ impl Hosts {
 
     /// The addresses of services that a node answers for, as those in a region see it.
     pub(crate) fn prefixes_of(&self, id: NodeId, region: Option<RegionId>) -> Vec<IpNet> {
-        let served = self.choices_of(id).filter(|choice| choice.host_for(region) == Some(id));
-        served.flat_map(|choice| choice.prefixes.iter().copied()).collect()
+        let served = self
+            .choices_of(id)
+            .filter(|choice| choice.host_for(region) == Some(id));
+        served
+            .flat_map(|choice| choice.prefixes.iter().copied())
+            .collect()
     }
 
     /// The regions in which a node answers for other services than elsewhere.
@@ -159,10 +163,11 @@ fn choose(world: &World, name: &ServiceName, former: &Choice) -> Choice {
     let mut regional: BTreeMap<RegionId, NodeId> = BTreeMap::new();
     for node in &dependable {
         if let Some(region) = node.home_region() {
-            let kept = former
-                .regional
-                .get(&region)
-                .filter(|id| dependable.iter().any(|node| node.id == **id && node.home_region() == Some(region)));
+            let kept = former.regional.get(&region).filter(|id| {
+                dependable
+                    .iter()
+                    .any(|node| node.id == **id && node.home_region() == Some(region))
+            });
             regional.entry(region).or_insert(kept.copied().unwrap_or(node.id));
         }
     }
@@ -181,3 +186,6 @@ fn choose(world: &World, name: &ServiceName, former: &Choice) -> Choice {
         regional,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use memchr::memmem;
 use futures::{StreamExt, TryStreamExt, stream};
 use rand::rngs::OsRng;
 use tailwharf_wire::{
@@ -53,7 +54,7 @@ impl Watch {
     fn look(&self, message: &[u8]) {
         let watched = self.needle.read().unwrap_or_else(PoisonError::into_inner);
         let (needle, start) = &*watched;
-        if !needle.is_empty() && contains(message, needle) {
+        if !needle.is_empty() && memmem::find(message, needle).is_some() {
             lock(&self.seen).push(start.elapsed());
         }
     }
@@ -61,10 +62,6 @@ impl Watch {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn contains(text: &[u8], needle: &[u8]) -> bool {
-    text.windows(needle.len()).any(|window| window == needle)
 }
 
 /// A node that is registered.

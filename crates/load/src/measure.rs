@@ -21,6 +21,8 @@ use crate::{Fleet, tailnet};
 /// Where the coordinator listens.
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 47, 1);
 const PORT: u16 = 8080;
+/// An attribute that nodes have by the changed policy alone.
+const MARKER: &str = "changed-policy";
 /// How long idle is measured.
 const IDLE: Duration = Duration::from_secs(10);
 /// Nodes that move to another endpoint, one after the other.
@@ -97,7 +99,7 @@ pub async fn measure(nodes: usize) -> Result<Report> {
     times.sort_unstable();
 
     let changed = dir.path().join("changed.hujson");
-    fs::write(&changed, tailnet::policy(Some(64_321)))?;
+    fs::write(&changed, tailnet::policy(Some(MARKER)))?;
     let set = {
         let tailnet = tailnet.clone();
         let path = changed.display().to_string();
@@ -105,7 +107,7 @@ pub async fn measure(nodes: usize) -> Result<Report> {
             tokio::task::spawn_blocking(move || tailnet.administer(&["policy", "set", &path]).map(drop)).await?
         }
     };
-    let policy = last(&fleet.observe("64321", nodes, set).await?);
+    let policy = last(&fleet.observe(MARKER, nodes, set).await?);
     settle(&fleet).await;
 
     fleet.disconnect();

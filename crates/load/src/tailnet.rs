@@ -10,11 +10,11 @@ const TAGS: usize = 100;
 const RULES: usize = 300;
 /// Groups that each user is in.
 const MEMBERSHIPS: usize = 4;
-/// How many nodes belong to tags, of each two.
+/// Nodes of people and nodes of tags take turns.
 const KINDS: usize = 2;
 
-/// The policy. Each `marker` makes one that differs for every node, in a port that is nowhere else.
-pub(crate) fn policy(marker: Option<u16>) -> String {
+/// The policy. A `marker` makes one that differs for every node: in all ports, and in an attribute of this name.
+pub(crate) fn policy(marker: Option<&str>) -> String {
     let mut text = String::from("{\n\"groups\": {\n");
     for group in 0..GROUPS {
         let members: Vec<String> = (0..MEMBERSHIPS).map(|step| login((group + step) % GROUPS)).collect();
@@ -30,17 +30,16 @@ pub(crate) fn policy(marker: Option<u16>) -> String {
             text,
             "  {{\"src\": [\"group:g{}\"], \"dst\": [\"tag:t{}\"], \"ip\": [\"tcp:{}\"]}},",
             rule % GROUPS,
-            (rule * 7) % TAGS,
-            1000 + rule
+            // Each group has other tags with each of its rules.
+            (rule * 7 + rule / GROUPS * 13) % TAGS,
+            if marker.is_some() { 2000 } else { 1000 } + rule
         );
     }
+    text.push_str("],\n");
     if let Some(marker) = marker {
-        _ = writeln!(
-            text,
-            "  {{\"src\": [\"group:g0\"], \"dst\": [\"autogroup:member\", \"autogroup:tagged\"], \"ip\": [\"tcp:{marker}\"]}},"
-        );
+        _ = writeln!(text, "\"nodeAttrs\": [{{\"target\": [\"*\"], \"attr\": [\"{marker}\"]}}],");
     }
-    text.push_str("]\n}\n");
+    text.push_str("}\n");
     text
 }
 

@@ -86,6 +86,11 @@ fn compare_self(old: &View<'_>, new: &View<'_>, message: &mut Message) {
     if dns != old.dns() {
         message.rest.dns_config = Some(dns);
     }
+    let ssh = new.ssh();
+    if ssh != old.ssh() {
+        // Absent would mean unchanged; a policy without rules lets nobody in.
+        message.rest.ssh_policy = Some(ssh.unwrap_or_default());
+    }
 }
 
 /// Adds the profiles that the nodes of the message need, and those of visible users that changed.
@@ -94,13 +99,22 @@ fn compare_self(old: &View<'_>, new: &View<'_>, message: &mut Message) {
 /// does. So it comes along with a profile that is new.
 fn compare_profiles(old: &View<'_>, new: &View<'_>, dirty: &Dirty, message: &mut Message) {
     let has_changed = |id: &UserId| profile(old.world, *id) != profile(new.world, *id);
-    let mut needed: BTreeSet<UserId> = message.peers_changed.iter().map(|peer| peer.node().user).collect();
+    let mut needed: BTreeSet<UserId> = message
+        .peers_changed
+        .iter()
+        .map(|peer| peer.node().user)
+        .collect();
     needed.extend(message.rest.node.iter().map(|node| node.user));
     if dirty.everything {
         needed.extend(known_users(new).into_iter().filter(has_changed));
     } else if dirty.users.iter().any(has_changed) {
         let visible = known_users(new);
-        needed.extend(dirty.users.iter().filter(|id| visible.contains(id) && has_changed(id)));
+        needed.extend(
+            dirty
+                .users
+                .iter()
+                .filter(|id| visible.contains(id) && has_changed(id)),
+        );
     }
     if needed.is_empty() {
         return;
@@ -112,7 +126,10 @@ fn compare_profiles(old: &View<'_>, new: &View<'_>, dirty: &Dirty, message: &mut
             needed.extend(message.rest.node.iter().map(|node| node.user));
         }
     }
-    message.rest.user_profiles = needed.into_iter().filter_map(|id| profile(new.world, id)).collect();
+    message.rest.user_profiles = needed
+        .into_iter()
+        .filter_map(|id| profile(new.world, id))
+        .collect();
 }
 
 /// The fields of a patch that differ.

@@ -57,7 +57,9 @@ fn cert_domains(view: &View<'_>) -> Vec<String> {
         return Vec::new();
     };
     let suffix = &view.world.facts().suffix;
-    let services = view.hosted_services().map(|service| suffix.fqdn(service.name.label()));
+    let services = view
+        .hosted_services()
+        .map(|service| suffix.fqdn(service.name.label()));
     std::iter::once(suffix.fqdn(&node.name)).chain(services).collect()
 }
 

@@ -11,20 +11,29 @@ use tailwharf_wire::{
 
 use crate::world::{PeerRecord, Version};
 
-/// A peer as the members of one region are told of it.
+/// A peer as a node is told of it.
 #[derive(Clone, Debug)]
-pub(crate) struct Told {
-    record: Arc<PeerRecord>,
-    region: Option<RegionId>,
+pub(crate) enum Told {
+    /// As the members of one region are.
+    Shared(Arc<PeerRecord>, Option<RegionId>),
+    /// As this node alone is, or a few are.
+    Own(Arc<Version>),
 }
 
 impl Told {
     pub(super) fn new(record: Arc<PeerRecord>, region: Option<RegionId>) -> Self {
-        Self { record, region }
+        Self::Shared(record, region)
+    }
+
+    pub(super) fn steered(node: WireNode) -> Self {
+        Self::Own(Arc::new(Version::of(node)))
     }
 
     fn version(&self) -> &Version {
-        self.record.seen_from(self.region)
+        match self {
+            Self::Shared(record, region) => record.seen_from(*region),
+            Self::Own(version) => version,
+        }
     }
 
     pub(super) fn node(&self) -> &WireNode {
@@ -33,7 +42,10 @@ impl Told {
 
     /// Whether both are the same version of the same node, without a look at what it says.
     pub(super) fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.record, &other.record) && self.region == other.region
+        match (self, other) {
+            (Self::Shared(one, here), Self::Shared(other, there)) => Arc::ptr_eq(one, other) && here == there,
+            _ => false,
+        }
     }
 }
 
@@ -63,11 +75,13 @@ impl Message {
 
     /// The message as it is sent. `None` beyond the protocol's limit, which ends the stream.
     pub(crate) fn encode(&self, compression: Compression) -> Option<Bytes> {
-        let frame = json::to_vec(&self.rest).map_err(map_frame::MapFrameError::Json).and_then(|mut json| {
-            splice(&mut json, "Peers", &self.peers);
-            splice(&mut json, "PeersChanged", &self.peers_changed);
-            map_frame::encode_json(&json, compression)
-        });
+        let frame = json::to_vec(&self.rest)
+            .map_err(map_frame::MapFrameError::Json)
+            .and_then(|mut json| {
+                splice(&mut json, "Peers", &self.peers);
+                splice(&mut json, "PeersChanged", &self.peers_changed);
+                map_frame::encode_json(&json, compression)
+            });
         match frame {
             Ok(frame) => Some(frame.into()),
             Err(error) => {

@@ -12,7 +12,7 @@ pub(crate) use self::stream::MapStream;
 pub(crate) use self::{delta::delta, view::full};
 
 pub(crate) use self::message::Message;
-pub(crate) use self::view::profile;
+pub(crate) use self::view::own_profile;
 pub(crate) use crate::sessions::Dirty;
 
 #[cfg(test)]

@@ -8,7 +8,8 @@ use std::{
 use ipnet::IpNet;
 use jiff::Timestamp;
 use tailwharf_wire::tailcfg::{
-    CapMap, Debug, DnsConfig, FilterRule, MapResponse, Node as WireNode, NodeId, RegionId, UserId, UserProfile,
+    CapMap, Debug, DnsConfig, FilterRule, MapResponse, Node as WireNode, NodeId, RegionId, SshPolicy,
+    UserId, UserProfile,
 };
 
 use super::{
@@ -17,7 +18,7 @@ use super::{
 };
 use crate::{
     model::{Node, Role, User, VipService},
-    world::{TAGGED_DEVICES, World, profile_id},
+    world::{TAGGED_DEVICES, World, node_of_profile, own_profile_id},
 };
 
 /// The one part of the packet filter that is sent.
@@ -43,7 +44,8 @@ impl<'a> View<'a> {
 
     /// The peer with this id, if there is one and this node may know of it.
     pub(super) fn peer(&self, id: NodeId) -> Option<Told> {
-        let visible = id != self.me && self.world.is_member(self.me) && self.world.graph().can_see(self.me, id);
+        let visible =
+            id != self.me && self.world.is_member(self.me) && self.world.graph().can_see(self.me, id);
         visible.then(|| self.told(id)).flatten()
     }
 
@@ -60,13 +62,42 @@ impl<'a> View<'a> {
 
     fn told(&self, id: NodeId) -> Option<Told> {
         let record = self.world.record(id).filter(|record| !record.held)?;
-        Some(Told::new(record.clone(), self.region()))
+        let told = Told::new(record.clone(), self.region());
+        let router = self.world.node(id)?;
+        match self.steered(router, told.node()) {
+            Some(node) => Some(Told::steered(node)),
+            None => Some(told),
+        }
+    }
+
+    /// A router as the grants with `via` have this node see it: with routes that it shall use there, without those that it shall use elsewhere.
+    fn steered(&self, router: &Node, plain: &WireNode) -> Option<WireNode> {
+        let mut allowed: BTreeSet<IpNet> = plain.allowed_ips.iter().flatten().copied().collect();
+        for route in router.enabled_routes() {
+            match self.world.graph().steering(self.me, router.id, &route) {
+                Some(true) => allowed.insert(route),
+                Some(false) => allowed.remove(&route),
+                None => false,
+            };
+        }
+        let differs = allowed.len() != plain.allowed_ips.as_ref().map_or(0, Vec::len)
+            || plain.allowed_ips.iter().flatten().any(|route| !allowed.contains(route));
+        differs.then(|| WireNode {
+            allowed_ips: Some(allowed.into_iter().collect()),
+            ..plain.clone()
+        })
     }
 
     /// The node itself, as it is told to itself.
     pub(super) fn own_message(&self) -> Option<WireNode> {
         let node = self.own()?;
-        let mut message = self.world.record(self.me)?.seen_from(self.region()).node().clone();
+        let mut message = self
+            .world
+            .record(self.me)?
+            .seen_from(self.region())
+            .node()
+            .clone();
+        message.user = own_profile_id(node);
         message.hostinfo = Some(Box::new(node.hostinfo.clone()));
         message.cap_map = self.capabilities(node);
         message.online = Some(true);
@@ -117,6 +148,9 @@ impl<'a> View<'a> {
         if role == Some(Role::Owner) {
             grant("https://tailscale.com/cap/is-owner");
         }
+        if self.ssh().is_some() {
+            grant("https://tailscale.com/cap/ssh");
+        }
         if self.world.settings().https {
             grant("https");
         }
@@ -143,6 +177,11 @@ impl<'a> View<'a> {
         }
     }
 
+    /// Who may log in to this node by SSH.
+    pub(super) fn ssh(&self) -> Option<SshPolicy> {
+        self.world.graph().ssh_policy_for(self.me, None)
+    }
+
     pub(super) fn dns(&self) -> DnsConfig {
         dns::config(self)
     }
@@ -158,7 +197,11 @@ pub(crate) fn full(world: &World, me: NodeId, now: Timestamp) -> Option<Message>
     let view = View { world, me };
     let node = view.own_message()?;
     let peers: Vec<Told> = view.peers().collect();
-    let users: BTreeSet<UserId> = peers.iter().map(|peer| peer.node().user).chain([node.user]).collect();
+    let users: BTreeSet<UserId> = peers
+        .iter()
+        .map(|peer| peer.node().user)
+        .chain([node.user])
+        .collect();
     let rest = MapResponse {
         node: Some(node),
         derp_map: Some(world.derp_map().as_ref().clone()),
@@ -166,6 +209,7 @@ pub(crate) fn full(world: &World, me: NodeId, now: Timestamp) -> Option<Message>
         domain: world.facts().suffix.as_str().to_owned(),
         collect_services: Some(false),
         packet_filters: Some(filters(view.filter())),
+        ssh_policy: view.ssh(),
         user_profiles: users.into_iter().filter_map(|id| profile(world, id)).collect(),
         control_time: Some(now),
         // Clients of this server have no log service to talk to.
@@ -192,6 +236,9 @@ pub(crate) fn profile(world: &World, id: UserId) -> Option<UserProfile> {
             ..UserProfile::default()
         });
     }
+    if let Some(node) = node_of_profile(id) {
+        return own_profile(world, world.node(node)?).filter(|profile| profile.id == id);
+    }
     let user: &User = world.user(id)?;
     Some(UserProfile {
         id,
@@ -201,8 +248,23 @@ pub(crate) fn profile(world: &World, id: UserId) -> Option<UserProfile> {
     })
 }
 
+/// What a node is told of the user as whom it is told to itself.
+pub(crate) fn own_profile(world: &World, node: &Node) -> Option<UserProfile> {
+    let id = own_profile_id(node);
+    if node.owner.user().is_some() {
+        return profile(world, id);
+    }
+    let name = world.facts().suffix.fqdn(&node.name);
+    Some(UserProfile {
+        id,
+        login_name: name.trim_end_matches('.').to_owned(),
+        display_name: node.name.clone(),
+        ..UserProfile::default()
+    })
+}
+
 /// The users whose profiles a node has been told.
 pub(super) fn known_users(view: &View<'_>) -> BTreeSet<UserId> {
-    let own = view.own().map(profile_id);
+    let own = view.own().map(own_profile_id);
     view.peers().map(|peer| peer.node().user).chain(own).collect()
 }

@@ -10,7 +10,9 @@ use super::{
     ActivePolicy, Change, Counters, Effects, Facts, Index, PeerRecord, Presence, Table, World, classify,
 };
 use crate::{
-    model::{DnsSettings, LogEntry, Node, PendingRegistration, RegistrationId, ServiceName, Settings, VipService},
+    model::{
+        DnsSettings, LogEntry, Node, PendingRegistration, RegistrationId, ServiceName, Settings, VipService,
+    },
     store::Saved,
 };
 
@@ -81,7 +83,11 @@ impl World {
             .chain(puts(saved.tokens, Change::PutToken))
             .chain(puts(saved.dns_txt, Change::PutDnsTxt))
             .chain(puts(saved.log, Change::Log))
-            .chain(saved.settings.map(|settings| Change::PutSettings(Arc::new(settings))))
+            .chain(
+                saved
+                    .settings
+                    .map(|settings| Change::PutSettings(Arc::new(settings))),
+            )
             .chain(saved.dns.map(|dns| Change::PutDns(Arc::new(dns))))
             .chain(ended);
         for change in all {
@@ -92,7 +98,11 @@ impl World {
         effects.pending = Default::default();
         let tailnet = world.tailnet();
         world.graph = Graph::new(world.policy.policy.clone(), &tailnet);
-        world.classified = tailnet.nodes.into_iter().map(|node| (node.id, Arc::new(node))).collect();
+        world.classified = tailnet
+            .nodes
+            .into_iter()
+            .map(|node| (node.id, Arc::new(node)))
+            .collect();
         world.settle(&mut effects);
         world
     }
@@ -121,7 +131,9 @@ impl World {
             Change::DeleteAuthKey(id) => {
                 self.auth_keys.remove_mut(id);
             }
-            Change::PutOauthClient(client) => self.oauth_clients.insert_mut(client.id.clone(), client.clone()),
+            Change::PutOauthClient(client) => {
+                self.oauth_clients.insert_mut(client.id.clone(), client.clone())
+            }
             Change::DeleteOauthClient(id) => {
                 self.oauth_clients.remove_mut(id);
             }
@@ -166,7 +178,10 @@ impl World {
         for node in effects.nodes.iter().filter_map(|id| self.node(*id)) {
             services.extend(node.services.iter().cloned());
         }
-        let offering = services.iter().flat_map(|name| self.nodes_offering(name)).map(|node| node.id);
+        let offering = services
+            .iter()
+            .flat_map(|name| self.nodes_offering(name))
+            .map(|node| node.id);
         let concerned: BTreeSet<NodeId> = effects.nodes.iter().copied().chain(offering).collect();
         for id in &concerned {
             self.classify(*id, effects);
@@ -199,13 +214,17 @@ impl World {
         match next {
             Some(node) if former.is_some_and(|former| **former == node) => {}
             Some(node) => {
-                effects.affected.extend(self.graph.apply(policy::Change::PutNode(node.clone())));
+                effects
+                    .affected
+                    .extend(self.graph.apply(policy::Change::PutNode(node.clone())));
                 effects.own.insert(id);
                 self.classified.insert_mut(id, Arc::new(node));
             }
             None if former.is_none() => {}
             None => {
-                effects.affected.extend(self.graph.apply(policy::Change::DeleteNode(id)));
+                effects
+                    .affected
+                    .extend(self.graph.apply(policy::Change::DeleteNode(id)));
                 self.classified.remove_mut(&id);
             }
         }
@@ -245,9 +264,8 @@ impl World {
         }
         effects.nodes.insert(node.id);
         effects.own.insert(node.id);
-        let same = old.is_some_and(|old| {
-            old.authorized == node.authorized && old.home_region() == node.home_region()
-        });
+        let same = old
+            .is_some_and(|old| old.authorized == node.authorized && old.home_region() == node.home_region());
         if !same {
             effects.moved.insert(node.id);
         }

@@ -22,10 +22,10 @@ use tailwharf_wire::{
     tailcfg::{DerpMap, NodeId, UserId},
 };
 
-use self::index::Index;
-pub(crate) use self::record::{PeerRecord, TAGGED_DEVICES, Version, profile_id};
 pub(crate) use self::apply::LOG_LIMIT;
 pub use self::change::{ActivePolicy, Change, Counters, Effects, Presence};
+use self::index::Index;
+pub(crate) use self::record::{PeerRecord, TAGGED_DEVICES, Version, node_of_profile, own_profile_id};
 use crate::{
     hosts::{Choice, Hosts},
     ipam::Prefixes,
@@ -404,7 +404,11 @@ impl World {
                 .filter(|node| node.authorized)
                 .map(|node| classify::node(self, node))
                 .collect(),
-            services: self.services.values().map(|service| classify::service(service)).collect(),
+            services: self
+                .services
+                .values()
+                .map(|service| classify::service(service))
+                .collect(),
         }
     }
 }

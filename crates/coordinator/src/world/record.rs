@@ -13,6 +13,8 @@ use crate::{
 
 /// The profile that all tagged nodes share. Above every id that is given to a person.
 pub(crate) const TAGGED_DEVICES: UserId = UserId(2_147_455_555);
+/// Ids of the users as whom tagged nodes are told to themselves: this, and the id of the node. Far above those of people.
+const OWN_PROFILES: i64 = 1 << 40;
 
 /// One version of a node as its peers are told of it: made once, encoded once, and shared by all worlds and messages that it is in.
 #[derive(Debug)]
@@ -52,7 +54,12 @@ impl PeerRecord {
         Some(Self {
             held: world.presence(id).held,
             regional: regional
-                .map(|region| (region, Version::new(&plain, world.hosts.prefixes_of(id, Some(region)))))
+                .map(|region| {
+                    (
+                        region,
+                        Version::new(&plain, world.hosts.prefixes_of(id, Some(region))),
+                    )
+                })
                 .collect(),
             common: Version::new(&plain, common),
         })
@@ -70,6 +77,11 @@ impl Version {
     fn new(plain: &WireNode, services: Vec<IpNet>) -> Self {
         let mut node = plain.clone();
         node.allowed_ips.get_or_insert_default().extend(services);
+        Self::of(node)
+    }
+
+    /// A version that is told as it is.
+    pub(crate) fn of(node: WireNode) -> Self {
         Self {
             node,
             json: OnceLock::new(),
@@ -96,6 +108,20 @@ pub(crate) fn profile_id(node: &Node) -> UserId {
         NodeOwner::User(user) => *user,
         NodeOwner::Tags(_) => TAGGED_DEVICES,
     }
+}
+
+/// The id of the user as whom a node is told to itself. Of a tagged node that is one of its own, by whose login name clients know their own profile:
+/// the official operator reads the tailnet's domain from there.
+pub(crate) fn own_profile_id(node: &Node) -> UserId {
+    match &node.owner {
+        NodeOwner::User(id) => *id,
+        NodeOwner::Tags(_) => UserId(OWN_PROFILES + node.id.0),
+    }
+}
+
+/// The tagged node of which this is [`own_profile_id`].
+pub(crate) fn node_of_profile(id: UserId) -> Option<NodeId> {
+    (id.0 > OWN_PROFILES).then(|| NodeId(id.0 - OWN_PROFILES))
 }
 
 fn describe(world: &World, node: &Node) -> WireNode {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     CapMap, CapabilityVersion, DerpMap, DnsConfig, FilterRule, Hostinfo, Node, NodeId, PingRequest, RegionId,
-    UserProfile, message,
+    SshPolicy, UserProfile, message,
 };
 use crate::key::{DiscoPublic, NodePublic};
 
@@ -122,6 +122,9 @@ message! {
         /// The server's time.
         #[serde(with = "crate::json::time")]
         pub control_time: Option<Timestamp>,
+        /// Who may log in to the node by SSH. Without rules: nobody; absent: unchanged.
+        #[serde(rename = "SSHPolicy")]
+        pub ssh_policy: Option<SshPolicy>,
         /// State of tailnet lock.
         #[serde(rename = "TKAInfo")]
         pub tka_info: Option<TkaInfo>,
