@@ -110,6 +110,7 @@ impl ApiServer {
                 "--service-cluster-ip-range",
                 "10.96.0.0/16",
             ])
+            .arg("--allow-privileged=true")
             .args(["--service-account-issuer", "https://kubernetes.default.svc"])
             .arg("--service-account-signing-key-file")
             .arg(path("sa.key"))
