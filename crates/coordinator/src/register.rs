@@ -22,7 +22,7 @@ use crate::{
     model::{Action, AuthKey, Author, Node, NodeOwner, Tag},
     ops::{Context, Decision, OpError, Subject, removal, replacement},
     secret::{self, CredentialKind},
-    world::{Change, Presence, World, profile_id},
+    world::{Change, Presence, World, own_profile_id},
 };
 
 /// Why a node may not register. The text is what the client shows to its user.
@@ -433,8 +433,8 @@ impl Attempt<'_> {
     }
 
     fn answer(&self, differs: bool, node: Node) -> Result<Decision<Registered>, Stop> {
-        let id = profile_id(&node);
-        let profile = mapper::profile(self.world, id).unwrap_or_default();
+        let id = own_profile_id(&node);
+        let profile = mapper::own_profile(self.world, &node).unwrap_or_default();
         let created = node
             .owner
             .user()
@@ -449,15 +449,7 @@ impl Attempt<'_> {
             },
             login: Login {
                 id: LoginId(id.0),
-                // The name that the client keeps its profile under. Of a tagged node that is its own full name: the official operator reads the
-                // tailnet's domain from there.
-                login_name: match &node.owner {
-                    NodeOwner::User(_) => profile.login_name,
-                    NodeOwner::Tags(_) => {
-                        let name = self.context.suffix.fqdn(&node.name);
-                        name.trim_end_matches('.').to_owned()
-                    }
-                },
+                login_name: profile.login_name,
                 display_name: profile.display_name,
                 ..Login::default()
             },

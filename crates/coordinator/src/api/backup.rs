@@ -17,9 +17,14 @@ pub(super) struct Request {
 }
 
 /// Copies the store to a new file of the coordinator's machine.
-pub(super) async fn create(State(api): State<Api>, Body(request): Body<Request>) -> Result<Json<Value>, ApiError> {
+pub(super) async fn create(
+    State(api): State<Api>,
+    Body(request): Body<Request>,
+) -> Result<Json<Value>, ApiError> {
     if !request.path.is_absolute() {
-        return Err(ApiError::Invalid("`path` is not absolute: begin it with `/`".to_owned()));
+        return Err(ApiError::Invalid(
+            "`path` is not absolute: begin it with `/`".to_owned(),
+        ));
     }
     api.operations.back_up(request.path).await?;
     Ok(done())

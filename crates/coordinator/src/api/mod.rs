@@ -33,7 +33,9 @@ use self::error::ApiError;
 pub(crate) use self::{
     devices::{DeviceList, DeviceView, RoutesView},
     dns::{DnsView, ResolverView},
-    keys::{Binding, Capabilities, CreateCapabilities, DeviceCapabilities, KeyList, KeyRequest, KeyType, KeyView},
+    keys::{
+        Binding, Capabilities, CreateCapabilities, DeviceCapabilities, KeyList, KeyRequest, KeyType, KeyView,
+    },
     registrations::{ApprovalRequest, RegistrationList},
     services::{HostList, ServiceList, ServiceView},
     settings::{LogList, SettingsView},

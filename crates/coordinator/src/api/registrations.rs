@@ -67,10 +67,7 @@ impl RegistrationView {
 }
 
 /// All devices that wait.
-pub(super) async fn list(
-    State(api): State<Api>,
-    caller: Caller,
-) -> Result<Json<RegistrationList>, ApiError> {
+pub(super) async fn list(State(api): State<Api>, caller: Caller) -> Result<Json<RegistrationList>, ApiError> {
     caller.require(scope::DEVICES.read())?;
     let now = Timestamp::now();
     let world = api.operations.world();

@@ -78,7 +78,9 @@ impl From<&VipService> for ServiceView {
 pub(super) async fn list(State(api): State<Api>, caller: Caller) -> Result<Json<ServiceList>, ApiError> {
     caller.require(scope::SERVICES.read())?;
     let world = api.operations.world();
-    let services = world.services().map(|service| ServiceView::from(service.as_ref()));
+    let services = world
+        .services()
+        .map(|service| ServiceView::from(service.as_ref()));
     Ok(Json(ServiceList {
         services: services.collect(),
     }))

@@ -25,8 +25,8 @@ use tokio_util::sync::CancellationToken;
 use super::{BODY_LIMIT, POLICY_LIMIT, router, socket_router};
 use crate::config::IssuerConfig;
 use crate::lab;
-use crate::workload::Issuers;
 use crate::register;
+use crate::workload::Issuers;
 use crate::{Coordinator, Handle};
 
 const POLICY: &str = r#"{
@@ -146,7 +146,8 @@ impl Site {
     }
 
     async fn send_form(&self, authorization: Option<&str>, form: impl Into<Body>) -> Answer {
-        self.send_form_to("/api/v2/oauth/token", authorization, form).await
+        self.send_form_to("/api/v2/oauth/token", authorization, form)
+            .await
     }
 
     async fn send_form_to(&self, path: &str, authorization: Option<&str>, form: impl Into<Body>) -> Answer {

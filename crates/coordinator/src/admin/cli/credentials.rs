@@ -79,7 +79,11 @@ pub(super) async fn key(client: &Client, command: KeyCommand, mut print: Printer
     }
 }
 
-pub(super) async fn oauth_client(client: &Client, command: ClientCommand, mut print: Printer<impl Write>) -> Result<()> {
+pub(super) async fn oauth_client(
+    client: &Client,
+    command: ClientCommand,
+    mut print: Printer<impl Write>,
+) -> Result<()> {
     match command {
         ClientCommand::Create {
             scopes,
@@ -144,7 +148,11 @@ pub(super) async fn oauth_client(client: &Client, command: ClientCommand, mut pr
     }
 }
 
-pub(super) async fn api_token(client: &Client, command: TokenCommand, mut print: Printer<impl Write>) -> Result<()> {
+pub(super) async fn api_token(
+    client: &Client,
+    command: TokenCommand,
+    mut print: Printer<impl Write>,
+) -> Result<()> {
     match command {
         TokenCommand::Create {
             user,

@@ -13,7 +13,11 @@ use super::super::output::Printer;
 use super::{NO_BODY, join, time};
 use crate::api::{DeviceList, DeviceView, RoutesView};
 
-pub(super) async fn node(client: &Client, command: NodeCommand, mut print: Printer<impl Write>) -> Result<()> {
+pub(super) async fn node(
+    client: &Client,
+    command: NodeCommand,
+    mut print: Printer<impl Write>,
+) -> Result<()> {
     match command {
         NodeCommand::List => {
             let list: DeviceList = client
@@ -96,7 +100,10 @@ pub(super) async fn route(
                 let routes = device.details.iter().map(|details| &details.routes);
                 let advertised = routes.flat_map(|routes| {
                     let enabled = |route| routes.enabled_routes.contains(route);
-                    routes.advertised_routes.iter().map(move |route| (route, enabled(route)))
+                    routes
+                        .advertised_routes
+                        .iter()
+                        .map(move |route| (route, enabled(route)))
                 });
                 advertised.map(|(route, enabled)| (device.name.clone(), route.to_string(), enabled))
             });

@@ -15,12 +15,12 @@ use anyhow::Result;
 use jiff::Timestamp;
 use serde_json::Value;
 
+use self::store::StoreCommand;
 pub use super::args::{
     ClientCommand, Command, DnsCommand, FederationArgs, Group, KeyCommand, Life, LogArgs, LoginCommand,
     NewKey, NewService, NodeCommand, PolicyCommand, RouteCommand, ServiceCommand, SettingsArgs,
     SettingsCommand, TokenCommand, UserCommand,
 };
-use self::store::StoreCommand;
 use super::client::Client;
 use super::output::Printer;
 use crate::Config;

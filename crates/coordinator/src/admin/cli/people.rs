@@ -10,11 +10,13 @@ use super::super::args::{LoginCommand, UserCommand, role_name};
 use super::super::client::Client;
 use super::super::output::Printer;
 use super::{NO_BODY, time};
-use crate::api::{
-    ApprovalRequest, DeviceView, LoginLink, RegistrationList, UserList, UserRequest, UserView,
-};
+use crate::api::{ApprovalRequest, DeviceView, LoginLink, RegistrationList, UserList, UserRequest, UserView};
 
-pub(super) async fn user(client: &Client, command: UserCommand, mut print: Printer<impl Write>) -> Result<()> {
+pub(super) async fn user(
+    client: &Client,
+    command: UserCommand,
+    mut print: Printer<impl Write>,
+) -> Result<()> {
     const USERS: [&str; 3] = ["tailnet", "-", "users"];
     match command {
         UserCommand::Create { login, name, role } => {

@@ -29,7 +29,11 @@ struct Findings {
     warnings: Vec<String>,
 }
 
-pub(super) async fn policy(client: &Client, command: PolicyCommand, mut print: Printer<impl Write>) -> Result<ExitCode> {
+pub(super) async fn policy(
+    client: &Client,
+    command: PolicyCommand,
+    mut print: Printer<impl Write>,
+) -> Result<ExitCode> {
     const ACL: [&str; 3] = ["tailnet", "-", "acl"];
     match command {
         PolicyCommand::Get => {

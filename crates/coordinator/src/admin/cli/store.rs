@@ -19,13 +19,22 @@ pub(super) enum StoreCommand {
     Export,
 }
 
-pub(super) async fn run(config: &Config, client: &Client, command: StoreCommand, mut to: impl Write) -> Result<()> {
+pub(super) async fn run(
+    config: &Config,
+    client: &Client,
+    command: StoreCommand,
+    mut to: impl Write,
+) -> Result<()> {
     let file = config.store_file();
     match command {
         StoreCommand::BackUp(copy) => {
             let copy = std::path::absolute(copy)?;
             back_up(client, &file, &copy).await?;
-            writeln!(to, "The store was copied to {}. Keep it as you keep passwords.", copy.display())?;
+            writeln!(
+                to,
+                "The store was copied to {}. Keep it as you keep passwords.",
+                copy.display()
+            )?;
         }
         StoreCommand::Restore(copy) => {
             store::restore(&copy, &file)?;
@@ -60,7 +69,10 @@ fn tempdir(data_dir: &Path) -> Result<PathBuf> {
 /// Copies the store: by the coordinator if one runs, else by ourselves.
 async fn back_up(client: &Client, file: &Path, copy: &Path) -> Result<()> {
     let request = json!({ "path": copy });
-    match client.call::<Value>(Method::POST, &["backup"], Some(&request)).await {
+    match client
+        .call::<Value>(Method::POST, &["backup"], Some(&request))
+        .await
+    {
         Ok(_) => Ok(()),
         Err(ClientError::NotRunning { .. }) => {
             if !file.exists() {

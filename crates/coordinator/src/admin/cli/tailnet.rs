@@ -105,11 +105,7 @@ async fn approve(client: &Client, name: &str, node: &str, approved: bool) -> Res
     Ok(())
 }
 
-pub(super) async fn dns(
-    client: &Client,
-    command: DnsCommand,
-    mut print: Printer<impl Write>,
-) -> Result<()> {
+pub(super) async fn dns(client: &Client, command: DnsCommand, mut print: Printer<impl Write>) -> Result<()> {
     let configuration = path(&["dns", "configuration"]);
     match command {
         DnsCommand::Get => {}

@@ -70,7 +70,9 @@ pub(super) async fn delete(
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     let node = api.device(&caller, scope::DEVICES, id)?;
-    api.operations.delete_node(caller.actor().clone(), node.id).await?;
+    api.operations
+        .delete_node(caller.actor().clone(), node.id)
+        .await?;
     Ok(done())
 }
 
@@ -173,9 +175,6 @@ async fn change_attribute(
     let node = api.device(caller, scope::ATTRIBUTES, id)?;
     let update = BTreeMap::from([(name, value)]);
     let actor = caller.actor();
-    let node = api
-        .operations
-        .set_node_attributes(actor, node.id, update)
-        .await?;
+    let node = api.operations.set_node_attributes(actor, node.id, update).await?;
     Ok(Json(AttributesView::new(&node)))
 }

@@ -271,7 +271,9 @@ impl Connectivity {
         }
         Self {
             endpoints: node.endpoints.iter().map(|endpoint| endpoint.addr).collect(),
-            derp: code(&home.0.to_string()).map(|(code, _)| code).unwrap_or_default(),
+            derp: code(&home.0.to_string())
+                .map(|(code, _)| code)
+                .unwrap_or_default(),
             mapping_varies_by_dest_ip: net.mapping_varies_by_dest_ip.unwrap_or_default(),
             latency,
             client_supports: Supports {

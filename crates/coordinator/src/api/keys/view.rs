@@ -44,7 +44,10 @@ pub(crate) struct Binding {
     pub(crate) subject: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) audience: String,
-    #[serde(deserialize_with = "null_is_empty", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        deserialize_with = "null_is_empty",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub(crate) custom_claim_rules: BTreeMap<String, String>,
 }
 

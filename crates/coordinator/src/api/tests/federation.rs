@@ -66,18 +66,28 @@ async fn a_token_of_the_cluster_is_traded_for_one_of_ours() {
     let site = site(&cluster).await;
     let client = site.admin_json(Method::POST, KEYS, &new_client()).await;
     assert_eq!(client.get("key"), None, "there is no secret");
-    let (id, audience) = (client["id"].as_str().unwrap(), client["audience"].as_str().unwrap());
+    let (id, audience) = (
+        client["id"].as_str().unwrap(),
+        client["audience"].as_str().unwrap(),
+    );
     assert_eq!(audience, format!("api.tailscale.com/{id}"));
 
     let token = site.exchange(id, &cluster.token(SUBJECT, audience)).await.ok();
     assert_eq!(token["scope"], "auth_keys");
     let bearer = format!("Bearer {}", token["access_token"].as_str().unwrap());
-    site.call(Method::POST, KEYS, &bearer, &auth_key(&["tag:k8s"])).await.ok();
-    let refused = site.call(Method::POST, KEYS, &bearer, &auth_key(&["tag:other"])).await;
+    site.call(Method::POST, KEYS, &bearer, &auth_key(&["tag:k8s"]))
+        .await
+        .ok();
+    let refused = site
+        .call(Method::POST, KEYS, &bearer, &auth_key(&["tag:other"]))
+        .await;
     assert_eq!(refused.status, StatusCode::BAD_REQUEST);
 
     for (token, words) in [
-        (cluster.token("system:serviceaccount:default:default", audience), "the subject"),
+        (
+            cluster.token("system:serviceaccount:default:default", audience),
+            "the subject",
+        ),
         (cluster.token(SUBJECT, "another"), "the audience"),
         (Cluster::new().token(SUBJECT, audience), "signature"),
         ("nonsense".to_owned(), "JWT"),
@@ -91,11 +101,13 @@ async fn a_token_of_the_cluster_is_traded_for_one_of_ours() {
     // Another binding ends what was granted under the former one.
     let mut other = new_client();
     other["subject"] = json!("system:serviceaccount:tailscale:other");
-    site.admin_json(Method::PUT, &format!("{KEYS}/{id}"), &other).await;
+    site.admin_json(Method::PUT, &format!("{KEYS}/{id}"), &other)
+        .await;
     assert_eq!(site.get(KEYS, &bearer).await.status, StatusCode::UNAUTHORIZED);
     let former = site.exchange(id, &cluster.token(SUBJECT, audience)).await;
     assert_eq!(former.status, StatusCode::BAD_REQUEST);
-    site.admin(Method::DELETE, &format!("{KEYS}/{id}"), Body::empty()).await;
+    site.admin(Method::DELETE, &format!("{KEYS}/{id}"), Body::empty())
+        .await;
     let gone = site.exchange(id, &cluster.token(SUBJECT, audience)).await;
     assert_eq!(gone.status, StatusCode::UNAUTHORIZED);
 }
@@ -110,7 +122,11 @@ async fn clients_of_strange_issuers_are_not_made() {
     ] {
         let mut client = new_client();
         client[field] = json!(value);
-        let refused = exchange(&site.socket, request(Method::POST, KEYS, None, client.to_string())).await;
+        let refused = exchange(
+            &site.socket,
+            request(Method::POST, KEYS, None, client.to_string()),
+        )
+        .await;
         assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{}", refused.text);
         assert!(refused.message().contains(words), "{}", refused.text);
     }
@@ -126,12 +142,16 @@ async fn a_secret_client_cannot_be_used_by_a_token_nor_the_other_way_round() {
     let federated = site.admin_json(Method::POST, KEYS, &new_client()).await;
     let federated = federated["id"].as_str().unwrap();
     let form = format!("client_id={federated}&client_secret={secret}");
-    assert_eq!(site.token_answer(None, &form).await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(
+        site.token_answer(None, &form).await.status,
+        StatusCode::UNAUTHORIZED
+    );
 }
 
 impl Site {
     async fn exchange(&self, client: &str, token: &str) -> Answer {
         let form = format!("client_id={client}&jwt={token}");
-        self.send_form_to("/api/v2/oauth/token-exchange", None, form).await
+        self.send_form_to("/api/v2/oauth/token-exchange", None, form)
+            .await
     }
 }

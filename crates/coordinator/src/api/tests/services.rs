@@ -27,13 +27,19 @@ async fn a_service_is_kept_as_the_go_operator_writes_it() {
     let addresses = stored["addrs"].take();
     assert_eq!(addresses.as_array().unwrap().len(), 2);
     stored.as_object_mut().unwrap().remove("addrs");
-    assert_eq!(stored, wanted, "the operator compares what it reads with what it wrote");
+    assert_eq!(
+        stored, wanted,
+        "the operator compares what it reads with what it wrote"
+    );
 
     let mut again = wanted.clone();
     again["addrs"] = addresses.clone();
     again["ports"] = json!(["do-not-validate"]);
     let changed = site.call(Method::PUT, &path, &bearer, &again).await.ok();
-    assert_eq!((&changed["addrs"], &changed["ports"]), (&addresses, &again["ports"]));
+    assert_eq!(
+        (&changed["addrs"], &changed["ports"]),
+        (&addresses, &again["ports"])
+    );
     let listed = site.get(&at("services"), &bearer).await.ok();
     assert_eq!(listed["vipServices"], json!([changed]));
 
@@ -61,9 +67,17 @@ async fn services_of_no_use_are_refused() {
         ("svc:a", json!({"addrs": ["x"]})),
     ] {
         let refused = put(name, body.clone(), &bearer).await;
-        assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{name} {body}: {}", refused.text);
+        assert_eq!(
+            refused.status,
+            StatusCode::BAD_REQUEST,
+            "{name} {body}: {}",
+            refused.text
+        );
     }
-    assert_eq!(put("svc:a", json!({}), &reader).await.status, StatusCode::FORBIDDEN);
+    assert_eq!(
+        put("svc:a", json!({}), &reader).await.status,
+        StatusCode::FORBIDDEN
+    );
 }
 
 #[tokio::test]
@@ -71,12 +85,17 @@ async fn hosts_of_a_service_are_approved_one_by_one() {
     let site = Site::start().await;
     let bearer = site.bearer(&["services"], &["tag:k8s-operator"]).await;
     let path = at("vip-services/svc:shop");
-    site.call(Method::PUT, &path, &bearer, &json!({"tags": ["tag:k8s"]})).await.ok();
+    site.call(Method::PUT, &path, &bearer, &json!({"tags": ["tag:k8s"]}))
+        .await
+        .ok();
     let node = site.device(1, "host", "tag:k8s").await;
     let approved = format!("{path}/device/{node}/approved");
     let before = site.get(&approved, &bearer).await.ok();
     assert_eq!(before, json!({"approved": false, "autoApproved": false}));
-    let after = site.call(Method::POST, &approved, &bearer, &json!({"approved": true})).await.ok();
+    let after = site
+        .call(Method::POST, &approved, &bearer, &json!({"approved": true}))
+        .await
+        .ok();
     assert_eq!(after, json!({"approved": true, "autoApproved": false}));
     let hosts = site.get(&format!("{path}/devices"), &bearer).await.ok();
     assert_eq!(hosts["hosts"], json!([]), "it offers nothing");
@@ -91,17 +110,29 @@ async fn name_resolution_is_set_as_a_whole_and_in_parts() {
     assert_eq!(dns, json!({"dns": ["192.0.2.53"], "magicDNS": true}));
     post("dns/searchpaths", json!({"searchPaths": ["corp.example.com"]})).await;
     let split = json!({"corp.example.com": ["192.0.2.54"], "b.example.com": ["192.0.2.55"]});
-    let set = site.call(Method::PUT, &at("dns/split-dns"), &bearer, &split).await.ok();
+    let set = site
+        .call(Method::PUT, &at("dns/split-dns"), &bearer, &split)
+        .await
+        .ok();
     assert_eq!(set, split);
     let update = json!({"b.example.com": null, "c.example.com": ["192.0.2.56"]});
-    let updated = site.call(Method::PATCH, &at("dns/split-dns"), &bearer, &update).await.ok();
-    assert_eq!(updated, json!({"corp.example.com": ["192.0.2.54"], "c.example.com": ["192.0.2.56"]}));
+    let updated = site
+        .call(Method::PATCH, &at("dns/split-dns"), &bearer, &update)
+        .await
+        .ok();
+    assert_eq!(
+        updated,
+        json!({"corp.example.com": ["192.0.2.54"], "c.example.com": ["192.0.2.56"]})
+    );
     post("dns/preferences", json!({"magicDNS": false})).await;
 
     let mut whole = site.get(&at("dns/configuration"), &bearer).await.ok();
     assert_eq!(whole["nameservers"][0]["address"], "192.0.2.53");
     assert_eq!(whole["splitDNS"]["c.example.com"][0]["address"], "192.0.2.56");
-    assert_eq!(whole["preferences"], json!({"magicDNS": false, "overrideLocalDNS": false}));
+    assert_eq!(
+        whole["preferences"],
+        json!({"magicDNS": false, "overrideLocalDNS": false})
+    );
     whole["preferences"]["magicDNS"] = json!(true);
     whole["extraRecords"] = json!([{"name": "db.example.com", "value": "100.64.0.9"}]);
     assert_eq!(post("dns/configuration", whole.clone()).await, whole);
@@ -112,10 +143,18 @@ async fn name_resolution_is_set_as_a_whole_and_in_parts() {
     for (path, body) in [
         ("dns/nameservers", json!({"dns": ["nobody"]})),
         ("dns/searchpaths", json!({"searchPaths": ["not a domain"]})),
-        ("dns/configuration", json!({"nameservers": [{"address": "192.0.2.1", "useWithExitNode": true}]})),
+        (
+            "dns/configuration",
+            json!({"nameservers": [{"address": "192.0.2.1", "useWithExitNode": true}]}),
+        ),
     ] {
         let refused = site.call(Method::POST, &at(path), &bearer, &body).await;
-        assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{path}: {}", refused.text);
+        assert_eq!(
+            refused.status,
+            StatusCode::BAD_REQUEST,
+            "{path}: {}",
+            refused.text
+        );
     }
 }
 
@@ -124,12 +163,17 @@ async fn settings_are_changed_one_by_one() {
     let site = Site::start().await;
     let bearer = site.bearer(&["feature_settings"], &[]).await;
     let patch = async |body: Value| site.call(Method::PATCH, &at("settings"), &bearer, &body).await;
-    let changed = patch(json!({"devicesApprovalOn": true, "devicesKeyDurationDays": 30, "httpsEnabled": null}));
+    let changed =
+        patch(json!({"devicesApprovalOn": true, "devicesKeyDurationDays": 30, "httpsEnabled": null}));
     let changed = changed.await.ok();
     assert_eq!(changed["devicesApprovalOn"], true);
     assert_eq!(changed["devicesKeyDurationDays"], 30);
     assert_eq!(site.get(&at("settings"), &bearer).await.ok(), changed);
-    assert_eq!(patch(json!({"networkFlowLoggingOn": false})).await.ok(), changed, "what it is already");
+    assert_eq!(
+        patch(json!({"networkFlowLoggingOn": false})).await.ok(),
+        changed,
+        "what it is already"
+    );
     for (body, words) in [
         (json!({"networkFlowLoggingOn": true}), "always false"),
         (json!({"color": "blue"}), "no setting `color`"),
@@ -147,9 +191,15 @@ async fn the_log_says_who_changed_what() {
     let site = Site::start().await;
     let bearer = site.bearer(&["logs:configuration:read"], &[]).await;
     site.device(1, "web", "tag:k8s").await;
-    let log = site.get(&at("logging/configuration?limit=100"), &bearer).await.ok();
+    let log = site
+        .get(&at("logging/configuration?limit=100"), &bearer)
+        .await
+        .ok();
     let entries = log["logs"].as_array().unwrap();
-    let key = entries.iter().find(|entry| entry["target"]["type"] == "AUTH_KEY").unwrap();
+    let key = entries
+        .iter()
+        .find(|entry| entry["target"]["type"] == "AUTH_KEY")
+        .unwrap();
     assert_eq!(key["action"], "CREATE");
     assert_eq!(key["actor"]["loginName"], "the administrator");
     let text = log.to_string();
