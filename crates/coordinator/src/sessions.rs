@@ -6,13 +6,21 @@
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use tailwharf_wire::tailcfg::{NodeId, PingRequest, UserId};
-use tokio::sync::Notify;
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
 
 use crate::world::{Effects, World};
 
+/// The least time between two messages: changes that come together are told together.
+const BATCH: Duration = Duration::from_millis(50);
+/// How long it may take until a client is told that a peer came or went. When all nodes of a tailnet come back, each is told of all others.
+const QUIET: Duration = Duration::from_millis(400);
 /// Questions that wait for one stream.
 const PING_LIMIT: usize = 16;
 
@@ -29,6 +37,8 @@ pub(crate) struct Dirty {
     pub(crate) filter: bool,
     /// Anything.
     pub(crate) everything: bool,
+    /// Whether somebody waits for it. That a peer came or went is told with the next message, or when some time has passed.
+    pub(crate) urgent: bool,
 }
 
 impl Dirty {
@@ -38,6 +48,7 @@ impl Dirty {
         self.own |= more.own;
         self.filter |= more.filter;
         self.everything |= more.everything;
+        self.urgent |= more.urgent;
     }
 }
 
@@ -54,6 +65,8 @@ pub(crate) struct Update {
     pub(crate) base: Arc<World>,
     pub(crate) latest: Arc<World>,
     pub(crate) dirty: Dirty,
+    /// When the first of it was noted.
+    since: Instant,
 }
 
 /// What waits for a stream.
@@ -61,6 +74,21 @@ pub(crate) struct Update {
 struct Slot {
     update: Option<Update>,
     pings: VecDeque<PingRequest>,
+}
+
+impl Slot {
+    /// When the stream has to tell what waits.
+    fn due(&self, last: Instant) -> Option<Instant> {
+        let soon = last + BATCH;
+        let update = self.update.as_ref().map(|update| {
+            if update.dirty.urgent {
+                soon
+            } else {
+                soon.max(update.since + QUIET)
+            }
+        });
+        (!self.pings.is_empty()).then_some(soon).into_iter().chain(update).min()
+    }
 }
 
 /// One open stream, shared by the stream and the registry.
@@ -73,15 +101,22 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Waits until there may be something to tell. `false` once another stream has taken this one's place, or the node is gone.
-    pub(crate) async fn changed(&self) -> bool {
+    /// Waits until it is time to tell something, `last` having been told at that time. `false` once another stream has taken this one's place, or the
+    /// node is gone.
+    pub(crate) async fn due(&self, last: Instant) -> bool {
         loop {
-            match lock(&self.slot).as_ref() {
+            let at = match lock(&self.slot).as_ref() {
                 None => return false,
-                Some(slot) if slot.update.is_some() || !slot.pings.is_empty() => return true,
-                Some(_) => {}
+                Some(slot) => slot.due(last),
+            };
+            match at {
+                Some(at) if at <= Instant::now() => return true,
+                Some(at) => tokio::select! {
+                    () = sleep_until(at) => {}
+                    () = self.woken.notified() => {}
+                },
+                None => self.woken.notified().await,
             }
-            self.woken.notified().await;
         }
     }
 
@@ -107,6 +142,7 @@ impl Session {
                 base: old.clone(),
                 latest: new.clone(),
                 dirty: Dirty::default(),
+                since: Instant::now(),
             });
             update.latest = new.clone();
             mark(&mut update.dirty);
@@ -206,8 +242,7 @@ impl Sessions {
         for registration in effects.decided.iter().filter_map(|id| old.registration(id)) {
             registration.decided.cancel();
         }
-        let mut marks: HashMap<NodeId, Dirty> = HashMap::new();
-        mark(&mut marks, old, new, effects);
+        let marks = Marks::new(old, new, effects);
         let mut registry = lock(&self.0);
         registry.world = new.clone();
         for id in effects.nodes.iter().filter(|id| new.node(**id).is_none()) {
@@ -218,10 +253,13 @@ impl Sessions {
         }
         if effects.everyone {
             for session in registry.open.values() {
-                session.note(old, new, |dirty| dirty.everything = true);
+                session.note(old, new, |dirty| {
+                    dirty.everything = true;
+                    dirty.urgent = true;
+                });
             }
         } else {
-            for (id, more) in marks {
+            for (id, more) in marks.0 {
                 if let Some(session) = registry.open.get(&id) {
                     session.note(old, new, |dirty| dirty.extend(more));
                 }
@@ -231,50 +269,74 @@ impl Sessions {
 }
 
 /// Who has to compare what.
-fn mark(marks: &mut HashMap<NodeId, Dirty>, old: &World, new: &World, effects: &Effects) {
-    if effects.everyone {
-        return;
+#[derive(Debug, Default)]
+struct Marks(HashMap<NodeId, Dirty>);
+
+impl Marks {
+    fn new(old: &World, new: &World, effects: &Effects) -> Self {
+        let mut marks = Self::default();
+        if effects.everyone {
+            return marks;
+        }
+        let affected = &effects.affected;
+        for id in &effects.nodes {
+            let is_quiet = effects.quiet.contains(id);
+            for peer in peers(old, new, effects, *id) {
+                let dirty = marks.0.entry(peer).or_default();
+                dirty.nodes.insert(*id);
+                dirty.urgent |= !is_quiet;
+            }
+        }
+        let moved = effects.nodes.difference(&effects.quiet);
+        for id in moved.chain(&effects.own).chain(&affected.capabilities).chain(&affected.ssh) {
+            marks.of(*id).own = true;
+        }
+        for id in effects.moved.iter().chain(&affected.steering) {
+            marks.of(*id).everything = true;
+        }
+        for id in &affected.filters {
+            marks.of(*id).filter = true;
+        }
+        for pair in &affected.visibility {
+            marks.of(pair.a).nodes.insert(pair.b);
+            marks.of(pair.b).nodes.insert(pair.a);
+        }
+        for user in &effects.users {
+            for node in new.nodes_of_user(*user) {
+                marks.of(node.id).own = true;
+                for id in peers(old, new, effects, node.id).chain([node.id]) {
+                    marks.of(id).users.insert(*user);
+                }
+            }
+        }
+        // Who sees a host knows the service by name.
+        for name in &effects.services {
+            let hosts = |world: &World| world.service_choice(name).map(|choice| choice.candidates.clone());
+            for host in hosts(old).into_iter().chain(hosts(new)).flatten() {
+                for id in peers(old, new, effects, host).chain([host]) {
+                    marks.of(id).own = true;
+                }
+            }
+        }
+        marks
     }
-    let peers = |id: NodeId| {
-        let former = old.graph().peers_of(id);
-        former.into_iter().chain(new.graph().peers_of(id))
+
+    /// What a node has to compare without delay.
+    fn of(&mut self, id: NodeId) -> &mut Dirty {
+        let dirty = self.0.entry(id).or_default();
+        dirty.urgent = true;
+        dirty
+    }
+}
+
+/// Who sees a node, or did.
+fn peers(old: &World, new: &World, effects: &Effects, id: NodeId) -> impl Iterator<Item = NodeId> + use<> {
+    let former = if effects.affected.is_empty() {
+        Vec::new()
+    } else {
+        old.graph().peers_of(id)
     };
-    for id in &effects.nodes {
-        for peer in peers(*id) {
-            marks.entry(peer).or_default().nodes.insert(*id);
-        }
-        marks.entry(*id).or_default().own = true;
-    }
-    for id in effects.own.iter().chain(&effects.affected.capabilities).chain(&effects.affected.ssh) {
-        marks.entry(*id).or_default().own = true;
-    }
-    for id in effects.moved.iter().chain(&effects.affected.steering) {
-        marks.entry(*id).or_default().everything = true;
-    }
-    for id in &effects.affected.filters {
-        marks.entry(*id).or_default().filter = true;
-    }
-    for pair in &effects.affected.visibility {
-        marks.entry(pair.a).or_default().nodes.insert(pair.b);
-        marks.entry(pair.b).or_default().nodes.insert(pair.a);
-    }
-    for user in &effects.users {
-        for node in new.nodes_of_user(*user) {
-            marks.entry(node.id).or_default().own = true;
-            for id in peers(node.id).chain([node.id]) {
-                marks.entry(id).or_default().users.insert(*user);
-            }
-        }
-    }
-    // Who sees a host knows the service by name.
-    for name in &effects.services {
-        let hosts = |world: &World| world.service_choice(name).map(|choice| choice.candidates.clone());
-        for host in hosts(old).into_iter().chain(hosts(new)).flatten() {
-            for id in peers(host).chain([host]) {
-                marks.entry(id).or_default().own = true;
-            }
-        }
-    }
+    former.into_iter().chain(new.graph().peers_of(id))
 }
 
 /// A poisoned lock means that a thread panicked between two statements that leave the data whole.

@@ -64,27 +64,45 @@ impl Compression {
 /// When the message is longer than [`MAX_FRAME_LEN`].
 pub fn encode(response: &MapResponse, compression: Compression) -> Result<Vec<u8>, MapFrameError> {
     let json = json::to_vec(response).map_err(MapFrameError::Json)?;
-    encode_json(&json, compression)
+    Encoder::new()?.encode_json(&json, compression)
 }
 
-/// Encodes the JSON of a [`MapResponse`] with its length before it.
-///
-/// # Errors
-/// When the message is longer than [`MAX_FRAME_LEN`].
-pub fn encode_json(json: &[u8], compression: Compression) -> Result<Vec<u8>, MapFrameError> {
-    let body = match compression {
-        Compression::None => Cow::Borrowed(json),
-        Compression::Zstd => zstd::bulk::compress(json, ZSTD_LEVEL)
-            .map_err(MapFrameError::Zstd)?
-            .into(),
-    };
-    if body.len() > MAX_FRAME_LEN {
-        return Err(MapFrameError::FrameTooLong(body.len()));
+/// Frames messages, and keeps what compression needs from one to the next.
+pub struct Encoder(zstd::bulk::Compressor<'static>);
+
+impl std::fmt::Debug for Encoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Encoder").finish_non_exhaustive()
     }
-    let mut frame = Vec::with_capacity(HEADER_LEN + body.len());
-    frame.put_u32_le(body.len() as u32);
-    frame.extend_from_slice(&body);
-    Ok(frame)
+}
+
+impl Encoder {
+    /// An encoder for messages of any stream.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn new() -> Result<Self, MapFrameError> {
+        let compressor = zstd::bulk::Compressor::new(ZSTD_LEVEL).map_err(MapFrameError::Zstd)?;
+        Ok(Self(compressor))
+    }
+
+    /// Encodes the JSON of a [`MapResponse`] with its length before it.
+    ///
+    /// # Errors
+    /// When the message is longer than [`MAX_FRAME_LEN`].
+    pub fn encode_json(&mut self, json: &[u8], compression: Compression) -> Result<Vec<u8>, MapFrameError> {
+        let body = match compression {
+            Compression::None => Cow::Borrowed(json),
+            Compression::Zstd => self.0.compress(json).map_err(MapFrameError::Zstd)?.into(),
+        };
+        if body.len() > MAX_FRAME_LEN {
+            return Err(MapFrameError::FrameTooLong(body.len()));
+        }
+        let mut frame = Vec::with_capacity(HEADER_LEN + body.len());
+        frame.put_u32_le(body.len() as u32);
+        frame.extend_from_slice(&body);
+        Ok(frame)
+    }
 }
 
 /// Takes the first message off `buf`. `None`: it is not complete yet.

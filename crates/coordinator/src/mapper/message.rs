@@ -1,15 +1,20 @@
 //! A map message, with the peers in it by reference: each is encoded once, however many are told of it.
 
-use std::sync::Arc;
+use std::{cell::RefCell, sync::Arc};
 
 use bytes::Bytes;
 use tailwharf_wire::{
     json,
-    map_frame::{self, Compression},
+    map_frame::{self, Compression, Encoder},
     tailcfg::{MapResponse, Node as WireNode, RegionId},
 };
 
 use crate::world::{PeerRecord, Version};
+
+thread_local! {
+    /// One for each thread, not for each stream: it takes far more memory than a stream.
+    static ENCODER: RefCell<Option<Encoder>> = const { RefCell::new(None) };
+}
 
 /// A peer as a node is told of it.
 #[derive(Clone, Debug)]
@@ -80,7 +85,10 @@ impl Message {
             .and_then(|mut json| {
                 splice(&mut json, "Peers", &self.peers);
                 splice(&mut json, "PeersChanged", &self.peers_changed);
-                map_frame::encode_json(&json, compression)
+                ENCODER.with_borrow_mut(|encoder| match encoder {
+                    Some(encoder) => encoder.encode_json(&json, compression),
+                    None => encoder.insert(Encoder::new()?).encode_json(&json, compression),
+                })
             });
         match frame {
             Ok(frame) => Some(frame.into()),

@@ -23,9 +23,6 @@ use crate::{
 /// How long a stream is silent before it says that it is alive, in seconds. Random, so that streams opened at one time do not speak at one time.
 /// Official clients give up after 120 s.
 const KEEP_ALIVE: RangeInclusive<u64> = 50..=59;
-/// The least time between two messages: changes that come together are told together.
-const BATCH: Duration = Duration::from_millis(50);
-
 /// What a stream still has to begin with.
 enum Stage {
     First(Arc<World>),
@@ -91,14 +88,8 @@ impl MapStream {
         let stop = self.control.stop.clone();
         loop {
             let session = self.session.clone();
-            let earliest = self.last_sent + BATCH;
-            let change = async {
-                if !session.changed().await {
-                    return None;
-                }
-                sleep_until(earliest).await;
-                session.take()
-            };
+            let last = self.last_sent;
+            let change = async { if session.due(last).await { session.take() } else { None } };
             let silence = async {
                 if self.keep_alive {
                     sleep_until(self.silent_until).await;
@@ -113,7 +104,7 @@ impl MapStream {
             };
             let message = due
                 .update
-                .and_then(|Update { base, latest, dirty }| delta(&base, &latest, self.node, &dirty));
+                .and_then(|Update { base, latest, dirty, .. }| delta(&base, &latest, self.node, &dirty));
             if let Some(message) = with_ping(message, due.ping) {
                 return Some(message);
             }

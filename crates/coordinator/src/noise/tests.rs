@@ -1,6 +1,7 @@
 //! The control protocol over loopback, as a client sees it.
 
 mod hostile;
+mod life;
 
 use std::{
     net::SocketAddr,
@@ -66,11 +67,14 @@ async fn auth_key(handle: &Handle, ephemeral: bool) -> Secret {
         Some(user) => user.clone(),
         None => {
             let login = "alice@example.com".to_owned();
-            ops.create_user(Actor::Administrator, NewUser {
-                login,
-                display_name: String::new(),
-                role: Role::Owner,
-            })
+            ops.create_user(
+                Actor::Administrator,
+                NewUser {
+                    login,
+                    display_name: String::new(),
+                    role: Role::Owner,
+                },
+            )
             .await
             .unwrap()
         }
@@ -277,7 +281,11 @@ async fn two_nodes_join_and_see_each_other() {
     let patch = maps.find(|map| map.peers_changed_patch.into_iter().next()).await;
     assert_eq!(patch.derp_region.0, 902);
 
-    handle.operations().delete_node(Actor::Administrator, NodeId(2)).await.unwrap();
+    handle
+        .operations()
+        .delete_node(Actor::Administrator, NodeId(2))
+        .await
+        .unwrap();
     assert_eq!(
         maps.find(|map| map.peers_removed.into_iter().next()).await,
         NodeId(2)
@@ -453,7 +461,10 @@ async fn requests_are_refused_with_status_and_words() {
         );
     }
     let refused = stranger.register(2, None, "x").await;
-    assert!(refused.auth_url.starts_with("http"), "a person decides: {refused:?}");
+    assert!(
+        refused.auth_url.starts_with("http"),
+        "a person decides: {refused:?}"
+    );
     handle.stop().await;
 }
 

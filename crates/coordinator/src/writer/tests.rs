@@ -5,6 +5,8 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use tailwharf_wire::tailcfg::{NodeId, UserId};
+
 use crate::{
     lab::{Lab, Switched},
     model::{Actor, Role},
@@ -30,7 +32,10 @@ impl Bench {
         }
         let mut lab = Lab::new();
         let key = lab.auth_key(Some(1), &[], |_| {});
-        lab.join(1, &key, "a");
+        for (seed, hostname) in [(1, "a"), (2, "b")] {
+            lab.join(seed, &key, hostname);
+            lab.apply(&[Change::SetPresence(NodeId(seed.into()), Presence::default())]);
+        }
         let Lab { world, context, .. } = lab;
         let sessions = Arc::new(Sessions::new(world.clone()));
         let read_only = Arc::new(AtomicBool::new(false));
@@ -86,7 +91,7 @@ async fn a_full_disk_refuses_the_change_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("a.db");
     let bench = Bench::start(&file, Some(60));
-    let node = tailwharf_wire::tailcfg::NodeId(1);
+    let node = NodeId(1);
     let (session, _) = bench.sessions.open(node);
     let mut acknowledged = Vec::new();
     let refused = loop {
@@ -129,7 +134,7 @@ async fn a_store_that_turns_read_only_and_back() {
     );
     assert!(Arc::ptr_eq(&before, &bench.ops.world()));
 
-    let id = tailwharf_wire::tailcfg::NodeId(1);
+    let id = NodeId(1);
     let online = Presence {
         online: true,
         ..Presence::default()
@@ -152,8 +157,8 @@ async fn who_is_online_does_not_depend_on_the_store() {
     let dir = tempfile::tempdir().unwrap();
     let bench = Bench::start(&dir.path().join("a.db"), None);
     bench.read_only.store(true, Ordering::SeqCst);
-    let id = tailwharf_wire::tailcfg::NodeId(1);
-    let (session, _) = bench.sessions.open(id);
+    let (id, peer) = (NodeId(1), NodeId(2));
+    let (session, _) = bench.sessions.open(peer);
     let connect = bench
         .ops
         .submit(move |world, _| Ok(crate::poll::set_online(world, id, true)));
@@ -164,7 +169,11 @@ async fn who_is_online_does_not_depend_on_the_store() {
     assert!(bench.ops.world().presence(id).online);
     assert_eq!(bench.ops.world().users().count(), 2, "alice and bob of the lab");
     assert!(
-        session.take().unwrap().update.is_some_and(|update| update.latest.presence(id).online),
+        session
+            .take()
+            .unwrap()
+            .update
+            .is_some_and(|update| update.latest.presence(id).online),
         "streams are told"
     );
     bench.stop().await;
@@ -188,7 +197,8 @@ async fn after_the_stop_nothing_is_taken() {
     let ops = bench.ops.clone();
     bench.stop().await;
     assert!(matches!(
-        ops.delete_user(Actor::Administrator, tailwharf_wire::tailcfg::UserId(1)).await,
+        ops.delete_user(Actor::Administrator, UserId(1))
+            .await,
         Err(OpError::Stopped)
     ));
 }
