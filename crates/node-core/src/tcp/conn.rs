@@ -281,7 +281,8 @@ impl Conn {
         if segment.len() == 0 {
             return;
         }
-        let arrival = self.recv.take(segment, self.send.mss, &self.budget, now);
+        let (mss, rtt) = (self.send.mss, self.send.rtt.least());
+        let arrival = self.recv.take(segment, mss, rtt, &self.budget, now);
         if arrival.fin {
             self.state = match self.state {
                 State::Established => State::CloseWait,

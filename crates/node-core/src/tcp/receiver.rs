@@ -16,6 +16,9 @@ const INITIAL_LIMIT: usize = 64 * 1024;
 /// How long a lone segment may wait for company before it is acknowledged.
 pub(super) const ACK_DELAY: Duration = Duration::from_millis(40);
 
+/// How long nothing must have been lost for the window to grow.
+const CALM: Duration = Duration::from_secs(1);
+
 /// Whether something is to be acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ack {
@@ -43,6 +46,11 @@ pub(super) struct Receiver {
     pub(super) scaled: bool,
     pub(super) sack: bool,
     pub(super) ack: Ack,
+    /// When the last segment came.
+    clock: Option<Instant>,
+    /// Since when the first byte that is missing is, and when one last was for so long that it must be lost.
+    missing: Option<Instant>,
+    loss: Option<Instant>,
     /// Bytes that arrived since the last acknowledgement.
     unacked: usize,
     /// What arrived a second time, to be told to the sender (RFC 2883).
@@ -71,6 +79,9 @@ impl Receiver {
             scaled: false,
             sack: false,
             ack: Ack::None,
+            clock: None,
+            missing: None,
+            loss: None,
             unacked: 0,
             repeated: None,
         }
@@ -86,14 +97,16 @@ impl Receiver {
         self.sack = syn.options.sack_permitted;
     }
 
-    /// Takes the data and the end of a segment of which some lies in the window.
+    /// Takes the data and the end of a segment of which some lies in the window. `rtt` is the shortest round trip that was seen.
     pub(super) fn take(
         &mut self,
         segment: &Segment<'_>,
         mss: usize,
+        rtt: Duration,
         budget: &MemoryBudget,
         now: Instant,
     ) -> Arrival {
+        self.clock = Some(now);
         let before = self.next;
         let end = segment.seq + segment.payload.len() as u32;
         let (from, to) = (segment.seq.max(self.next), end.min(self.edge));
@@ -106,6 +119,16 @@ impl Receiver {
         }
         let bytes = (self.next - before) as usize;
         self.unacked += bytes;
+        if bytes > 0 || !self.buffer.has_gaps() {
+            self.missing = None;
+        }
+        if self.buffer.has_gaps() {
+            // What only came out of order is there within a fraction of a round trip.
+            let since = *self.missing.get_or_insert(now);
+            if now.duration_since(since) >= rtt / 2 {
+                self.loss = Some(now);
+            }
+        }
         self.grow(budget);
         let fin = self.fin == Some(self.next);
         if fin {
@@ -133,9 +156,12 @@ impl Receiver {
         }
     }
 
-    /// Lets the window grow when the other side used all of it and the application keeps up, and shrink when memory is short.
+    /// Lets the window grow when the other side used all of it and the application keeps up, and shrink when memory is short. While segments get lost, the
+    /// window is not what holds the other side up, and more of it would only be lost too, in this node's own socket.
     pub(super) fn grow(&mut self, budget: &MemoryBudget) {
-        if self.next >= self.mark && self.buffer.ready() <= self.limit / 2 {
+        let since_loss = self.clock.zip(self.loss);
+        let is_calm = since_loss.is_none_or(|(now, loss)| now.duration_since(loss) >= CALM);
+        if is_calm && self.next >= self.mark && self.buffer.ready() <= self.limit / 2 {
             self.limit = (self.limit * 2).min(budget.allowance());
             self.mark = self.next + self.limit as u32;
         }
