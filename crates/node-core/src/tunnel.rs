@@ -52,6 +52,8 @@ pub(crate) struct Tunnel {
     /// When handshakes want to be looked at.
     agenda: BinaryHeap<Reverse<(Instant, u32)>>,
     held: VecDeque<Held>,
+    /// Where packets went last, as long as it is the same moment.
+    last: Option<Last>,
 }
 
 struct Entry {
@@ -69,6 +71,14 @@ struct Held {
     datagram: Box<[u8]>,
     path: Path,
     until: Instant,
+}
+
+/// What was found out for a packet holds for the next one to the same peer in the same batch.
+struct Last {
+    now: Instant,
+    peer: NodePublic,
+    index: u32,
+    ways: Ways,
 }
 
 /// What became of a data message.
@@ -136,6 +146,7 @@ impl Tunnel {
             ticks: BinaryHeap::new(),
             agenda: BinaryHeap::new(),
             held: VecDeque::new(),
+            last: None,
         }
     }
 
@@ -143,6 +154,7 @@ impl Tunnel {
     pub(crate) fn set_node_key(&mut self, node_key: &NodePrivate) {
         self.identity = Identity::new(node_key);
         self.sessions.clear();
+        self.last = None;
         self.by_key.clear();
         self.ticks.clear();
         self.agenda.clear();
@@ -184,6 +196,11 @@ impl Tunnel {
         self.send_to(&peer, packet, now);
     }
 
+    /// Something came from outside: what was found out for packets that were sent before may not hold.
+    pub(crate) fn begin_batch(&mut self) {
+        self.last = None;
+    }
+
     /// Sends an IP packet to this peer.
     pub(crate) fn send_to(&mut self, peer: &Arc<Peer>, packet: &[u8], now: Instant) {
         if let Some(mut sender) = self.sender(peer, now) {
@@ -193,6 +210,16 @@ impl Tunnel {
 
     /// What seals packets for a peer, several in a row; `None` if no way to it is known.
     pub(crate) fn sender(&mut self, peer: &Arc<Peer>, now: Instant) -> Option<Sender<'_>> {
+        let last = self.last.as_ref();
+        if let Some(last) = last.filter(|last| last.now == now && last.peer == peer.key) {
+            let (index, ways) = (last.index, last.ways);
+            return Some(Sender {
+                tunnel: self,
+                index,
+                ways,
+                now,
+            });
+        }
         let ways = self.paths.departure(peer, now);
         if ways.surest().is_none() {
             self.counters.no_route += 1;
@@ -200,6 +227,12 @@ impl Tunnel {
         }
         let index = self.prepare(peer, now);
         self.sessions.get_mut(&index)?.used = now;
+        self.last = Some(Last {
+            now,
+            peer: peer.key,
+            index,
+            ways,
+        });
         Some(Sender {
             tunnel: self,
             index,
@@ -324,6 +357,7 @@ impl Tunnel {
     }
 
     fn drop_session(&mut self, index: u32) {
+        self.last = None;
         if let Some(entry) = self.sessions.remove(&index) {
             self.by_key.remove(&entry.peer.key);
         }
@@ -361,6 +395,7 @@ impl Tunnel {
     pub(crate) fn set_netmap(&mut self, netmap: Netmap, now: Instant) {
         let same_peers = self.netmap.same_peers(&netmap);
         self.netmap = netmap;
+        self.last = None;
         if same_peers {
             return;
         }
@@ -419,6 +454,7 @@ impl Tunnel {
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        self.last = None;
         self.held.retain(|held| held.until > now);
         if self.held.is_empty() {
             self.held = VecDeque::new();

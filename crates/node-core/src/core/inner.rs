@@ -33,8 +33,9 @@ struct Run {
     /// Whether a message was authentic, and whether one held a packet.
     heard: bool,
     used: bool,
-    /// The last packet that may pass.
+    /// The last packet that may pass, and whether it was for the device.
     passed: Option<Parsed>,
+    for_tun: bool,
 }
 
 impl Core {
@@ -43,6 +44,7 @@ impl Core {
         if messages.is_empty() {
             self.tunnel.counters.invalid += 1;
         }
+        self.tunnel.begin_batch();
         let mut run: Option<Run> = None;
         for message in messages.chunks_mut(segment.max(1)) {
             if message.len() > MAX_MESSAGE {
@@ -81,6 +83,7 @@ impl Core {
             heard: false,
             used: false,
             passed: None,
+            for_tun: false,
         })
     }
 
@@ -130,10 +133,15 @@ impl Core {
             if !self.may_pass(run, &parsed, now) {
                 return;
             }
+            run.for_tun = self.has_tun && !self.is_taken(&parsed);
+        }
+        self.tcp.heard_from(parsed.src, now);
+        if run.for_tun {
+            self.inbox.keep(&parsed);
+        } else {
+            self.deliver(&run.peer, length, &parsed, path, now);
         }
         run.passed = Some(parsed);
-        self.tcp.heard_from(parsed.src, now);
-        self.deliver(&run.peer, length, &parsed, path, now);
     }
 
     /// Judges a packet, and tells its sender if it is to be told.
@@ -142,7 +150,12 @@ impl Core {
             return true;
         };
         if parsed.proto == proto::TCP
-            && is_peer_api(&self.tunnel.netmap, self.peer_api_port, &run.peer, parsed.destination())
+            && is_peer_api(
+                &self.tunnel.netmap,
+                self.peer_api_port,
+                &run.peer,
+                parsed.destination(),
+            )
         {
             return true;
         }
@@ -167,10 +180,6 @@ impl Core {
     }
 
     fn deliver(&mut self, peer: &Arc<Peer>, length: usize, parsed: &Parsed, path: Path, now: Instant) {
-        if self.has_tun && !self.is_taken(parsed) {
-            self.inbox.keep(parsed);
-            return;
-        }
         let packet = self.inbox.opened(length);
         let is_own = self.is_own(parsed.dst);
         let is_whole = parsed.fragment == Fragment::No;

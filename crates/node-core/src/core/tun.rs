@@ -15,8 +15,9 @@ impl Core {
         self.inbox.set_offloads(large_tcp, large_udp);
     }
 
-    /// Takes a packet that the kernel gave to the device, maybe one that stands for several. Its bytes are used as working space.
-    pub fn handle_tun(&mut self, header: &VnetHeader, packet: &mut [u8], now: Instant) {
+    /// Takes a packet that the kernel gave to the device, maybe one that stands for several. Its bytes are used as working space. With `slow_down` the first
+    /// of the packets is lost, by which TCP learns that it sends more than can be carried.
+    pub fn handle_tun(&mut self, header: &VnetHeader, packet: &mut [u8], slow_down: bool, now: Instant) {
         let Ok(parsed) = Parsed::parse(packet) else {
             self.tunnel.counters.bogus += 1;
             return;
@@ -37,6 +38,9 @@ impl Core {
             self.tunnel.counters.bogus += 1;
             return;
         };
+        if slow_down {
+            split.next_packet();
+        }
         if let Some(mut sender) = self.tunnel.sender(&peer, now) {
             while let Some(packet) = split.next_packet() {
                 sender.send(packet);

@@ -11,12 +11,18 @@ pub(crate) fn sum(bytes: &[u8]) -> u64 {
             *lane += u64::from(u32::from_ne_bytes(*word));
         }
     }
-    let mut last = [0; 32];
-    last[..rest.len()].copy_from_slice(rest);
-    for (lane, word) in lanes.iter_mut().zip(last.as_chunks::<4>().0) {
-        *lane += u64::from(u32::from_ne_bytes(*word));
+    let (words, rest) = rest.as_chunks::<4>();
+    for word in words {
+        lanes[0] += u64::from(u32::from_ne_bytes(*word));
     }
-    lanes.iter().map(|lane| u64::from(fold(*lane))).sum()
+    let (pairs, rest) = rest.as_chunks::<2>();
+    for pair in pairs {
+        lanes[1] += u64::from(u16::from_ne_bytes(*pair));
+    }
+    if let [last] = rest {
+        lanes[1] += u64::from(u16::from_ne_bytes([*last, 0]));
+    }
+    lanes.iter().map(|lane| (lane >> 32) + (lane & 0xffff_ffff)).sum()
 }
 
 /// The sum of one 16-bit word.

@@ -14,3 +14,4 @@ mod net;
 mod node;
 mod paths;
 mod tcp;
+mod tun;

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::sockopt::{UdpGroSegment, UdpGsoSegment};
+use nix::sys::socket::sockopt::{RcvBufForce, SndBufForce, UdpGroSegment, UdpGsoSegment};
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg,
     sendmsg, setsockopt,
@@ -317,9 +317,13 @@ fn open(domain: Domain, address: SocketAddr) -> io::Result<UdpSocket> {
         socket.set_only_v6(false)?;
     }
     socket.set_nonblocking(true)?;
-    // As much of it as the system allows.
-    let _ = socket.set_recv_buffer_size(KERNEL_BUFFER);
-    let _ = socket.set_send_buffer_size(KERNEL_BUFFER);
+    // As much of it as the system allows; who may set up networks gets all.
+    if setsockopt(&socket, RcvBufForce, &KERNEL_BUFFER).is_err() {
+        let _ = socket.set_recv_buffer_size(KERNEL_BUFFER);
+    }
+    if setsockopt(&socket, SndBufForce, &KERNEL_BUFFER).is_err() {
+        let _ = socket.set_send_buffer_size(KERNEL_BUFFER);
+    }
     mark::apply(&socket)?;
     socket.bind(&address.into())?;
     Ok(socket.into())

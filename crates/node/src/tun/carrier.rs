@@ -6,6 +6,7 @@
 use std::io::PipeReader;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -18,6 +19,12 @@ use crate::engine::Engine;
 /// What is read from the device before it is sent: so many bytes, which the next cache still holds, or so many packets.
 const MAX_BYTES: usize = 128 << 10;
 const MAX_PACKETS: usize = 128;
+
+/// The device's queue is long, for bursts of small packets, and nothing in it should wait long. When it did not run empty for this time, large packets
+/// are the reason: their senders take as much as there is, and slow down only when a segment is lost.
+const STANDING: Duration = Duration::from_millis(4);
+/// From here on a packet counts as large.
+const LARGE: usize = 16 << 10;
 
 /// Starts the thread. It ends with the node.
 pub(crate) fn start(
@@ -37,6 +44,7 @@ pub(crate) fn start(
         socket,
         ended,
         room: vec![0; MAX_READ],
+        full_since: None,
     };
     let runtime = Handle::current();
     std::thread::Builder::new()
@@ -55,6 +63,8 @@ struct Carrier {
     socket: Option<Arc<Socket>>,
     ended: PipeReader,
     room: Vec<u8>,
+    /// Since when the device's queue has not been empty.
+    full_since: Option<Instant>,
 }
 
 impl Carrier {
@@ -79,6 +89,7 @@ impl Carrier {
             device,
             socket,
             room,
+            full_since,
             ..
         } = self;
         engine.carry(|core, now| {
@@ -92,11 +103,17 @@ impl Carrier {
             let mut bytes = 0;
             for _ in 0..MAX_PACKETS {
                 let Some((header, packet)) = device.read(room) else {
+                    *full_since = None;
                     break;
                 };
                 any = true;
+                let since = full_since.get_or_insert(now);
+                let slow_down = now.duration_since(*since) >= STANDING && packet.len() >= LARGE;
+                if slow_down {
+                    *since = now;
+                }
                 bytes += packet.len();
-                core.handle_tun(&header, packet, now);
+                core.handle_tun(&header, packet, slow_down, now);
                 if bytes >= MAX_BYTES {
                     break;
                 }

@@ -29,11 +29,10 @@ use crate::dns::Resolver;
 use crate::engine::Engine;
 use crate::mark;
 
-/// Packets that wait in the device for us. More would only make them wait longer: a large packet stands for some fifty.
-const QUEUE_OF_LARGE: u32 = 24;
-const QUEUE_OF_SINGLE: u32 = 500;
+/// Packets that may wait in the device for us: bursts of small ones. The carrier sees to it that large ones do not fill it.
+const QUEUE: u32 = 500;
 /// Bytes of the largest packet that the kernel gives us: what still leaves as one batch once it is sealed, which makes each segment longer.
-const LARGEST: u32 = 49 * INNER_MTU as u32;
+const LARGEST: u32 = 60_000;
 /// The table of our routes.
 const TABLE: u32 = 52_520;
 const MAIN_TABLE: u32 = 254;
@@ -229,8 +228,7 @@ impl System {
         let mut netlink = Netlink::open()?;
         let link = Link::by_name(device.name())?;
         let (is_large, _) = device.takes_large();
-        let queue = if is_large { QUEUE_OF_LARGE } else { QUEUE_OF_SINGLE };
-        netlink.set_up(link, INNER_MTU as u32, queue)?;
+        netlink.set_up(link, INNER_MTU as u32, QUEUE)?;
         if is_large && let Err(error) = netlink.set_largest(link, LARGEST) {
             tracing::debug!(%error, "the kernel's large packets keep their length");
         }
