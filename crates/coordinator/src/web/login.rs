@@ -62,7 +62,11 @@ pub(super) async fn sign_out(
 
 /// The cookie ends with the browser, and before that with the session.
 fn with_cookie(site: &Site, cookie: &str) -> Response {
-    let secure = if site.url.scheme() == "https" { "; Secure" } else { "" };
+    let secure = if site.url.scheme() == "https" {
+        "; Secure"
+    } else {
+        ""
+    };
     let cookie = format!("{COOKIE}={cookie}; Path=/; HttpOnly; SameSite=Strict{secure}");
     ([(header::SET_COOKIE, cookie)], see("/console")).into_response()
 }

@@ -1,7 +1,7 @@
 //! The web console: pages for people, by which devices are let in and looked after.
 //!
-//! Plain HTML, made here, without a script. What changes something is a form that carries a token of the session; the cookie is not sent with requests
-//! that another site starts; and no page may be framed, or load anything from elsewhere.
+//! Plain HTML, made here, without a script. What changes something is a form from this very site that carries a token of the session; the cookie is not
+//! sent with requests that another site starts; and no page may be framed, or load anything from elsewhere.
 
 mod console;
 mod login;
@@ -16,7 +16,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -26,8 +26,8 @@ use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 use url::Url;
 
-pub(crate) use self::sessions::Sessions;
 use self::sessions::Session;
+pub(crate) use self::sessions::Sessions;
 use crate::model::{Actor, RegistrationId, User};
 use crate::ops::OpError;
 use crate::site::Site;
@@ -49,7 +49,8 @@ const HEADERS: [(HeaderName, &str); 6] = [
     ),
     (header::X_FRAME_OPTIONS, "DENY"),
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    (header::REFERRER_POLICY, "no-referrer"),
+    // With less than this, browsers would not say that a form comes from one of our pages.
+    (header::REFERRER_POLICY, "same-origin"),
     (header::CACHE_CONTROL, "no-store"),
     (
         HeaderName::from_static("cross-origin-opener-policy"),
@@ -66,7 +67,10 @@ pub(crate) fn router(site: Arc<Site>) -> Router {
         .route("/login/{token}", get(login::page).post(login::sign_in))
         .route("/logout", post(login::sign_out))
         .route("/console", get(console::page))
-        .route("/console/devices/{id}/{action}", get(console::ask).post(console::act))
+        .route(
+            "/console/devices/{id}/{action}",
+            get(console::ask).post(console::act),
+        )
         .layer(DefaultBodyLimit::max(FORM_LIMIT))
         .layer(middleware::from_fn(protect))
         .route("/console/style.css", get(style))
@@ -100,12 +104,29 @@ async fn style() -> impl IntoResponse {
     (headers, STYLE)
 }
 
+/// Turns away forms that another site sent, and adds the headers.
 async fn protect(request: Request, next: Next) -> Response {
-    let mut response = next.run(request).await;
+    let mut response = if request.method().is_safe() || is_from_here(request.headers()) {
+        next.run(request).await
+    } else {
+        Refusal::Form.into_response()
+    };
     for (name, value) in HEADERS {
-        response.headers_mut().insert(name, HeaderValue::from_static(value));
+        response
+            .headers_mut()
+            .insert(name, HeaderValue::from_static(value));
     }
     response
+}
+
+/// Whether a form comes from one of our pages. Browsers say from which site; what says nothing is no browser.
+fn is_from_here(headers: &HeaderMap) -> bool {
+    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    let Some(origin) = text(header::ORIGIN) else {
+        return true;
+    };
+    let site = origin.split_once("://").map(|(_, site)| site);
+    site.is_some() && site == text(header::HOST)
 }
 
 /// A page, as an answer.
@@ -131,7 +152,9 @@ pub(super) enum Refusal {
     SignedOut,
     #[error("This is for administrators, and you are not one.")]
     NotAdministrator,
-    #[error("The form is not one that this page sent, or it is from an earlier session. Go back, reload the page, and try again.")]
+    #[error(
+        "The form is not one that this page sent, or it is from an earlier session. Go back, reload the page, and try again."
+    )]
     Form,
     #[error("There is nothing here. The link may have been used already, or be too old.")]
     NotFound,
@@ -176,7 +199,9 @@ impl Visitor {
 /// The value of the session's cookie.
 fn cookie(parts: &Parts) -> Option<&str> {
     let values = parts.headers.get_all(header::COOKIE).into_iter();
-    let pairs = values.filter_map(|value| value.to_str().ok()).flat_map(|text| text.split(';'));
+    let pairs = values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|text| text.split(';'));
     pairs
         .filter_map(|pair| pair.trim().split_once('='))
         .find(|(name, _)| *name == COOKIE)
@@ -194,7 +219,11 @@ impl FromRequestParts<Arc<Site>> for Maybe {
             let session = site.sessions.find(cookie, Timestamp::now())?;
             let user = site.operations.world().user(session.user)?.clone();
             let cookie = cookie.to_owned();
-            Some(Visitor { user, session, cookie })
+            Some(Visitor {
+                user,
+                session,
+                cookie,
+            })
         });
         Ok(Self(visitor))
     }

@@ -68,14 +68,23 @@ pub(super) async fn decide(
             let text = if node.authorized {
                 format!("{hostname} is in. It belongs to {}.", owner.login)
             } else {
-                format!("{hostname} belongs to {} now, and waits for an administrator to approve it.", owner.login)
+                format!(
+                    "{hostname} belongs to {} now, and waits for an administrator to approve it.",
+                    owner.login
+                )
             };
-            Ok(Page(StatusCode::OK, pages::message(Some(&visitor), "Device added", &text)))
+            Ok(Page(
+                StatusCode::OK,
+                pages::message(Some(&visitor), "Device added", &text),
+            ))
         }
         Verdict::Deny => {
             site.operations.deny_registration(visitor.actor(), id).await?;
             let text = format!("{hostname} was turned down. Its user is told so.");
-            Ok(Page(StatusCode::OK, pages::message(Some(&visitor), "Device denied", &text)))
+            Ok(Page(
+                StatusCode::OK,
+                pages::message(Some(&visitor), "Device denied", &text),
+            ))
         }
     }
 }

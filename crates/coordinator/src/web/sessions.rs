@@ -66,7 +66,12 @@ pub(crate) struct Sessions(Mutex<Tables>);
 
 impl Sessions {
     /// Makes a link for a person.
-    pub(crate) fn invite(&self, user: UserId, now: Timestamp, rng: &mut (impl Rng + CryptoRng)) -> Invitation {
+    pub(crate) fn invite(
+        &self,
+        user: UserId,
+        now: Timestamp,
+        rng: &mut (impl Rng + CryptoRng),
+    ) -> Invitation {
         let token = Zeroizing::new(random_text(TOKEN_LENGTH, rng));
         let expires = after(now, LINK_LIFE);
         let mut tables = self.lock();
@@ -91,7 +96,10 @@ impl Sessions {
         rng: &mut (impl Rng + CryptoRng),
     ) -> Option<Zeroizing<String>> {
         let mut tables = self.lock();
-        let link = tables.links.remove(&hash(token)).filter(|link| link.expires > now)?;
+        let link = tables
+            .links
+            .remove(&hash(token))
+            .filter(|link| link.expires > now)?;
         let cookie = Zeroizing::new(random_text(TOKEN_LENGTH, rng));
         let session = Session {
             user: link.user,
@@ -128,7 +136,9 @@ impl Sessions {
 
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Session").field("user", &self.user).finish_non_exhaustive()
+        f.debug_struct("Session")
+            .field("user", &self.user)
+            .finish_non_exhaustive()
     }
 }
 
@@ -140,7 +150,10 @@ impl Session {
 
 fn make_room<T>(entries: &mut HashMap<Hash, T>, ends: impl Fn(&T) -> Timestamp) {
     if entries.len() >= ENTRY_LIMIT {
-        let first = entries.iter().min_by_key(|(_, entry)| ends(entry)).map(|(hash, _)| *hash);
+        let first = entries
+            .iter()
+            .min_by_key(|(_, entry)| ends(entry))
+            .map(|(hash, _)| *hash);
         first.and_then(|hash| entries.remove(&hash));
     }
 }
@@ -200,7 +213,10 @@ mod tests {
             assert!(sessions.find(&cookie, at).is_some(), "{at}");
         }
         at = after(at, SignedDuration::from_mins(29));
-        assert!(sessions.find(&cookie, at).is_none(), "busy for longer than a session lasts");
+        assert!(
+            sessions.find(&cookie, at).is_none(),
+            "busy for longer than a session lasts"
+        );
 
         let link = sessions.invite(USER, now, &mut rng);
         let cookie = sessions.sign_in(&link.token, now, &mut rng).unwrap();

@@ -2,7 +2,7 @@
 
 use axum::Router;
 use axum::body::Body;
-use http::{HeaderMap, Method, Request};
+use http::{Method, Request};
 use http_body_util::BodyExt as _;
 use hyper::service::Service as _;
 use hyper_util::service::TowerToHyperService;
@@ -39,7 +39,10 @@ impl Console {
             .await
             .unwrap();
         let operations = handle.operations().clone();
-        for (login, role) in [("alice@example.com", Role::Admin), ("bob@example.com", Role::Member)] {
+        for (login, role) in [
+            ("alice@example.com", Role::Admin),
+            ("bob@example.com", Role::Member),
+        ] {
             let new = NewUser {
                 login: login.to_owned(),
                 display_name: String::new(),
@@ -48,7 +51,12 @@ impl Console {
             operations.create_user(Actor::Administrator, new).await.unwrap();
         }
         let limits = config.limits;
-        let site = Arc::new(Site::new(operations, config.server_url, Issuers::default(), &limits));
+        let site = Arc::new(Site::new(
+            operations,
+            config.server_url,
+            Issuers::default(),
+            &limits,
+        ));
         Self {
             router: router(site.clone()),
             site,
@@ -58,8 +66,20 @@ impl Console {
     }
 
     async fn send(&self, method: Method, path: &str, cookie: Option<&str>, form: &str) -> Answer {
+        self.send_from("http://hub.example.com", method, path, cookie, form).await
+    }
+
+    async fn send_from(
+        &self,
+        origin: &str,
+        method: Method,
+        path: &str,
+        cookie: Option<&str>,
+        form: &str,
+    ) -> Answer {
         let kind = "application/x-www-form-urlencoded";
         let mut request = Request::builder().method(method).uri(path);
+        request = request.header(header::HOST, "hub.example.com").header(header::ORIGIN, origin);
         request = request.header(header::CONTENT_TYPE, kind);
         if let Some(cookie) = cookie {
             request = request.header(header::COOKIE, format!("other=1; {COOKIE}={cookie}"));
@@ -81,9 +101,19 @@ impl Console {
 
     /// Sends a form with the session's token.
     async fn submit(&self, path: &str, cookie: &str, form: &str) -> Answer {
-        let token = self.site.sessions.find(cookie, Timestamp::now()).unwrap().form_token;
-        self.send(Method::POST, path, Some(cookie), &format!("form_token={token}&{form}"))
-            .await
+        let token = self
+            .site
+            .sessions
+            .find(cookie, Timestamp::now())
+            .unwrap()
+            .form_token;
+        self.send(
+            Method::POST,
+            path,
+            Some(cookie),
+            &format!("form_token={token}&{form}"),
+        )
+        .await
     }
 
     fn link(&self, login: &str) -> String {
@@ -109,7 +139,12 @@ impl Console {
             hostinfo: Some(lab::hostinfo(hostname)),
             ..RegisterRequest::default()
         };
-        let answer = self.site.operations.register(lab::machine(seed), request).await.unwrap();
+        let answer = self
+            .site
+            .operations
+            .register(lab::machine(seed), request)
+            .await
+            .unwrap();
         assert!(answer.error.is_empty(), "{}", answer.error);
         Url::parse(&answer.auth_url).unwrap().path().to_owned()
     }
@@ -121,7 +156,13 @@ impl Console {
     }
 
     fn id(&self, login: &str) -> String {
-        self.site.operations.world().user_by_login(login).unwrap().id.to_string()
+        self.site
+            .operations
+            .world()
+            .user_by_login(login)
+            .unwrap()
+            .id
+            .to_string()
     }
 }
 
@@ -134,7 +175,11 @@ async fn a_link_is_shown_first_and_signs_in_once() {
     let link = console.link(ALICE);
     for _ in 0..2 {
         let shown = console.get(&link, None).await;
-        assert!(shown.text.contains("Sign in as alice@example.com"), "{}", shown.text);
+        assert!(
+            shown.text.contains("Sign in as alice@example.com"),
+            "{}",
+            shown.text
+        );
     }
     let signed_in = console.send(Method::POST, &link, None, "").await;
     let cookie = signed_in.headers[header::SET_COOKIE].to_str().unwrap();
@@ -154,14 +199,23 @@ async fn pages_load_nothing_from_elsewhere_and_cannot_be_framed() {
     let console = Console::start().await;
     let cookie = console.sign_in(ALICE).await;
     let page = console.ask(1, "laptop").await;
-    for path in ["/login", "/console", &page, "/a/none", "/console/devices/1/delete"] {
+    for path in [
+        "/login",
+        "/console",
+        &page,
+        "/a/none",
+        "/console/devices/1/delete",
+    ] {
         let answer = console.get(path, Some(&cookie)).await;
         let policy = answer.headers[header::CONTENT_SECURITY_POLICY].to_str().unwrap();
         assert!(policy.starts_with("default-src 'none'"), "{path}: {policy}");
         assert!(!policy.contains("unsafe"), "{policy}");
         assert_eq!(answer.headers[header::X_FRAME_OPTIONS], "DENY", "{path}");
         assert_eq!(answer.headers[header::CACHE_CONTROL], "no-store", "{path}");
-        assert!(!answer.text.contains("<script") && !answer.text.contains("style="), "{path}");
+        assert!(
+            !answer.text.contains("<script") && !answer.text.contains("style="),
+            "{path}"
+        );
     }
     let style = console.get("/console/style.css", None).await;
     assert_eq!(style.headers[header::CONTENT_TYPE], "text/css; charset=utf-8");
@@ -177,7 +231,11 @@ async fn an_administrator_lets_a_device_in_for_anybody() {
 
     let alice = console.sign_in(ALICE).await;
     let overview = console.get("/console", Some(&alice)).await;
-    assert!(overview.text.contains(&format!("href=\"{page}\"")), "{}", overview.text);
+    assert!(
+        overview.text.contains(&format!("href=\"{page}\"")),
+        "{}",
+        overview.text
+    );
     let form = format!("decision=approve&owner={}", console.id(BOB));
     let decided = console.submit(&page, &alice, &form).await;
     assert_eq!(decided.status, StatusCode::OK, "{}", decided.text);
@@ -217,7 +275,10 @@ async fn a_device_is_turned_down() {
     let decided = console.submit(&page, &alice, "decision=deny").await;
     assert_eq!(decided.status, StatusCode::OK, "{}", decided.text);
     assert_eq!(console.owner("intruder"), None);
-    assert_eq!(console.get(&page, Some(&alice)).await.status, StatusCode::NOT_FOUND);
+    assert_eq!(
+        console.get(&page, Some(&alice)).await.status,
+        StatusCode::NOT_FOUND
+    );
 }
 
 #[tokio::test]
@@ -235,9 +296,25 @@ async fn forms_of_other_sites_do_nothing() {
         let refused = console.send(Method::POST, &page, Some(&alice), &form).await;
         assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{}", refused.text);
     }
-    let nobody = console.send(Method::POST, &page, None, "form_token=x&decision=approve").await;
+    let nobody = console
+        .send(Method::POST, &page, None, "form_token=x&decision=approve")
+        .await;
     assert_eq!(nobody.status, StatusCode::UNAUTHORIZED);
     assert_eq!(console.owner("laptop"), None);
+}
+
+#[tokio::test]
+async fn another_site_signs_nobody_in() {
+    let console = Console::start().await;
+    let link = console.link(ALICE);
+    for origin in ["https://evil.example.com", "null", "", "http://hub.example.com.evil.example"] {
+        let refused = console.send_from(origin, Method::POST, &link, None, "").await;
+        assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{origin}");
+        assert_eq!(refused.headers.get(header::SET_COOKIE), None);
+        assert_eq!(refused.headers[header::X_FRAME_OPTIONS], "DENY");
+    }
+    let own = console.send(Method::POST, &link, None, "").await;
+    assert_eq!(own.status, StatusCode::SEE_OTHER, "the link was not used up");
 }
 
 #[tokio::test]
@@ -250,17 +327,30 @@ async fn devices_are_looked_after() {
     let asked = console.get("/console/devices/laptop/expire", Some(&alice)).await;
     assert!(asked.text.contains("Log out laptop"), "{}", asked.text);
     let world = || console.handle.operations().world();
-    assert!(!world().node_by_name("laptop").unwrap().is_expired(Timestamp::now()));
+    assert!(
+        !world()
+            .node_by_name("laptop")
+            .unwrap()
+            .is_expired(Timestamp::now())
+    );
     let done = console.submit("/console/devices/laptop/expire", &alice, "").await;
     assert_eq!(done.headers[header::LOCATION], "/console");
-    assert!(world().node_by_name("laptop").unwrap().is_expired(Timestamp::now()));
+    assert!(
+        world()
+            .node_by_name("laptop")
+            .unwrap()
+            .is_expired(Timestamp::now())
+    );
     console.submit("/console/devices/laptop/delete", &alice, "").await;
     assert!(world().node_by_name("laptop").is_none());
     let unknown = console.get("/console/devices/laptop/explode", Some(&alice)).await;
     assert!(unknown.status.is_client_error());
 
     console.submit("/logout", &alice, "").await;
-    assert_eq!(console.get("/console", Some(&alice)).await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(
+        console.get("/console", Some(&alice)).await.status,
+        StatusCode::UNAUTHORIZED
+    );
 }
 
 #[tokio::test]

@@ -21,7 +21,9 @@ const READ_INTERVAL: Duration = Duration::from_secs(10);
 /// Why there are no keys to check a token by.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum IssuerError {
-    #[error("the issuer `{0}` is not believed here: add it to `[[issuers]]` in the coordinator's configuration")]
+    #[error(
+        "the issuer `{0}` is not believed here: add it to `[[issuers]]` in the coordinator's configuration"
+    )]
     Unknown(String),
     #[error("the keys of the issuer `{issuer}` cannot be read from {}", path.display())]
     File {

@@ -31,7 +31,12 @@ impl Platform {
     }
 
     fn keys(&self) -> KeySet {
-        KeySet::parse(json!({"keys": [{"kty": "oct", "k": "AAAA"}, self.jwk()]}).to_string().as_bytes()).unwrap()
+        KeySet::parse(
+            json!({"keys": [{"kty": "oct", "k": "AAAA"}, self.jwk()]})
+                .to_string()
+                .as_bytes(),
+        )
+        .unwrap()
     }
 
     fn sign(&self, header: &Value, claims: &Value) -> String {
@@ -84,7 +89,10 @@ fn tokens_of_others_are_not() {
     let forged = stranger.token(&claims());
     assert_eq!(check(&forged, &platform.keys(), NOW), Err(TokenError::Signature));
     let unknown = Platform::new("b").token(&claims());
-    assert_eq!(check(&unknown, &platform.keys(), NOW), Err(TokenError::UnknownKey));
+    assert_eq!(
+        check(&unknown, &platform.keys(), NOW),
+        Err(TokenError::UnknownKey)
+    );
 
     let good = platform.token(&claims());
     let mut other = claims();
@@ -106,7 +114,10 @@ fn the_algorithm_is_that_of_the_key() {
         let token = platform.sign(&json!({"alg": alg, "kid": "a"}), &claims());
         assert_eq!(check(&token, &platform.keys(), NOW), Err(error));
     }
-    let critical = platform.sign(&json!({"alg": "ES256", "kid": "a", "crit": ["b64"], "b64": false}), &claims());
+    let critical = platform.sign(
+        &json!({"alg": "ES256", "kid": "a", "crit": ["b64"], "b64": false}),
+        &claims(),
+    );
     assert_eq!(check(&critical, &platform.keys(), NOW), Err(TokenError::Critical));
 }
 
@@ -137,15 +148,69 @@ fn each_binding_is_checked() {
     let rule = |name: &str, value: &str| BTreeMap::from([(name.to_owned(), value.to_owned())]);
     let bound = federation;
     for (binding, outcome) in [
-        (Federation { issuer: "https://other".to_owned(), ..bound() }, Err(TokenError::Bound("the issuer"))),
-        (Federation { subject: "system:serviceaccount:*:other".to_owned(), ..bound() }, Err(TokenError::Bound("the subject"))),
-        (Federation { subject: "system:serviceaccount:tailscale:*".to_owned(), ..bound() }, Ok(())),
-        (Federation { audience: "api".to_owned(), ..bound() }, Err(TokenError::Bound("the audience"))),
-        (Federation { audience: "*".to_owned(), ..bound() }, Err(TokenError::Bound("the audience"))),
-        (Federation { claims: rule("kubernetes.io.namespace", "tailscale"), ..bound() }, Ok(())),
-        (Federation { claims: rule("kubernetes.io.node.name", "n*"), ..bound() }, Ok(())),
-        (Federation { claims: rule("kubernetes.io.namespace", "default"), ..bound() }, Err(TokenError::Bound("a claim"))),
-        (Federation { claims: rule("missing", "*"), ..bound() }, Err(TokenError::Bound("a claim"))),
+        (
+            Federation {
+                issuer: "https://other".to_owned(),
+                ..bound()
+            },
+            Err(TokenError::Bound("the issuer")),
+        ),
+        (
+            Federation {
+                subject: "system:serviceaccount:*:other".to_owned(),
+                ..bound()
+            },
+            Err(TokenError::Bound("the subject")),
+        ),
+        (
+            Federation {
+                subject: "system:serviceaccount:tailscale:*".to_owned(),
+                ..bound()
+            },
+            Ok(()),
+        ),
+        (
+            Federation {
+                audience: "api".to_owned(),
+                ..bound()
+            },
+            Err(TokenError::Bound("the audience")),
+        ),
+        (
+            Federation {
+                audience: "*".to_owned(),
+                ..bound()
+            },
+            Err(TokenError::Bound("the audience")),
+        ),
+        (
+            Federation {
+                claims: rule("kubernetes.io.namespace", "tailscale"),
+                ..bound()
+            },
+            Ok(()),
+        ),
+        (
+            Federation {
+                claims: rule("kubernetes.io.node.name", "n*"),
+                ..bound()
+            },
+            Ok(()),
+        ),
+        (
+            Federation {
+                claims: rule("kubernetes.io.namespace", "default"),
+                ..bound()
+            },
+            Err(TokenError::Bound("a claim")),
+        ),
+        (
+            Federation {
+                claims: rule("missing", "*"),
+                ..bound()
+            },
+            Err(TokenError::Bound("a claim")),
+        ),
     ] {
         assert_eq!(claims.check(&binding), outcome, "{binding:?}");
     }
