@@ -1,5 +1,7 @@
 //! The mapper against a model of a client: whatever happens, the deltas lead to what a fresh map would say.
 
+mod posture;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
