@@ -2,6 +2,7 @@
 
 mod discovery;
 mod inner;
+mod pinging;
 mod tun;
 
 use std::net::{IpAddr, SocketAddr};
@@ -11,15 +12,14 @@ use std::time::Instant;
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
 use tailwharf_wire::key::{DiscoPrivate, NodePrivate, NodePublic};
-use tailwharf_wire::tailcfg::{NodeId, RegionId, StableId};
-use tailwharf_wire::tsmp::Message;
+use tailwharf_wire::tailcfg::{RegionId, StableId};
 
 use crate::budget::MemoryBudget;
 use crate::buffers::BufferPool;
 use crate::disco::Disco;
 use crate::endpoints::Endpoints;
 use crate::event::{
-    Accepted, BindError, ConnError, ConnId, ConnectError, Event, Io, ListenerId, PingError, PingId, PingKind,
+    Accepted, BindError, ConnError, ConnId, ConnectError, Event, Io, ListenerId,
     Reason, UdpError, UdpId,
 };
 use crate::filter::Conntrack;
@@ -28,9 +28,9 @@ use crate::limit::Limiter;
 use crate::netmap::{Netmap, Peer};
 use crate::offload::inbox::Inbox;
 use crate::outbox::Transmit;
-use crate::packet::{proto, write_tsmp, write_udp};
+use crate::packet::{proto, write_udp};
 use crate::paths::Path;
-use crate::pings::{Pings, Token};
+use crate::pings::Pings;
 use crate::tcp::TcpStack;
 use crate::tunnel::Tunnel;
 use crate::udp::{Datagram, UdpStack};
@@ -291,49 +291,6 @@ impl Core {
     #[must_use]
     pub fn whois(&self, remote: IpAddr, local: Option<IpAddr>) -> Option<WhoIs> {
         whois(self.netmap(), remote, local)
-    }
-
-    /// Starts handshakes with peers that talked to this node before it moved here, so that they need not find out by their timers.
-    pub fn wake_peers(&mut self, peers: &[NodePublic], now: Instant) {
-        for peer in peers {
-            self.tunnel.revive(peer, now);
-        }
-    }
-
-    /// Pings a peer. The answer is an [`Event::PingReply`], its absence an [`Event::PingTimeout`].
-    ///
-    /// # Errors
-    /// When no way to the peer is known, it does not take this kind of ping, or too many are under way.
-    pub fn ping(&mut self, peer: NodeId, kind: PingKind, now: Instant) -> Result<PingId, PingError> {
-        self.pings.check_room()?;
-        let peer = self.netmap().peer(peer).cloned().ok_or(PingError::NoPath)?;
-        let path = self
-            .tunnel
-            .paths
-            .ways(&peer, now)
-            .surest()
-            .ok_or(PingError::NoPath)?;
-        self.tunnel.paths.used(&peer, now);
-        let token = match kind {
-            PingKind::Disco => {
-                Token::Disco(
-                    self.disco
-                        .ping(&peer, path, &mut self.tunnel.outbox, &mut self.rng)?,
-                )
-            }
-            PingKind::Tsmp => {
-                let mut data = [0; 8];
-                self.rng.fill_bytes(&mut data);
-                let to = *peer.addresses.first().ok_or(PingError::Unsupported)?;
-                let from = self.netmap().address_like(to).ok_or(PingError::Unsupported)?;
-                let mut body = Vec::with_capacity(9);
-                Message::Ping(data).encode(&mut body);
-                write_tsmp(&mut self.scratch, from, to, &body);
-                self.tunnel.send_to(&peer, &self.scratch, now);
-                Token::Tsmp(data)
-            }
-        };
-        Ok(self.pings.add(token, now))
     }
 }
 

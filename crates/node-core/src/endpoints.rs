@@ -13,6 +13,8 @@ use crate::paths::Path;
 /// How many STUN servers are asked, and how many addresses of interfaces are told.
 const MAX_SERVERS: usize = 8;
 const MAX_LOCAL: usize = 32;
+/// How many addresses may be told by who runs the node.
+const MAX_EXPLICIT: usize = 16;
 /// An unanswered question is repeated after so long, so many times.
 const RETRY: Duration = Duration::from_millis(500);
 const TRIES: u8 = 3;
@@ -31,12 +33,16 @@ pub struct NetFacts {
     pub udp: Option<bool>,
     /// Whether servers see this node at different addresses of one family, as behind a NAT that maps by destination.
     pub mapping_varies: Option<bool>,
+    /// Whether servers see this node at addresses that are not its own: a NAT is between.
+    pub translated: Option<bool>,
 }
 
 /// Own addresses, and how they become known.
 #[derive(Debug, Default)]
 pub(crate) struct Endpoints {
     local: Vec<SocketAddr>,
+    /// Those that were told by who runs the node.
+    explicit: Vec<SocketAddr>,
     servers: Vec<Server>,
     /// When a round of questions last began.
     asked: Option<Instant>,
@@ -59,35 +65,55 @@ struct Server {
 impl Endpoints {
     /// All addresses, each with how it was learned.
     pub(crate) fn all(&self) -> Vec<(SocketAddr, EndpointType)> {
-        let mut all: Vec<_> = self.local.iter().map(|at| (*at, EndpointType::LOCAL)).collect();
-        for seen in self.servers.iter().filter_map(|server| server.seen_as) {
-            if all.iter().all(|(known, _)| *known != seen) {
-                all.push((seen, EndpointType::STUN));
+        let explicit = self.explicit.iter().map(|at| (*at, EndpointType::EXPLICIT));
+        let local = self.local.iter().map(|at| (*at, EndpointType::LOCAL));
+        let seen = self.seen().map(|at| (at, EndpointType::STUN));
+        let mut all: Vec<(SocketAddr, EndpointType)> = Vec::new();
+        for (at, kind) in explicit.chain(local).chain(seen).chain(self.forwarded()) {
+            if all.iter().all(|(known, _)| *known != at) {
+                all.push((at, kind));
             }
         }
         all
     }
 
+    /// Where servers see this node.
+    fn seen(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        self.servers.iter().filter_map(|server| server.seen_as)
+    }
+
+    /// Behind a NAT that maps by destination no port that a server sees helps, but somebody may have had the node's own port forwarded.
+    fn forwarded(&self) -> Option<(SocketAddr, EndpointType)> {
+        let port = self.local.first()?.port();
+        let outside = self.seen().find(SocketAddr::is_ipv4)?;
+        self.varies(true)?
+            .then(|| (SocketAddr::new(outside.ip(), port), EndpointType::STUN_4_LOCAL_PORT))
+    }
+
+    /// Whether servers see this node at different addresses of one family.
+    fn varies(&self, v4: bool) -> Option<bool> {
+        let mut seen = self.seen().filter(|seen| seen.is_ipv4() == v4);
+        let (first, second) = (seen.next()?, seen.next()?);
+        Some(second != first || seen.any(|other| other != first))
+    }
+
     pub(crate) fn is_own(&self, address: SocketAddr) -> bool {
-        self.local.contains(&address)
+        self.local.contains(&address) || self.explicit.contains(&address)
     }
 
     pub(crate) fn facts(&self) -> NetFacts {
-        let answered = self.servers.iter().any(|server| server.seen_as.is_some());
-        let varies = |v4: bool| {
-            let mut seen = self
-                .servers
-                .iter()
-                .filter_map(|server| server.seen_as)
-                .filter(|seen| seen.is_ipv4() == v4);
-            let first = seen.next()?;
-            let second = seen.next()?;
-            Some(second != first || seen.any(|other| other != first))
-        };
+        let answered = self.seen().next().is_some();
         NetFacts {
             udp: (answered || self.known).then_some(answered),
-            mapping_varies: varies(true).or_else(|| varies(false)),
+            mapping_varies: self.varies(true).or_else(|| self.varies(false)),
+            translated: answered.then(|| !self.seen().any(|seen| self.local.contains(&seen))),
         }
+    }
+
+    /// Takes addresses at which this node can be reached because somebody saw to it: a port of a firewall or of a Kubernetes node that leads here.
+    pub(crate) fn set_explicit(&mut self, mut explicit: Vec<SocketAddr>) {
+        explicit.truncate(MAX_EXPLICIT);
+        self.explicit = explicit;
     }
 
     /// Takes the addresses of this node's own socket. Says whether they changed.

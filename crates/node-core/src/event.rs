@@ -227,8 +227,10 @@ pub enum PingError {
 pub enum PingKind {
     /// Between the path layers: tells latency and path, needs no session.
     Disco,
-    /// Through the tunnel.
+    /// Through the tunnel, answered by the node itself whatever its packet filter says.
     Tsmp,
+    /// Through the tunnel and the peer's packet filter, answered by its system.
+    Icmp,
 }
 
 /// Which deadline [`crate::Core::poll_timeout`] names.

@@ -256,6 +256,13 @@ impl Parsed {
     pub fn is_icmp_echo(&self) -> bool {
         matches!((self.proto, self.flags), (proto::ICMP, 8) | (proto::ICMP6, 128))
     }
+
+    /// Identifier and sequence number of an ICMP echo reply; `packet` is the one that this was parsed from.
+    pub(crate) fn echo_reply_id(&self, packet: &[u8]) -> Option<[u8; 4]> {
+        let is_reply = matches!((self.proto, self.flags), (proto::ICMP, 0) | (proto::ICMP6, 129));
+        let id = packet.get(self.transport + 4..self.transport + 8)?;
+        is_reply.then_some(id.try_into().ok()?)
+    }
 }
 
 /// Where a fragment belongs.
@@ -390,6 +397,16 @@ pub(crate) fn write_udp(out: &mut Vec<u8>, from: SocketAddr, to: SocketAddr, pay
 pub(crate) fn write_tsmp(out: &mut Vec<u8>, src: IpAddr, dst: IpAddr, body: &[u8]) {
     ip_header(out, src, dst, proto::TSMP, body.len());
     out.extend_from_slice(body);
+}
+
+/// Writes an ICMP echo request with this identifier and sequence number into `out`.
+pub(crate) fn write_echo_request(out: &mut Vec<u8>, src: IpAddr, dst: IpAddr, id: [u8; 4]) {
+    let (protocol, kind) = if src.is_ipv4() { (proto::ICMP, 8) } else { (proto::ICMP6, 128) };
+    ip_header(out, src, dst, protocol, 8);
+    let start = out.len();
+    out.extend_from_slice(&[kind, 0, 0, 0]);
+    out.extend_from_slice(&id);
+    finish_icmp(out, start, src, dst, protocol);
 }
 
 /// Writes the answer to an ICMP echo request into `out`.

@@ -18,6 +18,8 @@ pub(crate) enum Token {
     Disco(TxId),
     /// A TSMP pong.
     Tsmp([u8; 8]),
+    /// An ICMP echo reply, by its identifier and sequence number.
+    Icmp([u8; 4]),
 }
 
 /// The pings that have no answer yet, oldest first.

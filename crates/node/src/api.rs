@@ -38,6 +38,13 @@ pub struct NodeConfig {
     /// Registers a new node key at the start even if the old one is still good: the same device, and its time of expiry
     /// begins anew.
     pub force_reauth: bool,
+    /// The UDP port of direct paths. Without one, the node takes the port that it had before, or a free one.
+    pub udp_port: Option<u16>,
+    /// Addresses outside by which peers reach that port because somebody saw to it: a port of a firewall, or of a Kubernetes node.
+    pub endpoints: Vec<SocketAddr>,
+    /// Peers that talked to this node before it moved here, at most 32 of them: the node starts handshakes with them, so
+    /// that they need not find out by their timers.
+    pub wake: Vec<StableId>,
 }
 
 impl NodeConfig {
@@ -52,6 +59,9 @@ impl NodeConfig {
             ephemeral: false,
             app: String::new(),
             force_reauth: false,
+            udp_port: None,
+            endpoints: Vec::new(),
+            wake: Vec::new(),
         }
     }
 }

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tailwharf_node_core::netmap::Netmap;
 use tailwharf_node_core::{CloseReason, ConnId, Core, CoreConfig, Event, ListenerId, Path, PathState, UdpId};
 use tailwharf_wire::key::{DiscoPrivate, NodePrivate};
-use tailwharf_wire::tailcfg::RegionId;
+use tailwharf_wire::tailcfg::{RegionId, StableId};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -25,9 +25,12 @@ use crate::direct::{Reach, Socket};
 use crate::host::Host;
 use crate::offload::NamedOffload;
 use crate::tun;
+use crate::inquiry::PingWaiters;
 
 /// How many peers the status tells of.
 const MAX_PATHS_TOLD: usize = 64;
+/// How many peers are woken when the node has moved here.
+const MAX_WOKEN: usize = 32;
 
 /// The running part of one node.
 pub(crate) struct Engine {
@@ -37,6 +40,8 @@ pub(crate) struct Engine {
     links: Links,
     reach: watch::Sender<Reach>,
     stun_plan: Notify,
+    /// Peers to start handshakes with once the netmap has them.
+    wake: Mutex<Vec<StableId>>,
     timer: Notify,
     status: watch::Sender<NodeStatus>,
     netmap: watch::Sender<Netmap>,
@@ -76,6 +81,7 @@ pub(crate) struct Waiters {
     pub(crate) connecting: HashMap<ConnId, Connecting>,
     pub(crate) acceptors: HashMap<ListenerId, Vec<Waker>>,
     pub(crate) udp: HashMap<UdpId, Vec<Waker>>,
+    pub(crate) pings: PingWaiters,
 }
 
 /// A connection that we are opening.
@@ -93,6 +99,8 @@ impl Waiters {
             connecting,
             acceptors,
             udp,
+            // Whoever waits for a ping learns of the end by its channel.
+            pings: _,
         } = std::mem::take(self);
         let single = readers.into_values().chain(writers.into_values());
         let connecting = connecting.into_values().filter_map(|connecting| connecting.waker);
@@ -115,9 +123,11 @@ impl Waiters {
                 woken.extend(self.readers.remove(&conn));
                 woken.extend(self.writers.remove(&conn));
             }
-            Event::PingReply { .. }
-            | Event::PingTimeout(_)
-            | Event::PeerActive { .. }
+            Event::PingReply {
+                ping, latency, path, ..
+            } => self.pings.answered(ping, latency, path),
+            Event::PingTimeout(ping) => self.pings.timed_out(ping),
+            Event::PeerActive { .. }
             | Event::PathChanged { .. }
             | Event::EndpointsChanged => {}
         }
@@ -168,6 +178,7 @@ impl Engine {
             links,
             reach: watch::Sender::default(),
             stun_plan: Notify::new(),
+            wake: Mutex::default(),
             timer: Notify::new(),
             status: watch::Sender::new(status),
             netmap: watch::Sender::default(),
@@ -229,7 +240,18 @@ impl Engine {
 
     pub(crate) fn set_netmap(&self, netmap: Netmap) {
         self.netmap.send_replace(netmap.clone());
+        let has_peers = netmap.peers().next().is_some();
         self.with_core(|core, now| core.handle_netmap(netmap, now));
+        if has_peers {
+            let wake = std::mem::take(&mut *self.wake.lock());
+            self.with_core(|core, now| core.wake_peers(&wake, now));
+        }
+    }
+
+    /// Starts handshakes with these peers as soon as the netmap tells of any.
+    pub(crate) fn wake_later(&self, mut peers: Vec<StableId>) {
+        peers.truncate(MAX_WOKEN);
+        *self.wake.lock() = peers;
     }
 
     pub(crate) fn set_node_key(&self, node_key: NodePrivate) {

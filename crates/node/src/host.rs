@@ -31,8 +31,7 @@ pub struct HostConfig {
     pub max_handshakes: usize,
     /// How many bytes the TCP connections of all nodes may hold in their buffers.
     pub max_tcp_buffer_bytes: usize,
-    /// Whether nodes look for direct paths to their peers; without them all packets go through relays. Off by default: while
-    /// both ends look for a path, the first connection of an official client can wait some seconds.
+    /// Whether nodes look for direct paths to their peers; without them all packets go through relays.
     pub direct: bool,
     /// Which work the kernel may take over for whole batches of packets.
     pub offloads: OffloadSwitches,
@@ -45,7 +44,7 @@ impl Default for HostConfig {
             http_proxies: HttpProxies::default(),
             max_handshakes: 64,
             max_tcp_buffer_bytes: 32 << 20,
-            direct: false,
+            direct: true,
             offloads: OffloadSwitches::default(),
         }
     }

@@ -17,7 +17,7 @@ use crate::stream;
 const MAX_ANSWER: usize = 8 << 10;
 
 /// Which proxies are used for what. The default uses none.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HttpProxies {
     http: Option<HttpProxy>,
     https: Option<HttpProxy>,

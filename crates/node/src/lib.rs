@@ -18,6 +18,8 @@ mod http1;
 mod http_proxy;
 pub mod layout;
 mod mark;
+mod inquiry;
+pub mod local;
 mod node;
 mod offload;
 mod peerapi;
@@ -42,6 +44,7 @@ pub use api::{
 pub use backoff::Backoff;
 pub use host::{Host, HostConfig, HostError};
 pub use http_proxy::{HttpProxies, HttpProxyError};
+pub use inquiry::PingFailure;
 pub use node::Node;
 pub use offload::{NamedOffload, OffloadState, OffloadSwitches, UnknownOffload};
 pub use service::{ParseServiceNameError, ServiceListener, ServiceName};

@@ -80,7 +80,7 @@ impl Node {
             Reader::Task
         };
         let links = Links {
-            socket: open_socket(&host, &keeper, state.udp_port, reader, &mut rng),
+            socket: open_socket(&host, &keeper, config.udp_port.or(state.udp_port), reader, &mut rng),
             tun: tun.as_ref().map(|(device, _)| device.clone()),
         };
         let engine = Engine::start(
@@ -97,9 +97,11 @@ impl Node {
         if let Some(socket) = links.socket {
             let with_loopback = server.is_loopback();
             let addresses = host.interfaces().borrow().clone();
+            engine.with_core(|core, _| core.set_explicit_endpoints(config.endpoints));
             direct::tell_addresses(&engine, &socket, &addresses, with_loopback);
             engine.spawn(direct::run(engine.clone(), socket, with_loopback));
         }
+        engine.wake_later(config.wake);
         if let Some(map) = &state.derp_map {
             engine
                 .relays()
@@ -150,7 +152,7 @@ impl Node {
         &self.0.resolver
     }
 
-    fn engine(&self) -> &Arc<Engine> {
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
         &self.0.engine
     }
 
@@ -164,7 +166,7 @@ impl Node {
     }
 }
 
-/// The node's UDP socket, on the port that it had before if possible.
+/// The node's UDP socket, on the port that is wanted if possible.
 fn open_socket(
     host: &Host,
     keeper: &Arc<StateKeeper>,
@@ -178,6 +180,9 @@ fn open_socket(
     match Socket::bind(before, reader, host.offloads(), rng) {
         Ok(socket) => {
             let port = Some(socket.port());
+            if before.is_some() && before != port {
+                tracing::warn!(wanted = before, port, "the UDP port of direct paths is taken; another one is used");
+            }
             keeper.update(|state| {
                 let changed = state.udp_port != port;
                 state.udp_port = port;

@@ -59,6 +59,8 @@ pub struct Settings {
     pub offloads: OffloadSwitches,
     /// HTTP proxies on the way to control server and relays.
     pub http_proxies: HttpProxies,
+    /// Nodes look for no direct paths: all packets go through relays.
+    pub relay_only: bool,
     /// How much the pod takes on.
     pub limits: Limits,
 }
@@ -108,6 +110,7 @@ pub async fn run_with(
             extra_ca_pem: settings.extra_ca_pem,
             offloads: settings.offloads,
             http_proxies: settings.http_proxies,
+            direct: !settings.relay_only,
             ..HostConfig::default()
         })
         .context("cannot set up tailnet nodes")?,

@@ -4,7 +4,9 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 use tailwharf_kube_types::conditions::conditions;
-use tailwharf_kube_types::{ConditionStatus, ConditionType, IdentityReason, IdentityStatus, Step};
+use tailwharf_kube_types::{
+    ConditionStatus, ConditionType, IdentityReason, IdentityStatus, PathKind, Step,
+};
 use tailwharf_node::{NodeStatus, Phase};
 
 use crate::backend::BackendError;
@@ -59,6 +61,27 @@ pub(crate) struct Facts {
     pub leaving: bool,
 }
 
+/// How many peers the next host is told of.
+const MAX_RECENT_PEERS: usize = 32;
+
+/// How packets of the peer that talked last travel.
+fn path(node: &NodeStatus) -> Option<PathKind> {
+    node.paths.first().map(|path| match path.kind {
+        tailwharf_node::PathKind::Direct { .. } => PathKind::Direct,
+        tailwharf_node::PathKind::Relay { .. } => PathKind::Relay,
+    })
+}
+
+/// Peers with a session, then those that had one before. Only who is among them counts: as long as that is the same, so is their order, and nothing is written.
+fn recent_peers(node: &NodeStatus, previous: &[String]) -> Vec<String> {
+    let active = || node.paths.iter().map(|path| &path.device_id.0).take(MAX_RECENT_PEERS);
+    if active().all(|id| previous.contains(id)) {
+        return previous.to_vec();
+    }
+    let before = previous.iter().filter(|id| active().all(|active| active != *id));
+    active().chain(before).take(MAX_RECENT_PEERS).cloned().collect()
+}
+
 /// By which right this pod writes the status.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Claim {
@@ -105,8 +128,12 @@ impl Facts {
             host: claim.map(|claim| claim.host.clone()),
             claim: claim.map(|claim| claim.name.clone()),
             observed_generation: generation,
+            path: node.and_then(path).or(previous.path),
+            recent_peers: node.map_or_else(
+                || previous.recent_peers.clone(),
+                |node| recent_peers(node, &previous.recent_peers),
+            ),
             conditions: conditions(&self.steps(), &previous.conditions, generation, now),
-            ..previous.clone()
         }
     }
 

@@ -140,6 +140,7 @@ impl Bed {
             extra_ca_pem: None,
             offloads: tailwharf_node::OffloadSwitches::default(),
             http_proxies: tailwharf_node::HttpProxies::default(),
+            relay_only: false,
             limits: Limits::default(),
         };
         let stop = CancellationToken::new();

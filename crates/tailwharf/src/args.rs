@@ -57,6 +57,65 @@ pub(crate) enum Command {
     Coordinator(CoordinatorArgs),
     /// Join this machine to a tailnet, without root
     Node(NodeArgs),
+    /// Tell how a running node and its peers are
+    Status(StatusArgs),
+    /// Let a running node ping a peer, and tell the way of the answers
+    Ping(PingArgs),
+}
+
+/// Which running node is meant.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SocketArgs {
+    /// Socket of the node; by default one in the user's runtime directory, or /run/tailwharf.sock for root
+    #[arg(long, env = "TAILWHARF_SOCKET")]
+    pub(crate) socket: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    pub(crate) socket: SocketArgs,
+    /// How to print
+    #[arg(long, value_enum, default_value_t = OutputFormat::Table)]
+    pub(crate) output: OutputFormat,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct PingArgs {
+    /// The peer, by name or address on the tailnet
+    pub(crate) peer: String,
+    #[command(flatten)]
+    pub(crate) socket: SocketArgs,
+    /// What to ping with
+    #[arg(long, value_enum, default_value_t = PingKind::Disco)]
+    pub(crate) kind: PingKind,
+    /// How many pings to send at most
+    #[arg(long, short = 'c', default_value_t = 10)]
+    pub(crate) count: u32,
+    /// Go on when an answer has come by a direct path
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// How to print
+    #[arg(long, value_enum, default_value_t = OutputFormat::Table)]
+    pub(crate) output: OutputFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputFormat {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PingKind {
+    /// Between the path layers: needs no session, tells the path
+    Disco,
+    /// Through the tunnel, answered by the node itself
+    Tsmp,
+    /// Through the tunnel and the peer's packet filter
+    Icmp,
 }
 
 /// The environment variables are those of Tailscale's operator.
@@ -126,9 +185,10 @@ pub(crate) struct ProxyArgs {
     #[arg(long, env = "PROXY_LISTEN", default_value = "[::]:9002")]
     pub(crate) listen: SocketAddr,
     #[command(flatten)]
-    pub(crate) system: SystemArgs,
-    #[command(flatten)]
     pub(crate) offloads: OffloadArgs,
+    /// Look for no direct paths to peers: all packets go through relays
+    #[arg(long, env = "TAILWHARF_RELAY_ONLY")]
+    pub(crate) relay_only: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -190,7 +250,20 @@ pub(crate) struct NodeArgs {
     #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "tailwharf0")]
     pub(crate) tun: Option<String>,
     #[command(flatten)]
+    pub(crate) system: SystemArgs,
+    #[command(flatten)]
     pub(crate) offloads: OffloadArgs,
+    /// Look for no direct paths to peers: all packets go through relays
+    #[arg(long, env = "TAILWHARF_RELAY_ONLY")]
+    pub(crate) relay_only: bool,
+    /// UDP port of direct paths; by default one that stays the same as long as the state is kept
+    #[arg(long, env = "TAILWHARF_UDP_PORT")]
+    pub(crate) port: Option<u16>,
+    /// Address outside by which peers reach that port, such as a port of a firewall that leads here
+    #[arg(long = "endpoint", value_name = "ADDRESS:PORT")]
+    pub(crate) endpoints: Vec<SocketAddr>,
+    #[command(flatten)]
+    pub(crate) socket: SocketArgs,
     /// Log the device out at the end
     #[arg(long)]
     pub(crate) logout_on_exit: bool,

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod local;
 mod run;
 mod settings;
 

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::args::{Args, Command, CoordinatorArgs, LogArgs, LogFormat};
-use crate::settings;
+use crate::{local, settings};
 
 /// Worker threads of a process: more than two bring nothing to what waits for sockets.
 const THREADS: usize = 2;
@@ -62,9 +62,11 @@ fn start(args: Args) -> Result<ExitCode> {
                 let config = Config::load(&coordinator.config)?;
                 Box::pin(tailwharf_coordinator::run(config, stop)).await
             }
-        }
-    })?;
-    Ok(ExitCode::SUCCESS)
+            Command::Status(status) => return local::status(status).await,
+            Command::Ping(ping) => return local::ping(ping).await,
+        }?;
+        Ok(ExitCode::SUCCESS)
+    })
 }
 
 /// Logs go to standard error, so that standard output is free for results.

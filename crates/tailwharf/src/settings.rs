@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use tailwharf_control_api::{ClientConfig, Credentials, Secret};
 use tailwharf_kube_types::values::{Hostname, Tag};
+use tailwharf_node::run::LocalSocket;
 use tailwharf_node::{AuthKey, FileStore, HttpProxies, NodeConfig};
 use tailwharf_plan::PoolSettings;
 use tailwharf_proxy::Limits;
@@ -65,6 +66,7 @@ pub(crate) fn proxy(args: ProxyArgs) -> Result<tailwharf_proxy::Settings> {
         extra_ca_pem: None,
         offloads: args.offloads.no_offload,
         http_proxies: http_proxies()?,
+        relay_only: args.relay_only,
         limits: Limits::default(),
     })
 }
@@ -95,6 +97,8 @@ pub(crate) fn node(args: NodeArgs) -> Result<tailwharf_node::run::Settings> {
             tags: args.tags,
             ephemeral: args.ephemeral,
             force_reauth: args.force_reauth,
+            udp_port: args.port,
+            endpoints: args.endpoints,
             ..NodeConfig::new(login_server, hostname)
         },
         state_file: args.state,
@@ -105,10 +109,14 @@ pub(crate) fn node(args: NodeArgs) -> Result<tailwharf_node::run::Settings> {
         dns_listen: args.dns,
         forwards: args.forwards,
         serves: args.serves,
-        direct: args.direct,
         tun: args.tun,
         system: args.system.settings(),
         offloads: args.offloads.no_offload,
+        direct: !args.relay_only,
+        socket: LocalSocket {
+            path: socket(args.socket.socket.as_deref()),
+            required: args.socket.socket.is_some(),
+        },
         logout_on_exit: args.logout_on_exit,
     })
 }
@@ -117,6 +125,15 @@ pub(crate) fn node(args: NodeArgs) -> Result<tailwharf_node::run::Settings> {
 #[expect(clippy::disallowed_methods, reason = "this is the settings module")]
 fn http_proxies() -> Result<HttpProxies> {
     Ok(HttpProxies::from_variables(|name| std::env::var(name).ok())?)
+}
+
+/// The socket of a node: the one that is given, or the usual one of this user.
+pub(crate) fn socket(given: Option<&Path>) -> PathBuf {
+    let usual = || {
+        let directory = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(|| PathBuf::from("/run"), PathBuf::from);
+        directory.join("tailwharf.sock")
+    };
+    given.map_or_else(usual, Path::to_owned)
 }
 
 /// Tags without repetition, sorted.

@@ -12,6 +12,7 @@ pub mod apiserver;
 pub mod cluster;
 pub mod kubectl;
 pub mod lab;
+pub mod nat;
 pub mod network;
 pub mod official;
 pub mod process;

@@ -81,7 +81,7 @@ impl Bridge {
             address: Ipv4Addr::new(192, 168, self.range, octet),
             name,
         };
-        namespace.make(self)?;
+        namespace.join(self)?;
         Ok(namespace)
     }
 }
@@ -103,17 +103,32 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    fn make(&self, bridge: &Bridge) -> Result<()> {
-        let (name, link, address) = (&self.name, &self.link, self.address);
-        // What a killed run left under our names is ours to remove.
+    /// One without interfaces, not made yet.
+    pub(crate) fn inner(name: String, address: Ipv4Addr) -> Self {
+        Self {
+            name,
+            link: String::new(),
+            address,
+        }
+    }
+
+    /// Makes it, with a resolver configuration of its own.
+    pub(crate) fn create(&self) -> Result<()> {
+        let name = &self.name;
+        // What a killed run left under our name is ours to remove.
         let _ = ip(&format!("netns del {name}"));
-        let _ = ip(&format!("link del {link}"));
         fs::create_dir_all(self.etc())?;
         fs::write(
             self.etc().join("resolv.conf"),
             "# no resolver beyond the tailnet\n",
         )?;
-        ip(&format!("netns add {name}"))?;
+        ip(&format!("netns add {name}"))
+    }
+
+    fn join(&self, bridge: &Bridge) -> Result<()> {
+        let (name, link, address) = (&self.name, &self.link, self.address);
+        let _ = ip(&format!("link del {link}"));
+        self.create()?;
         ip(&format!("link add {link} type veth peer name eth0 netns {name}"))?;
         ip(&format!("link set {link} master {} up", bridge.name))?;
         ip(&format!("-n {name} link set lo up"))?;
@@ -149,7 +164,9 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        let _ = ip(&format!("link del {}", self.link));
+        if !self.link.is_empty() {
+            let _ = ip(&format!("link del {}", self.link));
+        }
         let _ = ip(&format!("netns del {}", self.name));
         let _ = fs::remove_dir_all(self.etc());
     }

@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+use crate::network::Namespace;
 use crate::process::{Process, run};
 use crate::wait::eventually;
 use crate::workspace;
@@ -248,8 +249,24 @@ impl NodeProcess {
         hostname: &str,
         extra: &[&str],
     ) -> Result<Self> {
+        Self::start_in(None, dir, login_server, auth_key, hostname, extra)
+    }
+
+    /// The same in a namespace.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_in(
+        place: Option<&Namespace>,
+        dir: &Path,
+        login_server: &str,
+        auth_key: &str,
+        hostname: &str,
+        extra: &[&str],
+    ) -> Result<Self> {
         fs::create_dir_all(dir)?;
-        let mut command = Command::new(workspace::tailwharf());
+        let program = workspace::tailwharf();
+        let mut command = place.map_or_else(|| Command::new(&program), |place| place.command(&program));
         command
             .args(["node", "--login-server", login_server, "--hostname", hostname])
             .arg("--state")

@@ -24,6 +24,12 @@ impl Core {
         }
     }
 
+    /// Takes addresses outside at which this node can be reached because somebody saw to it, at most 16. Peers are told of them first.
+    pub fn set_explicit_endpoints(&mut self, endpoints: Vec<SocketAddr>) {
+        self.endpoints.set_explicit(endpoints);
+        self.tunnel.events.push_back(Event::EndpointsChanged);
+    }
+
     /// Takes the addresses of the STUN servers to ask, the nearest first.
     pub fn set_stun_servers(&mut self, servers: &[SocketAddr], now: Instant) {
         self.endpoints.set_servers(servers, now);
@@ -44,11 +50,11 @@ impl Core {
     /// Peers with a session and how packets go to them, at most `most`, those that talked last first. An [`Event::PathChanged`] tells when to look again.
     #[must_use]
     pub fn peer_paths(&self, most: usize, now: Instant) -> Vec<PeerPath> {
-        let udp = self.endpoints.facts().udp;
+        let facts = self.endpoints.facts();
         let mut active = self.tunnel.active_peers();
         active.truncate(most);
         let with_path = active.into_iter().map(|peer| {
-            let path = self.tunnel.paths.state(&peer, udp, now);
+            let path = self.tunnel.paths.state(&peer, facts, now);
             PeerPath { peer, path }
         });
         with_path.collect()

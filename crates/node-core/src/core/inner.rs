@@ -8,7 +8,6 @@ use tailwharf_wire::disco;
 use tailwharf_wire::tsmp::Message;
 
 use super::{Core, is_peer_api};
-use crate::event::Event;
 use crate::filter::{DropReason, Filter, Verdict};
 use crate::fragments::{self, Assembled};
 use crate::icmp::{self, Cause, Complaint};
@@ -204,6 +203,8 @@ impl Core {
                     self.tunnel.send_to(peer, &self.scratch, now);
                 } else if let Some(complaint) = Complaint::read(packet, parsed) {
                     self.handle_complaint(&complaint);
+                } else if let Some(id) = parsed.echo_reply_id(packet) {
+                    self.handle_pong(Token::Icmp(id), path, None, now);
                 }
             }
             proto::ICMP | proto::ICMP6 => {}
@@ -277,23 +278,6 @@ impl Core {
             }
             Ok(_) => {}
             Err(_) => self.tunnel.counters.bogus += 1,
-        }
-    }
-
-    pub(super) fn handle_pong(
-        &mut self,
-        token: Token,
-        path: Path,
-        seen_as: Option<SocketAddr>,
-        now: Instant,
-    ) {
-        if let Some((ping, latency)) = self.pings.answered(token, now) {
-            self.tunnel.events.push_back(Event::PingReply {
-                ping,
-                latency,
-                path,
-                seen_as,
-            });
         }
     }
 }

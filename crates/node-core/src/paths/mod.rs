@@ -26,6 +26,7 @@ use tailwharf_wire::tailcfg::RegionId;
 
 use self::entry::Entry;
 pub use self::state::{PathState, PeerPath, RelayReason};
+use crate::endpoints::NetFacts;
 use crate::netmap::Peer;
 
 /// A way to a peer.
@@ -289,7 +290,7 @@ impl Paths {
     }
 
     /// How packets to a peer go, for people.
-    pub(crate) fn state(&self, peer: &Peer, udp_works: Option<bool>, now: Instant) -> PathState {
+    pub(crate) fn state(&self, peer: &Peer, facts: NetFacts, now: Instant) -> PathState {
         let entry = self.peers.get(&peer.key);
         if let Some((address, latency)) = entry.and_then(Entry::best) {
             return PathState::Direct { address, latency };
@@ -297,10 +298,14 @@ impl Paths {
         let region = entry.and_then(|entry| entry.relay(now)).unwrap_or(peer.home);
         let why = if !self.direct {
             RelayReason::Off
-        } else if udp_works == Some(false) {
+        } else if facts.udp == Some(false) {
             RelayReason::NoUdp
         } else {
-            entry.map_or(RelayReason::Searching, Entry::why_relay)
+            match entry.map_or(RelayReason::Searching, Entry::why_relay) {
+                RelayReason::NoAnswer if facts.mapping_varies == Some(true) => RelayReason::MappingVaries,
+                RelayReason::NoAnswer if facts.translated == Some(true) => RelayReason::Translated,
+                why => why,
+            }
         };
         PathState::Relay { region, why }
     }

@@ -43,10 +43,19 @@ pub enum RelayReason {
     #[error("a direct path is being looked for")]
     Searching,
     /// The peer does not answer at any of its addresses.
-    #[error(
-        "the peer does not answer at its addresses; let UDP through between the networks, and let machines that translate addresses for pods drop UDP that nobody asked for"
-    )]
+    #[error("the peer does not answer at its addresses; let UDP through between the networks")]
     NoAnswer,
+    /// The same, and the NAT of this node's network gives it another port for each destination, so no peer can know where to find it.
+    #[error(
+        "the NAT of this network gives each destination another port; lead a fixed port of it to this node and tell that as an endpoint of the node"
+    )]
+    MappingVaries,
+    /// The same, and a NAT is between, as where a Kubernetes node translates the addresses of pods. One that takes what comes unasked for its own
+    /// gives the node another port than the one that peers know.
+    #[error(
+        "the peer does not answer through the NAT of this network; let the machine that translates addresses drop UDP that nobody asked for, or lead a port of it (NodePort) to this node and tell that as an endpoint of the node"
+    )]
+    Translated,
 }
 
 /// A peer that this node talks with, and how.

@@ -78,7 +78,7 @@ fn send(net: &mut Net, packet: &[u8]) {
     let now = net.now;
     net.host(3)
         .core
-        .handle_tun(&VnetHeader::default(), &mut packet.to_vec(), now);
+        .handle_tun(&VnetHeader::default(), &mut packet.to_vec(), false, now);
     net.drain();
 }
 

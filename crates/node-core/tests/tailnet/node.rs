@@ -316,7 +316,7 @@ fn a_node_that_moved_wakes_its_peers() {
         .core
         .active_peers()
         .iter()
-        .map(|peer| peer.key)
+        .map(|peer| peer.stable_id.clone())
         .collect();
     net.restart(2);
     let now = net.now;

@@ -1,16 +1,25 @@
 //! The addresses of the machine, followed as they change, once for all nodes of a process.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::ifaddrs::getifaddrs;
+use nix::libc;
 use nix::net::if_::InterfaceFlags;
+use nix::sys::socket::{AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, socket};
+use tokio::net::UdpSocket;
 use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
 
-/// How often the addresses are looked at. Paths that break by a change are left sooner, by their own timers.
-const PAUSE: Duration = Duration::from_secs(5);
+/// How often the addresses are looked at if the kernel does not tell of changes, and if it does.
+const POLL: Duration = Duration::from_secs(5);
+const RECHECK: Duration = Duration::from_secs(60);
+/// A change comes in parts, such as one address gone and another one added. They are waited for so long.
+const SETTLE: Duration = Duration::from_millis(50);
 /// Interfaces of official clients lead into tailnets, where no direct path may lead.
 const TAILNET_INTERFACES: [&str; 2] = ["tailscale", "tailwharf"];
 
@@ -41,6 +50,10 @@ impl Interfaces {
 }
 
 async fn follow(all: std::sync::Weak<watch::Sender<Arc<[IpAddr]>>>) {
+    let changes = Changes::open();
+    if let Err(error) = &changes {
+        tracing::debug!(%error, "the kernel does not tell of changed addresses; they are looked at every 5 s");
+    }
     while let Some(now) = all.upgrade() {
         let found = addresses();
         now.send_if_modified(|known| {
@@ -49,7 +62,47 @@ async fn follow(all: std::sync::Weak<watch::Sender<Arc<[IpAddr]>>>) {
             changed
         });
         drop(now);
-        tokio::time::sleep(PAUSE).await;
+        match &changes {
+            Ok(changes) => {
+                if timeout(RECHECK, changes.next()).await.is_ok() {
+                    sleep(SETTLE).await;
+                }
+            }
+            Err(_) => sleep(POLL).await,
+        }
+    }
+}
+
+/// Word of the kernel that links or addresses changed: a socket of rtnetlink, which is waited for and read as one of UDP.
+struct Changes(UdpSocket);
+
+impl Changes {
+    fn open() -> io::Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            flags,
+            SockProtocol::NetlinkRoute,
+        )?;
+        let groups = libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR;
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups as u32))?;
+        Ok(Self(UdpSocket::from_std(socket.into())?))
+    }
+
+    /// Returns after a change. What it was is not looked at.
+    async fn next(&self) {
+        if self.0.readable().await.is_err() {
+            return std::future::pending().await;
+        }
+        let mut buffer = [0; 4096];
+        loop {
+            match self.0.try_recv(&mut buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // An overflow means that there were changes, too.
+                Ok(_) | Err(_) => {}
+            }
+        }
     }
 }
 
@@ -68,7 +121,9 @@ fn addresses() -> Arc<[IpAddr]> {
             let is_tun = flags.contains(InterfaceFlags::IFF_POINTOPOINT | InterfaceFlags::IFF_NOARP);
             flags.contains(InterfaceFlags::IFF_UP)
                 && !is_tun
-                && !TAILNET_INTERFACES.iter().any(|name| interface.interface_name.starts_with(name))
+                && !TAILNET_INTERFACES
+                    .iter()
+                    .any(|name| interface.interface_name.starts_with(name))
         })
         .filter_map(|interface| {
             let address = interface.address?;

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::{NodeConfig, NodeStatus, PathKind, PeerPath, Phase, StateStore, TailnetNode};
 use crate::host::{Host, HostConfig};
 use crate::http_proxy::HttpProxies;
+use crate::local;
 use crate::node::Node;
 use crate::offload::OffloadSwitches;
 use crate::splice::{Buffers, IdleLimits, SpliceError, Traffic, splice};
@@ -64,8 +65,19 @@ pub struct Settings {
     pub system: tun::TunSettings,
     /// Which work the kernel may do for whole batches of packets.
     pub offloads: OffloadSwitches,
+    /// The socket for `tailwharf status` and `tailwharf ping`.
+    pub socket: LocalSocket,
     /// Log the node out at the end, so that the tailnet forgets it.
     pub logout_on_exit: bool,
+}
+
+/// Where a node answers other processes.
+#[derive(Debug, Clone)]
+pub struct LocalSocket {
+    /// The socket's file.
+    pub path: PathBuf,
+    /// Whether the node ends when it cannot listen there. Otherwise it goes on without.
+    pub required: bool,
 }
 
 /// Where a client of a proxy wants to go.
@@ -185,6 +197,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     }
     .await;
 
+    let started = match started {
+        Ok(()) => start_local(&mut tasks, &settings.socket, &node),
+        failed => failed,
+    };
     let ended = match started {
         Ok(()) => watch_status(node.status(), &stop).await,
         Err(error) => Err(error),
@@ -196,6 +212,23 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         node.shutdown().await;
     }
     ended
+}
+
+/// Answers other processes of the user.
+fn start_local(tasks: &mut JoinSet<()>, socket: &LocalSocket, node: &Arc<Node>) -> anyhow::Result<()> {
+    match local::Server::bind(&socket.path) {
+        Ok(server) => {
+            tasks.spawn(server.run(node.clone()));
+            Ok(())
+        }
+        Err(error) if socket.required => {
+            Err(error).with_context(|| format!("listening at {}", socket.path.display()))
+        }
+        Err(error) => {
+            tracing::warn!(socket = %socket.path.display(), %error, "status and ping are not served; give another socket with --socket");
+            Ok(())
+        }
+    }
 }
 
 /// Answers DNS queries on one address, over UDP and TCP.

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use tailwharf_node::TailnetNode;
-use tailwharf_node::run::{Settings, run};
+use tailwharf_node::run::{LocalSocket, Settings, run};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::time::timeout;
@@ -27,7 +27,12 @@ pub(crate) fn settings(tailnet: &Tailnet, hostname: &str, key: tailwharf_node::A
         serves: Vec::new(),
         direct: false,
         tun: None,
+        system: tailwharf_node::tun::TunSettings::default(),
         offloads: tailwharf_node::OffloadSwitches::default(),
+        socket: LocalSocket {
+            path: std::env::temp_dir().join(format!("tailwharf-{}-{hostname}.sock", std::process::id())),
+            required: true,
+        },
         logout_on_exit: false,
     }
 }
@@ -193,6 +198,7 @@ async fn served_ports_lead_out_of_the_tailnet_and_a_logout_ends_the_key() {
             .to_vec(),
         direct: false,
         tun: None,
+        system: tailwharf_node::tun::TunSettings::default(),
         offloads: tailwharf_node::OffloadSwitches::default(),
         logout_on_exit: true,
         ..settings(&tailnet, "gateway", tailnet.auth_key("tag:server").await)

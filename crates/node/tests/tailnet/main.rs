@@ -12,6 +12,7 @@ mod direct;
 mod dns;
 mod hostile;
 mod http_proxy;
+mod local;
 mod login;
 mod nodes;
 mod peerapi;

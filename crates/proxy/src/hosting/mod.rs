@@ -11,6 +11,7 @@ use rand::rngs::OsRng;
 use tailwharf_kube_types::secret::SecretText;
 use tailwharf_kube_types::{Identity, IdentityStatus};
 use tailwharf_node::splice::Buffers;
+use tailwharf_wire::tailcfg::StableId;
 use tailwharf_node::{AuthKey, Backoff, Host, NodeConfig, NodeStatus, Phase, Prefs, StartError, TailnetNode};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -223,8 +224,15 @@ impl Hosting {
             tags: spec.tags.iter().map(|tag| tag.as_str().to_owned()).collect(),
             ephemeral: spec.ephemeral,
             app: APP.to_owned(),
+            wake: self.recent_peers(),
             ..NodeConfig::new(spec.login_server.parse().ok()?, spec.hostname.as_str())
         })
+    }
+
+    /// Who talked to the device lately, here or at its last host.
+    fn recent_peers(&self) -> Vec<StableId> {
+        let peers = &self.writer.wanted().recent_peers;
+        peers.iter().map(|id| StableId(id.clone())).collect()
     }
 
     /// Serves a running node. `Ok` when it has to be started anew.
