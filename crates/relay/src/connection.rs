@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use self::pump::Pump;
 
 use crate::machine::{ClientId, CloseReason, Rate};
-use crate::server::Shared;
+use crate::shared::Shared;
 
 /// How long a client may take to prove its key.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::header::{
-    ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL, CONNECTION, HeaderName, HeaderValue, UPGRADE,
+    ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL, CONNECTION, HeaderMap, HeaderName, HeaderValue,
+    SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -16,11 +17,15 @@ use tailwharf_wire::derp::PROTOCOL_VERSION;
 use tailwharf_wire::key::NodePublic;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::websocket::accept_key;
+
 /// How long a client may take for the head of a request, or be idle before it sends one.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest head of a request.
 const MAX_HEAD_LEN: usize = 16 * 1024;
 
+/// The version of the WebSocket protocol.
+const WEB_SOCKET_VERSION: &str = "13";
 const DERP_VERSION: HeaderName = HeaderName::from_static("derp-version");
 const DERP_PUBLIC_KEY: HeaderName = HeaderName::from_static("derp-public-key");
 const CHALLENGE: HeaderName = HeaderName::from_static("x-tailscale-challenge");
@@ -34,6 +39,16 @@ pub(crate) struct Upgraded<S> {
     pub(crate) stream: S,
     /// What the client sent behind its request.
     pub(crate) early: bytes::Bytes,
+    pub(crate) form: Form,
+}
+
+/// How DERP is carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// As the stream itself.
+    Plain,
+    /// In the messages of a WebSocket.
+    WebSocket,
 }
 
 /// Answers HTTP requests on `stream`. Returns the stream once a request has upgraded it to DERP; `None`: the client went away
@@ -42,12 +57,17 @@ pub(crate) async fn serve<S>(stream: S, relay: NodePublic) -> Result<Option<Upgr
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let upgrade = Arc::new(Mutex::new(None::<OnUpgrade>));
+    let upgrade = Arc::new(Mutex::new(None::<(OnUpgrade, Form)>));
     let service = service_fn(|mut request: Request<Incoming>| {
         let reply = respond(&request, &relay);
         if reply.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let form = if reply.headers().contains_key(SEC_WEBSOCKET_ACCEPT) {
+                Form::WebSocket
+            } else {
+                Form::Plain
+            };
             let pending = hyper::upgrade::on(&mut request);
-            *upgrade.lock().unwrap_or_else(PoisonError::into_inner) = Some(pending);
+            *upgrade.lock().unwrap_or_else(PoisonError::into_inner) = Some((pending, form));
         }
         std::future::ready(Ok::<_, Infallible>(reply))
     });
@@ -59,13 +79,14 @@ where
         .with_upgrades()
         .await?;
     let pending = upgrade.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let Some(pending) = pending else {
+    let Some((pending, form)) = pending else {
         return Ok(None);
     };
     let parts = pending.await?.downcast::<TokioIo<S>>().ok();
     Ok(parts.map(|parts| Upgraded {
         stream: parts.io.into_inner(),
         early: parts.read_buf,
+        form,
     }))
 }
 
@@ -82,14 +103,22 @@ fn respond(request: &Request<Incoming>, relay: &NodePublic) -> Reply {
 }
 
 fn upgrade(request: &Request<Incoming>, relay: &NodePublic) -> Reply {
-    let wants_derp = request
-        .headers()
-        .get(UPGRADE)
-        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"derp"));
-    if !wants_derp || request.method() != Method::GET {
+    let headers = request.headers();
+    let wants = |name: &str| {
+        headers
+            .get(UPGRADE)
+            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(name.as_bytes()))
+    };
+    if request.method() == Method::GET
+        && wants("websocket")
+        && let Some(reply) = web_socket(headers)
+    {
+        return reply;
+    }
+    if !wants("derp") || request.method() != Method::GET {
         return text(
             StatusCode::UPGRADE_REQUIRED,
-            "This path needs a GET request with \"Upgrade: DERP\".\n",
+            "This path needs a GET request with \"Upgrade: DERP\", or a WebSocket with the protocol \"derp\".\n",
         );
     }
     let mut reply = text(StatusCode::SWITCHING_PROTOCOLS, "");
@@ -102,6 +131,24 @@ fn upgrade(request: &Request<Incoming>, relay: &NodePublic) -> Reply {
         headers.insert(DERP_PUBLIC_KEY, key);
     }
     reply
+}
+
+/// Accepts a WebSocket for the protocol `derp`.
+fn web_socket(headers: &HeaderMap) -> Option<Reply> {
+    let word = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    let mut protocols = word(SEC_WEBSOCKET_PROTOCOL)?.split(',');
+    if word(SEC_WEBSOCKET_VERSION) != Some(WEB_SOCKET_VERSION) || !protocols.any(|name| name.trim() == "derp")
+    {
+        return None;
+    }
+    let accept = HeaderValue::from_str(&accept_key(word(SEC_WEBSOCKET_KEY)?)).ok()?;
+    let mut reply = text(StatusCode::SWITCHING_PROTOCOLS, "");
+    let headers = reply.headers_mut();
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
+    headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("derp"));
+    Some(reply)
 }
 
 fn probe(method: &Method) -> Reply {

@@ -7,8 +7,10 @@
 //! | --- | --- |
 //! | [`machine`] | who is connected, what is queued for whom, who is told that whom is gone: no sockets, no clock |
 //! | `server` | listeners and limits |
+//! | `shared` | what all connections share |
 //! | `http` | the paths a relay answers, and the upgrade to DERP |
 //! | `connection` | one client: frames in, frames out |
+//! | `websocket` | DERP for clients in browsers |
 //! | `stun` | answers binding requests |
 //! | `identity` | the relay's key and its self-signed certificate, which clients pin |
 //!
@@ -22,7 +24,9 @@ mod identity;
 pub mod machine;
 mod metrics;
 mod server;
+mod shared;
 mod stun;
+mod websocket;
 
 pub use self::identity::IdentityError;
 pub use self::machine::{Rate, Rates};

@@ -153,6 +153,30 @@ proptest! {
     }
 
     #[test]
+    fn derp_frames_in_place_are_those_that_own_their_memory(frames in prop::collection::vec(derp_frame(), 1..6), missing in 0..50usize) {
+        let mut encoded = BytesMut::new();
+        for frame in &frames {
+            frame.encode(&mut encoded);
+        }
+        encoded.truncate(encoded.len() - missing.min(encoded.len()));
+        let mut owned = encoded.clone();
+        let mut rest = &mut encoded[..];
+        while let Some(mut frame) = derp::RawFrame::split_off(&mut rest).unwrap() {
+            let expected = derp::Frame::decode(&mut owned).unwrap();
+            prop_assert_eq!(Some(frame.to_frame().unwrap()), expected.clone());
+            let sent = frame.send_packet().map(|(key, packet)| (key, packet.to_vec()));
+            let received = frame.recv_packet().map(|(key, packet)| (key, packet.to_vec()));
+            match expected {
+                Some(derp::Frame::SendPacket { to, packet }) => prop_assert_eq!(sent, Some((to, packet.to_vec()))),
+                Some(derp::Frame::RecvPacket { from, packet }) => prop_assert_eq!(received, Some((from, packet.to_vec()))),
+                _ => prop_assert_eq!((sent, received), (None, None)),
+            }
+        }
+        prop_assert_eq!(derp::Frame::decode(&mut owned).unwrap(), None);
+        prop_assert_eq!(&rest[..], &owned[..]);
+    }
+
+    #[test]
     fn derp_frames_in_pieces(frames in prop::collection::vec(derp_frame(), 1..6), piece in 1..2000usize) {
         let mut stream = BytesMut::new();
         for frame in &frames {

@@ -57,6 +57,34 @@ async fn packets_go_both_ways() {
 }
 
 #[tokio::test]
+async fn a_browser_speaks_derp_in_a_web_socket() {
+    let relay = start(|_| {}).await;
+    let head = "GET /derp HTTP/1.1\r\nHost: relay\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: derp\r\n\r\n";
+    let (head, mut stream, mut received) = request(&relay.handle, head).await;
+    let head = head.to_lowercase();
+    assert!(head.starts_with("http/1.1 101 "), "{head}");
+    assert!(head.contains("sec-websocket-protocol: derp\r\n"), "{head}");
+    assert!(
+        head.contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo=\r\n"),
+        "{head}"
+    );
+    while received.len() < 47 {
+        let len = timeout(PATIENCE, stream.read_buf(&mut received))
+            .await
+            .unwrap()
+            .unwrap();
+        assert_ne!(len, 0);
+    }
+    // One binary message with the greeting: 5 bytes of frame header, 8 of magic, 32 of key.
+    assert_eq!(received.split_to(2)[..], [0x82, 45]);
+    assert_eq!(
+        Frame::decode(&mut received).unwrap(),
+        Some(Frame::ServerKey(relay.handle.key()))
+    );
+}
+
+#[tokio::test]
 async fn frames_that_come_in_pieces_are_put_together() {
     let relay = start(|_| {}).await;
     let mut a = Client::connect(&relay.handle).await;

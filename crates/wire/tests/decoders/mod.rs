@@ -88,6 +88,13 @@ pub(crate) fn map_frame(input: &[u8]) {
 pub(crate) fn derp(input: &[u8]) {
     let relay = NodePrivate::from_bytes([1; 32]);
     let peer = NodePrivate::from_bytes([2; 32]).public();
+    let mut in_place = input.to_vec();
+    let mut rest = &mut in_place[..];
+    while let Ok(Some(mut frame)) = derp::RawFrame::split_off(&mut rest) {
+        drop(frame.to_frame());
+        frame.send_packet();
+        frame.recv_packet();
+    }
     drain(input, |buf| {
         let frame = derp::Frame::decode(buf)?;
         match &frame {
