@@ -26,12 +26,34 @@ impl OfficialClient {
     /// # Errors
     /// When the daemon does not answer.
     pub fn start(namespace: Namespace, dir: &Path) -> Result<Self> {
+        Self::start_with(namespace, dir, &[])
+    }
+
+    /// The same with variables for the daemon.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn start_with(namespace: Namespace, dir: &Path, variables: &[(&str, &str)]) -> Result<Self> {
+        Self::launch(namespace, dir, "tailscale0", variables)
+    }
+
+    /// The same without a TUN device.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn start_userspace(namespace: Namespace, dir: &Path, variables: &[(&str, &str)]) -> Result<Self> {
+        Self::launch(namespace, dir, "userspace-networking", variables)
+    }
+
+    fn launch(namespace: Namespace, dir: &Path, tun: &str, variables: &[(&str, &str)]) -> Result<Self> {
         let socket = dir.join("tailscaled.sock");
         let mut command = namespace.command(workspace::official("tailscaled"));
         command
-            .args(["--tun=tailscale0", "--no-logs-no-support", "--verbose=1"])
+            .args(["--no-logs-no-support", "--verbose=1"])
+            .arg(format!("--tun={tun}"))
             .arg(format!("--statedir={}", dir.display()))
-            .arg(format!("--socket={}", socket.display()));
+            .arg(format!("--socket={}", socket.display()))
+            .envs(variables.iter().copied());
         let daemon = Process::start("tailscaled", &mut command, &dir.join("tailscaled.log"))?;
         let mut client = Self {
             daemon,
@@ -55,6 +77,28 @@ impl OfficialClient {
         let name = format!("--hostname={hostname}");
         self.run(&["up", &server, &key, &name, "--accept-routes", "--timeout=60s"])
             .map(drop)
+    }
+
+    /// What the daemon says of itself: `Running`, `NeedsLogin`, `NeedsMachineAuth`, …
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn state(&self) -> Result<String> {
+        let status = self.json(&["status", "--json"])?;
+        Ok(status["BackendState"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// Waits until the daemon is in `state`.
+    ///
+    /// # Errors
+    /// When it is not in time; the message has the end of its log.
+    pub fn becomes(&self, state: &str) -> Result<()> {
+        eventually(&format!("the client is {state}"), || {
+            let found = self.state()?;
+            anyhow::ensure!(found == state, "it is {found}");
+            Ok(())
+        })
+        .with_context(|| self.log_end(20))
     }
 
     /// A `tailscale` command for this daemon.
@@ -162,6 +206,12 @@ impl OfficialClient {
     /// When it has ended.
     pub fn record(&self) -> Result<String> {
         self.daemon.record()
+    }
+
+    /// The process id of the daemon.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.daemon.pid()
     }
 
     /// Resident memory of the daemon in bytes.
