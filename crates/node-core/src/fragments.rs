@@ -177,7 +177,7 @@ impl Partial {
         match parsed.src {
             IpAddr::V4(_) => packet[2..4].copy_from_slice(&(length as u16).to_be_bytes()),
             IpAddr::V6(_) => {
-                packet[4..6].copy_from_slice(&((length - header_len(parsed.src)) as u16).to_be_bytes())
+                packet[4..6].copy_from_slice(&((length - header_len(parsed.src)) as u16).to_be_bytes());
             }
         }
         packet

@@ -178,10 +178,8 @@ impl Flight {
                 self.patience = self.patience.max(1);
             }
         }
-        self.highest_arrived = Some(
-            self.highest_arrived
-                .map_or(record.end(), |highest| highest.max(record.end())),
-        );
+        let end = record.end();
+        self.highest_arrived = Some(self.highest_arrived.map_or(end, |highest| highest.max(end)));
         if self
             .rack
             .is_none_or(|(sent, end, _)| is_later(record.sent, record.end(), sent, end))

@@ -173,7 +173,7 @@ impl Outgoing {
         header[2..4].copy_from_slice(&remote.port().to_be_bytes());
         header[4..8].copy_from_slice(&self.seq.0.to_be_bytes());
         header[8..12].copy_from_slice(&self.ack.unwrap_or_default().0.to_be_bytes());
-        header[12] = ((HEADER + options_len) / 4 << 4) as u8;
+        header[12] = (((HEADER + options_len) / 4) << 4) as u8;
         header[13] = flags;
         header[14..16].copy_from_slice(&self.window.to_be_bytes());
         header[16..20].fill(0);

@@ -39,13 +39,16 @@ const CLEAN: Link = Link {
     rate: None,
 };
 
+/// When a packet arrives, its number, at which side, and its bytes.
+type Flying = Reverse<(Instant, u64, usize, Vec<u8>)>;
+
 struct Lab {
     now: Instant,
     link: Link,
     rng: ChaCha20Rng,
     budget: Arc<MemoryBudget>,
     sides: [Conn; 2],
-    flying: BinaryHeap<Reverse<(Instant, u64, usize, Vec<u8>)>>,
+    flying: BinaryHeap<Flying>,
     order: u64,
     /// Until when the link is busy, each way.
     busy: [Instant; 2],

@@ -166,7 +166,7 @@ impl World {
     fn send(&mut self, packet: &[u8]) {
         self.sides[1]
             .core
-            .handle_tun(&VnetHeader::default(), &mut packet.to_vec(), self.now);
+            .handle_tun(&VnetHeader::default(), &mut packet.to_vec(), false, self.now);
         self.settle();
     }
 
