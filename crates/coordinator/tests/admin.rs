@@ -349,3 +349,53 @@ async fn a_policy_is_checked_before_it_is_set() {
     assert_eq!(site.run("policy get").await, POLICY);
     assert_eq!(site.json("policy get").await["acls"], Value::Array(Vec::new()));
 }
+
+#[tokio::test]
+async fn services_names_and_settings_are_managed() {
+    let site = Site::start().await;
+    let policy = site.file("policy.hujson", r#"{"tagOwners": {"tag:web": []}, "acls": []}"#);
+    site.run(&format!("policy set {policy}")).await;
+
+    let service = site.json("service set web --ports tcp:443,tcp:80 --tags tag:web").await;
+    assert_eq!(service["name"], "svc:web");
+    let table = site.run("service list").await;
+    assert!(table.contains("svc:web") && table.contains("tcp:443,tcp:80"), "{table}");
+    assert_eq!(site.json("service hosts web").await, serde_json::json!([]));
+    site.run("service delete svc:web").await;
+    assert_eq!(site.json("service list").await, serde_json::json!([]));
+
+    site.run("dns nameservers 192.0.2.53").await;
+    site.run("dns split corp.example.com 192.0.2.54").await;
+    let dns = site.run("dns search corp.example.com --output json").await;
+    let file = site.file("dns.json", &dns.replace("192.0.2.53", "192.0.2.99"));
+    let dns = site.run(&format!("dns set {file}")).await;
+    for text in ["192.0.2.99", "corp.example.com by 192.0.2.54"] {
+        assert!(dns.contains(text), "{text}: {dns}");
+    }
+
+    let settings = site.run("settings set --device-approval true --key-lifetime-days 0").await;
+    assert!(settings.contains("never"), "{settings}");
+    assert_eq!(site.json("settings get").await["devicesApprovalOn"], true);
+
+    let log = site.json("log --limit 1").await;
+    assert_eq!(log[0]["target"]["type"], "SETTINGS");
+    assert_eq!(site.json("login list").await, serde_json::json!([]));
+    assert_eq!(site.json("route list").await, serde_json::json!([]));
+    site.handle.stop().await;
+}
+
+#[tokio::test]
+async fn people_get_roles_and_links() {
+    let site = Site::start().await;
+    site.run("user create alice@example.com").await;
+    site.run("user role alice@example.com admin").await;
+    assert_eq!(site.json("user list").await[0]["role"], "admin");
+    let link = site.json("user login-link alice@example.com").await;
+    let url = link["url"].as_str().unwrap();
+    assert!(url.starts_with("http://127.0.0.1:1/login/"), "{url}");
+    let error = site.try_run("user login-link bob@example.com").await.unwrap_err();
+    assert!(error.to_string().contains("bob@example.com"), "{error:#}");
+    let error = site.try_run("login approve nothing --user alice@example.com").await.unwrap_err();
+    assert!(error.to_string().contains("nothing"), "{error:#}");
+    site.handle.stop().await;
+}

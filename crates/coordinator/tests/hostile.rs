@@ -108,12 +108,17 @@ async fn headers_that_do_not_come_end_the_connection() {
     let site = start("").await;
     let answer = site.ask("GET /health HTTP/1.1\r\nHost: x\r\n").await;
     assert!(!answer.contains("200 OK"), "{answer}");
-    let long = format!("GET /health HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "x".repeat(1 << 20));
+    let long = format!(
+        "GET /health HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n",
+        "x".repeat(1 << 20)
+    );
     let mut stream = TcpStream::connect(site.addr()).await.unwrap();
     // The server may close before all of it is written.
     let _ = stream.write_all(long.as_bytes()).await;
     let mut answer = Vec::new();
-    let _ = timeout(Duration::from_secs(20), stream.read_to_end(&mut answer)).await.unwrap();
+    let _ = timeout(Duration::from_secs(20), stream.read_to_end(&mut answer))
+        .await
+        .unwrap();
     assert!(!String::from_utf8_lossy(&answer).contains("200 OK"));
     site.handle.stop().await;
 }
@@ -239,12 +244,22 @@ async fn no_secret_is_logged_at_any_level() {
     let wrong = format!("client_id={id}&client_secret={secret}wrong");
     site.post("/api/v2/oauth/token", "", &wrong).await;
     let jwt = "eyJhbGciOiJFUzI1NiJ9.eyJpc3MiOiJ4In0.c2lnbmF0dXJlc2lnbmF0dXJl";
-    site.post("/api/v2/oauth/token-exchange", "", &format!("client_id={id}&jwt={jwt}"))
-        .await;
+    site.post(
+        "/api/v2/oauth/token-exchange",
+        "",
+        &format!("client_id={id}&jwt={jwt}"),
+    )
+    .await;
     secrets.push(jwt.to_owned());
-    site.get("/login/guessedguessedguessed", "Cookie: tailwharf_session=cookiecookiecookie\r\n")
-        .await;
-    secrets.extend(["guessedguessedguessed".to_owned(), "cookiecookiecookie".to_owned()]);
+    site.get(
+        "/login/guessedguessedguessed",
+        "Cookie: tailwharf_session=cookiecookiecookie\r\n",
+    )
+    .await;
+    secrets.extend([
+        "guessedguessedguessed".to_owned(),
+        "cookiecookiecookie".to_owned(),
+    ]);
     site.handle.stop().await;
 
     let text = String::from_utf8_lossy(&log.0.lock().unwrap()).into_owned();
