@@ -1,5 +1,6 @@
 //! Requests to the control server: HTTP/2 over a Noise connection.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -54,10 +55,16 @@ pub(crate) enum CallError {
 pub(crate) struct ControlClient {
     sender: http2::SendRequest<Full<Bytes>>,
     authority: String,
+    local: IpAddr,
 }
 
 impl ControlClient {
-    pub(crate) async fn start(stream: NoiseStream, authority: String) -> Result<Self, CallError> {
+    /// `local` is our end of the connection.
+    pub(crate) async fn start(
+        stream: NoiseStream,
+        authority: String,
+        local: IpAddr,
+    ) -> Result<Self, CallError> {
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -72,7 +79,16 @@ impl ControlClient {
                 tracing::debug!(%error, "control connection ended");
             }
         });
-        Ok(Self { sender, authority })
+        Ok(Self {
+            sender,
+            authority,
+            local,
+        })
+    }
+
+    /// The address of this machine from which the connection goes.
+    pub(crate) fn local(&self) -> IpAddr {
+        self.local
     }
 
     /// POSTs JSON and gives the answer as it arrives, if its status is 200.

@@ -160,7 +160,7 @@ impl ControlServer {
     /// Sends one request outside of Noise, with the certificate verified.
     pub(crate) async fn call(&self, host: &Host, request: Request<Full<Bytes>>) -> Result<Bytes, DialError> {
         let port = self.port.unwrap_or(if self.https { 443 } else { 80 });
-        let stream = self
+        let (stream, _) = self
             .connect(host, port, self.https.then_some(Trust::Roots))
             .await?;
         http1::call(stream, request)
@@ -172,7 +172,12 @@ impl ControlServer {
     }
 
     /// Connects, with TLS if `trust` says what the server has to prove.
-    async fn connect(&self, host: &Host, port: u16, trust: Option<Trust>) -> Result<MaybeTls, DialError> {
+    async fn connect(
+        &self,
+        host: &Host,
+        port: u16,
+        trust: Option<Trust>,
+    ) -> Result<(MaybeTls, IpAddr), DialError> {
         let failed = |source| DialError::Connect {
             host: self.host.to_string(),
             port,
@@ -201,7 +206,8 @@ impl ControlServer {
             Some(trust) => Some((host.tls().client(&trust).map_err(DialError::Tls)?, name)),
             None => None,
         };
-        stream::secure(tcp, tls).await.map_err(failed)
+        let local = tcp.local_addr().map_err(failed)?.ip();
+        Ok((stream::secure(tcp, tls).await.map_err(failed)?, local.to_canonical()))
     }
 
     /// Asks the server for its Noise key. Over HTTPS this request, and only this one, verifies the certificate.
@@ -225,7 +231,7 @@ impl ControlServer {
         machine_key: &MachinePrivate,
         server_key: MachinePublic,
         rng: &mut StdRng,
-    ) -> Result<NoiseStream, DialError> {
+    ) -> Result<(NoiseStream, IpAddr), DialError> {
         let mut race = FuturesUnordered::new();
         // Cancelled when a candidate fails: the others need not wait for their turn any longer.
         let hurry = CancellationToken::new();
@@ -258,9 +264,9 @@ impl ControlServer {
         candidate: Candidate,
         host: &Host,
         (handshake, initiation): (noise::Initiator, [u8; noise::INITIATION_LEN]),
-    ) -> Result<NoiseStream, DialError> {
+    ) -> Result<(NoiseStream, IpAddr), DialError> {
         // Noise proves who the server is; a certificate would add nothing, and many networks intercept TLS.
-        let stream = self
+        let (stream, local) = self
             .connect(host, candidate.port, candidate.tls.then_some(Trust::Nothing))
             .await?;
         let request = Request::post("/ts2021")
@@ -276,7 +282,8 @@ impl ControlServer {
                 what: "the ts2021 upgrade",
                 source,
             })?;
-        NoiseStream::finish_handshake(upgraded.stream, upgraded.read, handshake).await
+        let stream = NoiseStream::finish_handshake(upgraded.stream, upgraded.read, handshake).await?;
+        Ok((stream, local))
     }
 }
 

@@ -36,6 +36,8 @@ pub(crate) enum SessionError {
     Ended,
     #[error("the map stream broke off")]
     Broken(#[source] hyper::Error),
+    #[error("the machine has moved to another network")]
+    Moved,
     #[error("the control server is silent")]
     Silent,
     #[error("the control server does not know this node any more")]

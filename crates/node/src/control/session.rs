@@ -8,6 +8,7 @@
 
 use std::convert::Infallible;
 use std::error::Error;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -161,7 +162,17 @@ impl Session {
                 Phase::NeedsLogin { .. } | Phase::NeedsApproval => {}
                 _ => status.phase = Phase::Disconnected { reason },
             });
-            tokio::time::sleep(wait).await;
+            self.wait(wait).await;
+        }
+    }
+
+    /// Waits before the next attempt; a change of the network ends the wait, as it may have brought the server back.
+    async fn wait(&self, wait: Duration) {
+        let mut network = self.engine.host().interfaces();
+        network.mark_unchanged();
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            Ok(()) = network.changed() => {}
         }
     }
 
@@ -209,6 +220,7 @@ impl Session {
             biased;
             ended = Box::pin(teller.run(&mut rng)) => ended,
             ended = Box::pin(follower.run()) => ended,
+            () = address_gone(&host, client.local()) => Err(SessionError::Moved),
         }
     }
 
@@ -284,6 +296,19 @@ impl Session {
     }
 }
 
+/// Returns when the machine has lost an address: connections from it are dead, although nobody says so.
+async fn address_gone(host: &Host, local: IpAddr) {
+    let mut network = host.interfaces();
+    // What is not listed as long as it is in use, such as an address of a TUN device, cannot be missed either.
+    if !network.borrow_and_update().contains(&local) {
+        return std::future::pending().await;
+    }
+    let gone = network.wait_for(|addresses| !addresses.contains(&local)).await;
+    if gone.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
 /// Opens a connection to the control server.
 async fn connect(
     host: &Host,
@@ -307,13 +332,13 @@ async fn connect(
                 key
             }
         };
-        let stream = server
+        let (stream, local) = server
             .open(host, &machine_key, server_key, rng)
             .await
             .inspect_err(|_: &DialError| {
                 host.forget_server_key(server);
             })?;
-        Ok(ControlClient::start(stream, server.authority()).await?)
+        Ok(ControlClient::start(stream, server.authority(), local).await?)
     };
     tokio::time::timeout(CONNECT_TIMEOUT, Box::pin(opening))
         .await
