@@ -31,17 +31,26 @@ pub(crate) async fn call<S>(stream: S, request: Request<Full<Bytes>>) -> Result<
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let response = send(stream, request).await?;
-    let status = response.status();
-    let body = read_body(response.into_body()).await?;
-    if status == StatusCode::OK {
-        Ok(body)
-    } else {
-        Err(HttpError::Status {
+    let response = exchange(stream, request).await?;
+    match response.status() {
+        StatusCode::OK => Ok(response.into_body()),
+        status => Err(HttpError::Status {
             status,
-            text: first_line(&body),
-        })
+            text: first_line(response.body()),
+        }),
     }
+}
+
+/// Sends one request and reads the whole answer, whatever its status.
+pub(crate) async fn exchange<S>(
+    stream: S,
+    request: Request<Full<Bytes>>,
+) -> Result<Response<Bytes>, HttpError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (head, body) = send(stream, request).await?.into_parts();
+    Ok(Response::from_parts(head, read_body(body).await?))
 }
 
 /// A connection that has left HTTP.

@@ -6,6 +6,7 @@
 //!
 //! Start reading at `api.rs`, then `engine.rs` (how packets move) and `control/session.rs` (how a node joins).
 
+pub mod acme;
 mod api;
 mod backoff;
 mod control;
@@ -13,6 +14,7 @@ mod derp;
 mod direct;
 pub mod dns;
 mod engine;
+mod fetch;
 mod host;
 mod http1;
 mod http_proxy;

@@ -12,6 +12,7 @@ use tailwharf_node_core::dns::lookup;
 use tailwharf_wire::key::{DiscoPrivate, DiscoPublic};
 use tokio::sync::watch;
 
+use crate::acme::{self, AcmeAccount, AcmeError, Certificate};
 use crate::api::{
     DialError, LogoutError, NodeConfig, NodeStatus, Phase, Prefs, SocketError, StartError, StateStore,
     TailnetNode,
@@ -150,6 +151,32 @@ impl Node {
     #[must_use]
     pub fn resolver(&self) -> &Resolver {
         &self.0.resolver
+    }
+
+    /// Fetches a certificate for `name`, one of [`NodeStatus::cert_domains`], from the server of `account`. This takes seconds
+    /// to minutes: fetch it before it is needed, and anew when two thirds of its life are over.
+    ///
+    /// # Errors
+    /// [`AcmeError`] names the step that failed.
+    pub async fn certificate(&self, account: &AcmeAccount, name: &str) -> Result<Certificate, AcmeError> {
+        let allowed = self.engine().watch_status().borrow().cert_domains.clone();
+        let name = name.trim_end_matches('.').to_ascii_lowercase();
+        if !allowed.contains(&name) {
+            return Err(AcmeError::Name { name, allowed });
+        }
+        let host = self.engine().host();
+        let certificate = acme::order(host, account, &name, |record, value| async {
+            control::set_dns(host, &self.0.server, &self.0.keeper, record, value)
+                .await
+                .map_err(|error| AcmeError::Record(error.into()))
+        })
+        .await?;
+        self.0.announced.send_if_modified(|announced| {
+            announced.certified.insert(name);
+            // Control servers ask for this when they want to know.
+            false
+        });
+        Ok(certificate)
     }
 
     pub(crate) fn engine(&self) -> &Arc<Engine> {

@@ -14,6 +14,8 @@ pub(crate) struct Announced {
     pub(crate) prefs: Prefs,
     /// The ports on which services are hosted.
     pub(crate) services: BTreeMap<ServiceName, BTreeSet<u16>>,
+    /// The names for which a certificate was fetched.
+    pub(crate) certified: BTreeSet<String>,
     /// The port of the peer API, once it listens.
     pub(crate) peer_api: Option<u16>,
 }

@@ -14,8 +14,6 @@ const NO_UPDATE: &str = "this node is not updated by the control server: update 
 pub(super) struct About {
     pub(super) announced: Announced,
     pub(super) status: NodeStatus,
-    /// The names for which there is a certificate that is still good.
-    pub(super) certified: Vec<String>,
 }
 
 /// The parts of a request that matter here.
@@ -91,6 +89,7 @@ pub(super) fn answer(request: &[u8], about: &About) -> Vec<u8> {
 
 fn cert_status(domain: &str, about: &About) -> serde_json::Value {
     if about
+        .announced
         .certified
         .iter()
         .any(|name| name.eq_ignore_ascii_case(domain))
@@ -134,11 +133,8 @@ mod tests {
             cert_domains: vec!["node.t.ts.net".into(), "other.t.ts.net".into()],
             ..NodeStatus::starting()
         };
-        About {
-            announced,
-            status,
-            certified: vec!["node.t.ts.net".into()],
-        }
+        announced.certified.insert("node.t.ts.net".into());
+        About { announced, status }
     }
 
     fn answer_to(request: &str) -> String {

@@ -224,7 +224,6 @@ impl Follower<'_> {
         let about = c2n::About {
             announced: self.announced.borrow().clone(),
             status: self.engine.watch_status().borrow().clone(),
-            certified: Vec::new(),
         };
         pings.spawn(async move {
             let answered = ping::answer(&request, &server, &host, &client, node_key, &about);

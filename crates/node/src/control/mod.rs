@@ -18,7 +18,7 @@ pub(crate) use self::announce::Announced;
 use self::client::CallError;
 pub(crate) use self::dial::ControlServer;
 use self::dial::DialError;
-pub(crate) use self::session::{Introduction, Session, logout};
+pub(crate) use self::session::{Introduction, Session, logout, set_dns};
 use crate::api::StoreError;
 
 /// Why a session with the control server ended. All but a refusal are followed by another attempt.

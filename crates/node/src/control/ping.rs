@@ -96,7 +96,6 @@ mod tests {
             let about = c2n::About {
                 announced: Announced::default(),
                 status: NodeStatus::starting(),
-                certified: Vec::new(),
             };
             let request = PingRequest {
                 types: types.into(),

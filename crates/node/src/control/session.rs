@@ -16,7 +16,9 @@ use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 use tailwharf_node_core::NetFacts;
 use tailwharf_wire::key::{DiscoPublic, NodePrivate};
-use tailwharf_wire::tailcfg::{Hostinfo, NetInfo, RegionId, RegisterResponse};
+use tailwharf_wire::tailcfg::{
+    CapabilityVersion, Hostinfo, NetInfo, RegionId, RegisterResponse, SetDnsRequest, SetDnsResponse,
+};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -303,8 +305,11 @@ async fn address_gone(host: &Host, local: IpAddr) {
     if !network.borrow_and_update().contains(&local) {
         return std::future::pending().await;
     }
-    let gone = network.wait_for(|addresses| !addresses.contains(&local)).await;
-    if gone.is_err() {
+    let watch_ended = network
+        .wait_for(|addresses| !addresses.contains(&local))
+        .await
+        .is_err();
+    if watch_ended {
         std::future::pending::<()>().await;
     }
 }
@@ -343,6 +348,29 @@ async fn connect(
     tokio::time::timeout(CONNECT_TIMEOUT, Box::pin(opening))
         .await
         .map_err(|_| SessionError::TimedOut)?
+}
+
+/// Has the control server set a TXT record below a name of this node.
+pub(crate) async fn set_dns(
+    host: &Host,
+    server: &ControlServer,
+    keeper: &StateKeeper,
+    name: String,
+    value: String,
+) -> Result<(), SessionError> {
+    let node_key = keeper.read(|state| state.node_key.public());
+    let client = connect(host, server, keeper, &mut StdRng::from_entropy()).await?;
+    let request = SetDnsRequest {
+        version: CapabilityVersion::CURRENT,
+        node_key,
+        name,
+        kind: "TXT".to_owned(),
+        value,
+    };
+    let _: SetDnsResponse = client
+        .call("/machine/set-dns", node_key, &request, None)
+        .await?;
+    Ok(())
 }
 
 /// Tells the control server that the node key is no longer used, then replaces it in the state.

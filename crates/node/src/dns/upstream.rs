@@ -8,7 +8,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Request, header};
-use rustls_pki_types::ServerName;
 use tailwharf_node_core::dns::{Query, SERVICE_V4, SERVICE_V6, is_truncated};
 use tailwharf_wire::tailcfg::Resolver;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -17,8 +16,7 @@ use url::{Host, Url};
 
 use super::DATAGRAM;
 use crate::engine::Engine;
-use crate::tls::Trust;
-use crate::{http1, stream};
+use crate::{fetch, http1};
 
 /// The port of DNS.
 const PORT: u16 = 53;
@@ -191,56 +189,30 @@ async fn over_stream(mut stream: impl AsyncRead + AsyncWrite + Unpin, message: &
 }
 
 async fn http(engine: &Arc<Engine>, url: &Url, addresses: &[IpAddr], message: &[u8]) -> io::Result<Vec<u8>> {
-    let unusable = || io::Error::new(io::ErrorKind::InvalidInput, "the resolver's URL has no host");
-    let port = url.port_or_known_default().ok_or_else(unusable)?;
-    let (host, name) = match url.host().ok_or_else(unusable)? {
-        Host::Domain(name) => (
-            None,
-            ServerName::try_from(name.to_owned()).map_err(io::Error::other)?,
-        ),
-        Host::Ipv4(address) => (Some(IpAddr::V4(address)), IpAddr::V4(address).into()),
-        Host::Ipv6(address) => (Some(IpAddr::V6(address)), IpAddr::V6(address).into()),
-    };
-    let path = match url.query() {
-        Some(query) => format!("{}?{query}", url.path()),
-        None => url.path().to_owned(),
-    };
-    let request = Request::post(path)
+    let request = Request::post(fetch::target(url))
         .header(header::HOST, url.authority())
         .header(header::CONTENT_TYPE, MEDIA_TYPE)
         .header(header::ACCEPT, MEDIA_TYPE)
         .body(Full::new(Bytes::copy_from_slice(message)))
         .map_err(io::Error::other)?;
-    let is_plain = url.scheme() == "http";
-    let answer = match host {
-        // Without TLS only inside of the tailnet, which encrypts by itself.
-        Some(address) if is_plain && is_on_tailnet(engine, address) => {
-            let stream = crate::TcpStream::connect(engine, SocketAddr::new(address, port))
-                .await
-                .map_err(io::Error::other)?;
-            http1::call(stream, request).await
+    let answer = if url.scheme() == "http" {
+        // Without TLS only inside of the tailnet, which encrypts by itself: the peer API of an exit node.
+        let address = match url.host() {
+            Some(Host::Ipv4(address)) => IpAddr::V4(address),
+            Some(Host::Ipv6(address)) => IpAddr::V6(address),
+            _ => return Err(io::ErrorKind::InvalidInput.into()),
+        };
+        if !is_on_tailnet(engine, address) {
+            return Err(io::ErrorKind::InvalidInput.into());
         }
-        _ if is_plain => return Err(unusable()),
-        _ => {
-            let addresses = async {
-                match (host, addresses) {
-                    (Some(address), _) => Ok(vec![SocketAddr::new(address, port)]),
-                    (None, []) => stream::resolve(url.host_str().unwrap_or_default(), port).await,
-                    (None, known) => Ok(known
-                        .iter()
-                        .map(|address| SocketAddr::new(*address, port))
-                        .collect()),
-                }
-            };
-            let proxies = engine.host().http_proxies();
-            let tcp = proxies
-                .connect(true, url.host_str().unwrap_or_default(), port, addresses)
-                .await?;
-            let config = engine.host().tls().client(&Trust::Roots);
-            let tls = Some((config.map_err(io::Error::other)?, name));
-            let stream = stream::secure(tcp, tls).await?;
-            http1::call(stream, request).await
-        }
+        let port = url.port_or_known_default().unwrap_or(80);
+        let stream = crate::TcpStream::connect(engine, SocketAddr::new(address, port))
+            .await
+            .map_err(io::Error::other)?;
+        http1::call(stream, request).await
+    } else {
+        let stream = fetch::connect(engine.host(), url, addresses).await?;
+        http1::call(stream, request).await
     };
     answer.map(Vec::from).map_err(io::Error::other)
 }

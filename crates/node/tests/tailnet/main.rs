@@ -6,6 +6,7 @@
     reason = "a test fails by a panic, also in its helpers"
 )]
 
+mod certificates;
 mod command;
 mod common;
 mod direct;
