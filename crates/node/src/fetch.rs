@@ -31,10 +31,7 @@ pub(crate) async fn connect(host: &Host, url: &Url, known: &[IpAddr]) -> io::Res
         };
         match known.is_empty() {
             true => stream::resolve(name, port).await,
-            false => Ok(known
-                .into_iter()
-                .map(|ip| SocketAddr::new(ip, port))
-                .collect()),
+            false => Ok(known.into_iter().map(|ip| SocketAddr::new(ip, port)).collect()),
         }
     };
     let tcp = host.http_proxies().connect(tls, name, port, addresses).await?;

@@ -81,7 +81,13 @@ impl Node {
             Reader::Task
         };
         let links = Links {
-            socket: open_socket(&host, &keeper, config.udp_port.or(state.udp_port), reader, &mut rng),
+            socket: open_socket(
+                &host,
+                &keeper,
+                config.udp_port.or(state.udp_port),
+                reader,
+                &mut rng,
+            ),
             tun: tun.as_ref().map(|(device, _)| device.clone()),
         };
         let engine = Engine::start(
@@ -208,7 +214,11 @@ fn open_socket(
         Ok(socket) => {
             let port = Some(socket.port());
             if before.is_some() && before != port {
-                tracing::warn!(wanted = before, port, "the UDP port of direct paths is taken; another one is used");
+                tracing::warn!(
+                    wanted = before,
+                    port,
+                    "the UDP port of direct paths is taken; another one is used"
+                );
             }
             keeper.update(|state| {
                 let changed = state.udp_port != port;

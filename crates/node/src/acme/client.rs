@@ -173,7 +173,10 @@ async fn send(host: &Host, method: Method, url: &Url, body: Bytes) -> Result<Res
         .method(method)
         .uri(fetch::target(url))
         .header(header::HOST, url.authority())
-        .header(header::USER_AGENT, concat!("tailwharf/", env!("CARGO_PKG_VERSION")))
+        .header(
+            header::USER_AGENT,
+            concat!("tailwharf/", env!("CARGO_PKG_VERSION")),
+        )
         .header(header::CONTENT_TYPE, "application/jose+json")
         .body(Full::new(body))
         .map_err(|error| failed(error.into()))?;

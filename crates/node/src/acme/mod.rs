@@ -41,7 +41,9 @@ impl std::fmt::Debug for Certificate {
 #[derive(Debug, thiserror::Error)]
 pub enum AcmeError {
     /// The tailnet does not let this node have a certificate for the name.
-    #[error("the tailnet gives this node no certificate for {name}; turn on HTTPS for the tailnet, or ask for one of {allowed:?}")]
+    #[error(
+        "the tailnet gives this node no certificate for {name}; turn on HTTPS for the tailnet, or ask for one of {allowed:?}"
+    )]
     Name {
         /// The name.
         name: String,
@@ -183,7 +185,9 @@ where
     client
         .poll(&order_url, |order: Order| in_time(name, &order, "ready"))
         .await??;
-    client.post(&order.finalize, Some(&json!({"csr": request}))).await?;
+    client
+        .post(&order.finalize, Some(&json!({"csr": request})))
+        .await?;
     let certificate = client
         .poll(&order_url, |order: Order| {
             in_time(name, &order, "valid").map(|state| state.map(|()| order.certificate))

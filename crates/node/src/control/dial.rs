@@ -207,7 +207,10 @@ impl ControlServer {
             None => None,
         };
         let local = tcp.local_addr().map_err(failed)?.ip();
-        Ok((stream::secure(tcp, tls).await.map_err(failed)?, local.to_canonical()))
+        Ok((
+            stream::secure(tcp, tls).await.map_err(failed)?,
+            local.to_canonical(),
+        ))
     }
 
     /// Asks the server for its Noise key. Over HTTPS this request, and only this one, verifies the certificate.

@@ -367,9 +367,7 @@ pub(crate) async fn set_dns(
         kind: "TXT".to_owned(),
         value,
     };
-    let _: SetDnsResponse = client
-        .call("/machine/set-dns", node_key, &request, None)
-        .await?;
+    let _: SetDnsResponse = client.call("/machine/set-dns", node_key, &request, None).await?;
     Ok(())
 }
 

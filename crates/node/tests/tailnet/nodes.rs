@@ -170,13 +170,21 @@ async fn udp_goes_both_ways() {
     })
     .await;
     assert_eq!((question.payload.as_slice(), question.to), (&b"question"[..], to));
-    service.send_to(b"answer", question.from).unwrap();
-    let mut buffer = [0; 64];
-    let (length, from) = timeout(DEADLINE, socket.recv_from(&mut buffer))
-        .await
-        .unwrap()
-        .unwrap();
-    assert_eq!((&buffer[..length], from), (&b"answer"[..], to));
+    // After a new policy an answer passes only once the client has sent again.
+    let answer = eventually("the answer arrives", async || {
+        socket
+            .send_to(b"question", to)
+            .map_err(|error| error.to_string())?;
+        service
+            .send_to(b"answer", question.from)
+            .map_err(|error| error.to_string())?;
+        let received = timeout(std::time::Duration::from_millis(500), socket.recv()).await;
+        received
+            .map_err(|_| "lost".to_owned())?
+            .map_err(|error| error.to_string())
+    })
+    .await;
+    assert_eq!((answer.payload.as_slice(), answer.from), (&b"answer"[..], to));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
