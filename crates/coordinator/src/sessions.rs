@@ -6,21 +6,13 @@
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use tailwharf_wire::tailcfg::{NodeId, PingRequest, UserId};
-use tokio::{
-    sync::Notify,
-    time::{Instant, sleep_until},
-};
+use tokio::sync::Notify;
 
 use crate::world::{Effects, World};
 
-/// The least time between two messages: changes that come together are told together.
-const BATCH: Duration = Duration::from_millis(50);
-/// How long it may take until a client is told that a peer came or went. When all nodes of a tailnet come back, each is told of all others.
-const QUIET: Duration = Duration::from_millis(400);
 /// Questions that wait for one stream.
 const PING_LIMIT: usize = 16;
 
@@ -37,8 +29,6 @@ pub(crate) struct Dirty {
     pub(crate) filter: bool,
     /// Anything.
     pub(crate) everything: bool,
-    /// Whether somebody waits for it. That a peer came or went is told with the next message, or when some time has passed.
-    pub(crate) urgent: bool,
 }
 
 impl Dirty {
@@ -48,7 +38,6 @@ impl Dirty {
         self.own |= more.own;
         self.filter |= more.filter;
         self.everything |= more.everything;
-        self.urgent |= more.urgent;
     }
 }
 
@@ -65,8 +54,6 @@ pub(crate) struct Update {
     pub(crate) base: Arc<World>,
     pub(crate) latest: Arc<World>,
     pub(crate) dirty: Dirty,
-    /// When the first of it was noted.
-    since: Instant,
 }
 
 /// What waits for a stream.
@@ -74,21 +61,6 @@ pub(crate) struct Update {
 struct Slot {
     update: Option<Update>,
     pings: VecDeque<PingRequest>,
-}
-
-impl Slot {
-    /// When the stream has to tell what waits.
-    fn due(&self, last: Instant) -> Option<Instant> {
-        let soon = last + BATCH;
-        let update = self.update.as_ref().map(|update| {
-            if update.dirty.urgent {
-                soon
-            } else {
-                soon.max(update.since + QUIET)
-            }
-        });
-        (!self.pings.is_empty()).then_some(soon).into_iter().chain(update).min()
-    }
 }
 
 /// One open stream, shared by the stream and the registry.
@@ -101,22 +73,15 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Waits until it is time to tell something, `last` having been told at that time. `false` once another stream has taken this one's place, or the
-    /// node is gone.
-    pub(crate) async fn due(&self, last: Instant) -> bool {
+    /// Waits until there is something to tell. `false` once another stream has taken this one's place, or the node is gone.
+    pub(crate) async fn changed(&self) -> bool {
         loop {
-            let at = match lock(&self.slot).as_ref() {
+            match lock(&self.slot).as_ref() {
                 None => return false,
-                Some(slot) => slot.due(last),
-            };
-            match at {
-                Some(at) if at <= Instant::now() => return true,
-                Some(at) => tokio::select! {
-                    () = sleep_until(at) => {}
-                    () = self.woken.notified() => {}
-                },
-                None => self.woken.notified().await,
+                Some(slot) if slot.update.is_some() || !slot.pings.is_empty() => return true,
+                Some(_) => {}
             }
+            self.woken.notified().await;
         }
     }
 
@@ -142,7 +107,6 @@ impl Session {
                 base: old.clone(),
                 latest: new.clone(),
                 dirty: Dirty::default(),
-                since: Instant::now(),
             });
             update.latest = new.clone();
             mark(&mut update.dirty);
@@ -253,10 +217,7 @@ impl Sessions {
         }
         if effects.everyone {
             for session in registry.open.values() {
-                session.note(old, new, |dirty| {
-                    dirty.everything = true;
-                    dirty.urgent = true;
-                });
+                session.note(old, new, |dirty| dirty.everything = true);
             }
         } else {
             for (id, more) in marks.0 {
@@ -280,15 +241,12 @@ impl Marks {
         }
         let affected = &effects.affected;
         for id in &effects.nodes {
-            let is_quiet = effects.quiet.contains(id);
             for peer in peers(old, new, effects, *id) {
-                let dirty = marks.0.entry(peer).or_default();
-                dirty.nodes.insert(*id);
-                dirty.urgent |= !is_quiet;
+                marks.of(peer).nodes.insert(*id);
             }
         }
-        let moved = effects.nodes.difference(&effects.quiet);
-        for id in moved.chain(&effects.own).chain(&affected.capabilities).chain(&affected.ssh) {
+        let own = effects.nodes.iter().chain(&effects.own);
+        for id in own.chain(&affected.capabilities).chain(&affected.ssh) {
             marks.of(*id).own = true;
         }
         for id in effects.moved.iter().chain(&affected.steering) {
@@ -321,11 +279,9 @@ impl Marks {
         marks
     }
 
-    /// What a node has to compare without delay.
+    /// What a node has to compare.
     fn of(&mut self, id: NodeId) -> &mut Dirty {
-        let dirty = self.0.entry(id).or_default();
-        dirty.urgent = true;
-        dirty
+        self.0.entry(id).or_default()
     }
 }
 

@@ -23,6 +23,10 @@ use crate::{
 /// How long a stream is silent before it says that it is alive, in seconds. Random, so that streams opened at one time do not speak at one time.
 /// Official clients give up after 120 s.
 const KEEP_ALIVE: RangeInclusive<u64> = 50..=59;
+/// The least time between two messages of a stream, when little and when much happens.
+const SHORT_GAP: Duration = Duration::from_millis(50);
+const LONG_GAP: Duration = Duration::from_millis(400);
+
 /// What a stream still has to begin with.
 enum Stage {
     First(Arc<World>),
@@ -38,7 +42,31 @@ pub(crate) struct MapStream {
     keep_alive: bool,
     stage: Stage,
     last_sent: Instant,
+    pace: Pace,
     silent_until: Instant,
+}
+
+/// How often a stream speaks: at once where little happens, seldom where much does, as when all nodes of a tailnet come back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Pace {
+    /// Messages without a pause between them.
+    streak: u32,
+}
+
+impl Pace {
+    /// The least time between two messages: changes that come together are told together.
+    fn gap(self) -> Duration {
+        (SHORT_GAP * (1 + self.streak / 2)).min(LONG_GAP)
+    }
+
+    /// Notes a message, so long after the last one.
+    fn step(&mut self, after: Duration) {
+        self.streak = if after < 2 * self.gap() {
+            self.streak.saturating_add(1)
+        } else {
+            0
+        };
+    }
 }
 
 impl MapStream {
@@ -59,6 +87,7 @@ impl MapStream {
             keep_alive,
             stage,
             last_sent: now,
+            pace: Pace::default(),
             silent_until: now,
         }
     }
@@ -77,7 +106,9 @@ impl MapStream {
             Stage::First(world) => full(&world, self.node, Timestamp::now())?,
             Stage::Running => self.wait().await?,
         };
-        self.last_sent = Instant::now();
+        let now = Instant::now();
+        self.pace.step(now.duration_since(self.last_sent));
+        self.last_sent = now;
         let silence = rand::thread_rng().gen_range(KEEP_ALIVE);
         self.silent_until = self.last_sent + Duration::from_secs(silence);
         message.encode(self.compression)
@@ -88,8 +119,14 @@ impl MapStream {
         let stop = self.control.stop.clone();
         loop {
             let session = self.session.clone();
-            let last = self.last_sent;
-            let change = async { if session.due(last).await { session.take() } else { None } };
+            let earliest = self.last_sent + self.pace.gap();
+            let change = async {
+                if !session.changed().await {
+                    return None;
+                }
+                sleep_until(earliest).await;
+                session.take()
+            };
             let silence = async {
                 if self.keep_alive {
                     sleep_until(self.silent_until).await;
@@ -125,5 +162,28 @@ fn with_ping(message: Option<Message>, ping: Option<PingRequest>) -> Option<Mess
 impl Drop for MapStream {
     fn drop(&mut self) {
         self.control.stream_ended(&self.session, self.node);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_busy_stream_speaks_seldom_and_a_quiet_one_at_once() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.gap(), SHORT_GAP);
+        let mut spent = Duration::ZERO;
+        while pace.gap() < LONG_GAP {
+            spent += pace.gap();
+            pace.step(pace.gap());
+        }
+        assert!(spent < Duration::from_secs(4), "{spent:?}");
+        for _ in 0..1000 {
+            pace.step(LONG_GAP);
+        }
+        assert_eq!(pace.gap(), LONG_GAP);
+        pace.step(2 * LONG_GAP);
+        assert_eq!(pace.gap(), SHORT_GAP);
     }
 }

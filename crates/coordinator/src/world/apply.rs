@@ -16,14 +16,6 @@ use crate::{
     store::Saved,
 };
 
-/// What has become of a node in the eyes of its peers.
-enum Renewal {
-    Same,
-    /// It came or went, nothing more.
-    Presence,
-    Different,
-}
-
 /// Entries of the log that are kept.
 pub(crate) const LOG_LIMIT: i64 = 10_000;
 
@@ -208,18 +200,10 @@ impl World {
         self.hosts = hosts;
 
         effects.nodes.extend(moved);
-        for id in std::mem::take(&mut effects.nodes) {
-            match self.renew_record(id) {
-                Renewal::Same => {}
-                Renewal::Presence => {
-                    effects.nodes.insert(id);
-                    effects.quiet.insert(id);
-                }
-                Renewal::Different => {
-                    effects.nodes.insert(id);
-                }
-            }
-        }
+        effects.nodes = std::mem::take(&mut effects.nodes)
+            .into_iter()
+            .filter(|id| self.renew_record(*id))
+            .collect();
     }
 
     /// Tells the policy of a node that looks different to it than before.
@@ -246,20 +230,16 @@ impl World {
         }
     }
 
-    /// How differently the node looks to its peers than before.
-    fn renew_record(&mut self, id: NodeId) -> Renewal {
-        let former = self.records.get(&id).cloned();
+    /// Whether the node looks different to its peers than before.
+    fn renew_record(&mut self, id: NodeId) -> bool {
         let Some(record) = PeerRecord::new(self, id) else {
-            self.records.remove_mut(&id);
-            return if former.is_some() { Renewal::Different } else { Renewal::Same };
+            return self.records.remove_mut(&id);
         };
-        let renewal = match &former {
-            Some(former) if **former == record => return Renewal::Same,
-            Some(former) if former.differs_in_presence(&record) => Renewal::Presence,
-            Some(_) | None => Renewal::Different,
-        };
-        self.records.insert_mut(id, Arc::new(record));
-        renewal
+        let differs = self.records.get(&id).is_none_or(|former| **former != record);
+        if differs {
+            self.records.insert_mut(id, Arc::new(record));
+        }
+        differs
     }
 
     fn forget_user(&mut self, id: UserId) {

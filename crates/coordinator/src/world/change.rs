@@ -120,8 +120,6 @@ impl Change {
 pub struct Effects {
     /// Nodes that changed; once settled, those that look different to their peers.
     pub nodes: BTreeSet<NodeId>,
-    /// Those of `nodes` that only came or went.
-    pub quiet: BTreeSet<NodeId>,
     /// Nodes that look different to themselves.
     pub own: BTreeSet<NodeId>,
     /// Nodes whose whole view may differ: they became or ceased to be members, or moved to another region.

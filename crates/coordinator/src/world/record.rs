@@ -65,18 +65,6 @@ impl PeerRecord {
         })
     }
 
-    /// Whether the other is the same but for being there.
-    pub(super) fn differs_in_presence(&self, other: &Self) -> bool {
-        let (one, other_node) = (self.common.node(), other.common.node());
-        self.held == other.held
-            && self.regional == other.regional
-            && WireNode {
-                online: other_node.online,
-                last_seen: other_node.last_seen,
-                ..one.clone()
-            } == *other_node
-    }
-
     /// What those in a region are told.
     pub(crate) fn seen_from(&self, region: Option<RegionId>) -> &Version {
         region
