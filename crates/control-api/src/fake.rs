@@ -259,7 +259,10 @@ impl ControlApi for Fake {
         self.call(Asked::SetDeviceRoutes(id.clone()), |state| {
             let stored = state.routes_of(id)?;
             let advertised = stored.advertised.iter();
-            stored.enabled = advertised.filter(|route| routes.contains(route)).copied().collect();
+            stored.enabled = advertised
+                .filter(|route| routes.contains(route))
+                .copied()
+                .collect();
             Ok(stored.clone())
         })
     }
@@ -272,11 +275,7 @@ impl ControlApi for Fake {
 
     fn service<'a>(&'a self, name: &'a str) -> Call<'a, VipService> {
         self.call(Asked::Service(name.to_owned()), |state| {
-            state
-                .services
-                .get(name)
-                .cloned()
-                .ok_or_else(|| no_service(name))
+            state.services.get(name).cloned().ok_or_else(|| no_service(name))
         })
     }
 

@@ -356,10 +356,15 @@ async fn services_names_and_settings_are_managed() {
     let policy = site.file("policy.hujson", r#"{"tagOwners": {"tag:web": []}, "acls": []}"#);
     site.run(&format!("policy set {policy}")).await;
 
-    let service = site.json("service set web --ports tcp:443,tcp:80 --tags tag:web").await;
+    let service = site
+        .json("service set web --ports tcp:443,tcp:80 --tags tag:web")
+        .await;
     assert_eq!(service["name"], "svc:web");
     let table = site.run("service list").await;
-    assert!(table.contains("svc:web") && table.contains("tcp:443,tcp:80"), "{table}");
+    assert!(
+        table.contains("svc:web") && table.contains("tcp:443,tcp:80"),
+        "{table}"
+    );
     assert_eq!(site.json("service hosts web").await, serde_json::json!([]));
     site.run("service delete svc:web").await;
     assert_eq!(site.json("service list").await, serde_json::json!([]));
@@ -373,7 +378,9 @@ async fn services_names_and_settings_are_managed() {
         assert!(dns.contains(text), "{text}: {dns}");
     }
 
-    let settings = site.run("settings set --device-approval true --key-lifetime-days 0").await;
+    let settings = site
+        .run("settings set --device-approval true --key-lifetime-days 0")
+        .await;
     assert!(settings.contains("never"), "{settings}");
     assert_eq!(site.json("settings get").await["devicesApprovalOn"], true);
 
@@ -395,7 +402,10 @@ async fn people_get_roles_and_links() {
     assert!(url.starts_with("http://127.0.0.1:1/login/"), "{url}");
     let error = site.try_run("user login-link bob@example.com").await.unwrap_err();
     assert!(error.to_string().contains("bob@example.com"), "{error:#}");
-    let error = site.try_run("login approve nothing --user alice@example.com").await.unwrap_err();
+    let error = site
+        .try_run("login approve nothing --user alice@example.com")
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("nothing"), "{error:#}");
     site.handle.stop().await;
 }

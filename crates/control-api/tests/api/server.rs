@@ -247,7 +247,9 @@ async fn route(tailnet: &Fake, method: &Method, path: &str, body: &[u8], if_matc
             Value::Null
         }),
         ("GET", ["device", id, "routes"]) => {
-            reply(tailnet.device_routes(&DeviceId::from(*id)).await, |routes| json!(routes))
+            reply(tailnet.device_routes(&DeviceId::from(*id)).await, |routes| {
+                json!(routes)
+            })
         }
         ("POST", ["device", id, "routes"]) => {
             let body: Value = serde_json::from_slice(body).unwrap();

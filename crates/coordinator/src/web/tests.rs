@@ -66,7 +66,8 @@ impl Console {
     }
 
     async fn send(&self, method: Method, path: &str, cookie: Option<&str>, form: &str) -> Answer {
-        self.send_from("http://hub.example.com", method, path, cookie, form).await
+        self.send_from("http://hub.example.com", method, path, cookie, form)
+            .await
     }
 
     async fn send_from(
@@ -79,7 +80,9 @@ impl Console {
     ) -> Answer {
         let kind = "application/x-www-form-urlencoded";
         let mut request = Request::builder().method(method).uri(path);
-        request = request.header(header::HOST, "hub.example.com").header(header::ORIGIN, origin);
+        request = request
+            .header(header::HOST, "hub.example.com")
+            .header(header::ORIGIN, origin);
         request = request.header(header::CONTENT_TYPE, kind);
         if let Some(cookie) = cookie {
             request = request.header(header::COOKIE, format!("other=1; {COOKIE}={cookie}"));
@@ -307,7 +310,12 @@ async fn forms_of_other_sites_do_nothing() {
 async fn another_site_signs_nobody_in() {
     let console = Console::start().await;
     let link = console.link(ALICE);
-    for origin in ["https://evil.example.com", "null", "", "http://hub.example.com.evil.example"] {
+    for origin in [
+        "https://evil.example.com",
+        "null",
+        "",
+        "http://hub.example.com.evil.example",
+    ] {
         let refused = console.send_from(origin, Method::POST, &link, None, "").await;
         assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{origin}");
         assert_eq!(refused.headers.get(header::SET_COOKIE), None);
