@@ -61,7 +61,7 @@ impl Operations {
         self.submit(move |world, context| {
             let (id, secret, hash) = secret::mint(CredentialKind::Client, &mut context.rng);
             let record = client(world, context, id, Proof::Secret(hash), new)?;
-            let decision = put(world, context, record.creator.clone(), Action::Create, &record);
+            let decision = put(world, context, &record.creator, Action::Create, &record);
             Ok(decision.answering(Minted { record, secret }))
         })
         .await
@@ -80,7 +80,7 @@ impl Operations {
             let (id, _, _) = secret::mint(CredentialKind::Client, &mut context.rng);
             let proof = Proof::Federation(bind(&id, federation)?);
             let record = client(world, context, id, proof, new)?;
-            let decision = put(world, context, record.creator.clone(), Action::Create, &record);
+            let decision = put(world, context, &record.creator, Action::Create, &record);
             Ok(decision.answering(record))
         })
         .await
@@ -117,7 +117,7 @@ impl Operations {
                 created: old.created,
                 ..record.as_ref().clone()
             });
-            let mut decision = put(world, context, actor, Action::Update, &record);
+            let mut decision = put(world, context, &actor, Action::Update, &record);
             decision.changes.extend(drop_tokens(world, &id));
             Ok(decision.answering(record))
         })
@@ -224,12 +224,12 @@ fn subject(client: &OauthClient) -> Subject {
 fn put(
     world: &World,
     context: &Context,
-    actor: Actor,
+    actor: &Actor,
     action: Action,
     client: &Arc<OauthClient>,
 ) -> Decision<()> {
     let decision = Decision::new(vec![Change::PutOauthClient(client.clone())], ());
-    decision.noted(world, context, &actor, action, subject(client))
+    decision.noted(world, context, actor, action, subject(client))
 }
 
 fn bind(id: &CredentialId, new: NewFederation) -> Result<Federation, OpError> {

@@ -53,7 +53,7 @@ pub(crate) enum IssuerError {
 #[derive(Debug)]
 enum Source {
     File(PathBuf),
-    Discovery(Fetcher),
+    Discovery(Box<Fetcher>),
 }
 
 #[derive(Debug)]
@@ -96,7 +96,7 @@ impl Issuers {
         {
             let source = match jwks_file {
                 Some(file) => Source::File(file.clone()),
-                None => Source::Discovery(Fetcher::new(ca_file.as_deref())?),
+                None => Source::Discovery(Box::new(Fetcher::new(ca_file.as_deref())?)),
             };
             let issuer = Issuer {
                 url: url.clone(),
