@@ -19,7 +19,7 @@ const USER: &str = "alice@example.com";
 const STREAM: &str = "import socket,sys,time\ns=socket.socket()\ns.setsockopt(socket.SOL_SOCKET,socket.SO_REUSEADDR,1)\ns.bind(('127.0.0.1',18080))\ns.listen(8)\nwhile True:\n c,_=s.accept()\n end=time.time()+float(sys.argv[1])\n try:\n  while time.time()<end:\n   c.sendall(b'x'*65536)\n   time.sleep(0.01)\n  c.shutdown(1)\n  c.recv(1)\n except OSError: pass\n c.close()\n";
 /// Reads it to the end; prints the longest time without a byte, in seconds.
 const READER: &str = "import socket,sys,time\nc=socket.create_connection((sys.argv[1],int(sys.argv[2])),timeout=30)\nlongest,last,total=0,time.time(),0\nprint('connected',flush=True)\nwhile True:\n d=c.recv(1<<20)\n now=time.time()\n longest=max(longest,now-last)\n last=now\n if not d: break\n total+=len(d)\nprint(longest if total>1<<20 else 'short')\n";
-const SECONDS: &str = "8";
+const SECONDS: &str = "6";
 
 struct Fixture {
     laptop: OfficialClient,
@@ -261,9 +261,11 @@ fn restarts(fixture: &mut Fixture) -> Result<()> {
         "another port than before"
     );
 
-    for words in [&["down"][..], &["up", "--accept-routes"]] {
-        fixture.laptop.run(words)?;
-    }
+    let server = format!("--login-server={}", fixture.tailnet.url());
+    fixture.laptop.run(&["down"])?;
+    fixture
+        .laptop
+        .run(&["up", &server, "--hostname=laptop", "--accept-routes"])?;
     fixture.goes_direct("again")?;
     drop(fixture.read("again")?);
     peer.node.stop()
