@@ -108,10 +108,10 @@ fn source_address(path: Path) -> IpAddr {
 
 /// The number of ours that a data message bears; `None` for any other message.
 pub(crate) fn data_index(datagram: &[u8]) -> Option<u32> {
-    let ([kind, 0, 0, 0], [rest @ ..]) = (*datagram.first_chunk()?, datagram.get(4..)?) else {
+    let [kind, 0, 0, 0] = *datagram.first_chunk()? else {
         return None;
     };
-    let index = u32::from_le_bytes(*rest.first_chunk()?);
+    let index = u32::from_le_bytes(*datagram.get(4..)?.first_chunk()?);
     // The low byte counts sessions within one peer.
     (kind == DATA_TYPE && datagram.len() >= OVERHEAD).then_some(index >> 8)
 }

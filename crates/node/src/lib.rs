@@ -48,7 +48,7 @@ pub use host::{Host, HostConfig, HostError};
 pub use http_proxy::{HttpProxies, HttpProxyError};
 pub use inquiry::PingFailure;
 pub use node::Node;
-pub use offload::{NamedOffload, OffloadState, OffloadSwitches, UnknownOffload};
+pub use offload::{NamedOffload, OffloadState, OffloadSwitches, UnknownOffload, offload_counts};
 pub use service::{ParseServiceNameError, ServiceListener, ServiceName};
 pub use store::{FileStore, MemoryStore, StoredLogin};
 pub use tailwharf_node_core::{CapabilityError, Datagram, RelayReason, WhoIs, netmap::Peer};

@@ -1,7 +1,7 @@
 //! Work that the kernel takes over for whole batches of packets: each part has a switch, is tried at the start, is left when it fails, and says so.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 /// Which offloads a process may use. All by default; what the kernel does not have is left out by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,26 +102,62 @@ impl fmt::Display for OffloadState {
     }
 }
 
-/// One offload of one node, and its name in metrics: `udp_gso`, `udp_gro`, `tun_tso` or `tun_uso`.
+/// One offload of one node, by its name in settings and metrics: `udp_gso`, `udp_gro`, `tun_tso` or `tun_uso`.
 pub type NamedOffload = (&'static str, OffloadState);
+
+/// Which offload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    UdpGso,
+    UdpGro,
+    TunTso,
+    TunUso,
+}
+
+impl Kind {
+    const ALL: [Self; 4] = [Self::UdpGso, Self::UdpGro, Self::TunTso, Self::TunUso];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::UdpGso => "udp_gso",
+            Self::UdpGro => "udp_gro",
+            Self::TunTso => "tun_tso",
+            Self::TunUso => "tun_uso",
+        }
+    }
+}
+
+/// How many sockets and devices of this process are in each state, by offload.
+static COUNTS: [[AtomicU64; 4]; 4] = [const { [const { AtomicU64::new(0) }; 4] }; 4];
+
+/// How many sockets and devices of this process are in each state, by offload: for metrics.
+pub fn offload_counts() -> impl Iterator<Item = (&'static str, OffloadState, u64)> {
+    let states = |kind: Kind| OffloadState::ALL.map(|state| (kind.name(), state, count(kind, state)));
+    Kind::ALL.into_iter().flat_map(states)
+}
+
+fn count(kind: Kind, state: OffloadState) -> u64 {
+    COUNTS[kind as usize][state as usize].load(Ordering::Relaxed)
+}
 
 /// The state of one offload, which any thread may find broken.
 #[derive(Debug)]
 pub(crate) struct Offload {
-    name: &'static str,
+    kind: Kind,
     state: AtomicU8,
 }
 
 impl Offload {
     /// Looks whether the offload may and can be used: `switch` is the setting, `probe` tries it out.
-    pub(crate) fn probe(name: &'static str, switch: bool, probe: impl FnOnce() -> bool) -> Self {
+    pub(crate) fn probe(kind: Kind, switch: bool, probe: impl FnOnce() -> bool) -> Self {
         let state = match switch {
             false => OffloadState::Disabled,
             true if probe() => OffloadState::Active,
             true => OffloadState::Unsupported,
         };
+        COUNTS[kind as usize][state as usize].fetch_add(1, Ordering::Relaxed);
         Self {
-            name,
+            kind,
             state: AtomicU8::new(state as u8),
         }
     }
@@ -132,9 +168,12 @@ impl Offload {
 
     /// It failed: it is not used again.
     pub(crate) fn fail(&self, error: &dyn fmt::Display) {
-        let offload = self.name;
+        let offload = self.kind.name();
         tracing::warn!(offload, %error, "an offload of the kernel failed; packets go one by one from now on");
-        self.state.store(OffloadState::Failed as u8, Ordering::Relaxed);
+        let before = self.state.swap(OffloadState::Failed as u8, Ordering::Relaxed);
+        let counts = &COUNTS[self.kind as usize];
+        counts[usize::from(before)].fetch_sub(1, Ordering::Relaxed);
+        counts[OffloadState::Failed as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     fn state(&self) -> OffloadState {
@@ -142,7 +181,13 @@ impl Offload {
     }
 
     pub(crate) fn named(&self) -> NamedOffload {
-        (self.name, self.state())
+        (self.kind.name(), self.state())
+    }
+}
+
+impl Drop for Offload {
+    fn drop(&mut self) {
+        COUNTS[self.kind as usize][self.state() as usize].fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -169,15 +214,19 @@ mod tests {
 
     #[test]
     fn an_offload_is_tried_only_if_it_may_be_used_and_left_when_it_fails() {
-        let disabled = Offload::probe("udp_gso", false, || unreachable!());
+        let disabled = Offload::probe(Kind::UdpGso, false, || unreachable!());
         assert_eq!(disabled.named(), ("udp_gso", OffloadState::Disabled));
         assert_eq!(
-            Offload::probe("udp_gro", true, || false).named().1,
+            Offload::probe(Kind::UdpGro, true, || false).named().1,
             OffloadState::Unsupported
         );
-        let active = Offload::probe("tun_tso", true, || true);
+        let active = Offload::probe(Kind::TunTso, true, || true);
         assert!(active.is_active());
+        let failed = count(Kind::TunTso, OffloadState::Failed);
         active.fail(&"no");
         assert_eq!(active.named().1.name(), "failed");
+        assert_eq!(count(Kind::TunTso, OffloadState::Failed), failed + 1);
+        let told: Vec<_> = offload_counts().filter(|(name, ..)| *name == "tun_tso").collect();
+        assert_eq!(told.len(), 4);
     }
 }

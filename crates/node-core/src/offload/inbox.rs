@@ -151,7 +151,7 @@ impl Inbox {
                 src: parsed.src,
                 dst: parsed.dst,
             };
-            Run::of(flow, packet, parsed).unwrap_or(Run::alone(flow))
+            Run::of(flow, packet, parsed).unwrap_or_else(|| Run::alone(flow))
         })
     }
 

@@ -18,7 +18,7 @@ use tailwharf_node_core::{BUFFER_LEN, Transmit};
 use tokio::io::Interest;
 
 use crate::mark;
-use crate::offload::{NamedOffload, Offload, OffloadSwitches};
+use crate::offload::{Kind, NamedOffload, Offload, OffloadSwitches};
 
 /// Ports for nodes: below those that Linux gives to outgoing connections, so that nothing takes one while its node is away, and outside of Kubernetes' NodePorts.
 const PORTS: std::ops::Range<u16> = 10_000..30_000;
@@ -106,10 +106,10 @@ impl Socket {
             port: socket.local_addr()?.port(),
             has_v6,
             // Setting the option to zero changes nothing where it is known.
-            gso: Offload::probe("udp_gso", switches.udp_gso, || {
+            gso: Offload::probe(Kind::UdpGso, switches.udp_gso, || {
                 setsockopt(&socket, UdpGsoSegment, &0).is_ok()
             }),
-            gro: Offload::probe("udp_gro", switches.udp_gro, || {
+            gro: Offload::probe(Kind::UdpGro, switches.udp_gro, || {
                 setsockopt(&socket, UdpGroSegment, &true).is_ok()
             }),
             socket: match reader {

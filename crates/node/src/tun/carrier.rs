@@ -71,6 +71,11 @@ impl Carrier {
     fn run(mut self) {
         loop {
             while self.round() {}
+            // Others who wait for this processor go first. What they send meanwhile needs no wake-up, and comes as one batch.
+            std::thread::yield_now();
+            if self.round() {
+                continue;
+            }
             match self.wait() {
                 Ok(true) => return,
                 Ok(false) | Err(Errno::EINTR) => {}
@@ -131,7 +136,7 @@ impl Carrier {
         let socket = watch(
             self.socket
                 .as_ref()
-                .map_or(self.ended.as_fd(), |socket| socket.as_fd()),
+                .map_or_else(|| self.ended.as_fd(), |socket| socket.as_fd()),
         );
         let mut fds = [ended, device, socket];
         poll(&mut fds, PollTimeout::NONE)?;

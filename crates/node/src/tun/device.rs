@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::libc;
 use tailwharf_node_core::offload::{Gso, Split, TunPacket, VnetHeader};
 
-use crate::offload::{NamedOffload, Offload, OffloadSwitches};
+use crate::offload::{Kind, NamedOffload, Offload, OffloadSwitches};
 
 /// Where devices come from.
 const CLONE_DEVICE: &str = "/dev/net/tun";
@@ -98,8 +98,10 @@ impl Device {
             source,
         })?;
         let set = |offloads| set_offloads(&file, offloads).is_ok();
-        let tso = Offload::probe("tun_tso", switches.tun_tso, || set(LARGE_TCP));
-        let uso = Offload::probe("tun_uso", switches.tun_uso && tso.is_active(), || set(LARGE_UDP));
+        let tso = Offload::probe(Kind::TunTso, switches.tun_tso, || set(LARGE_TCP));
+        let uso = Offload::probe(Kind::TunUso, switches.tun_uso && tso.is_active(), || {
+            set(LARGE_UDP)
+        });
         if !tso.is_active() {
             set(0);
         }
