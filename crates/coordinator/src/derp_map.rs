@@ -84,7 +84,11 @@ impl Relays {
             ..DerpMap::default()
         };
         if !self.settings.replace {
-            map.regions.extend(self.embedded.iter().map(|region| (region.region_id, region.clone())));
+            map.regions.extend(
+                self.embedded
+                    .iter()
+                    .map(|region| (region.region_id, region.clone())),
+            );
         }
         if let Some(path) = &self.settings.map_file {
             let file = read(path)?;
@@ -129,7 +133,10 @@ impl Relays {
 }
 
 async fn modified(path: &Path) -> Option<SystemTime> {
-    tokio::fs::metadata(path).await.and_then(|file| file.modified()).ok()
+    tokio::fs::metadata(path)
+        .await
+        .and_then(|file| file.modified())
+        .ok()
 }
 
 fn read(path: &Path) -> Result<DerpMap, DerpMapError> {

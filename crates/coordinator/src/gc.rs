@@ -33,13 +33,24 @@ impl Away {
     /// Notes who is away, and says who was for as long as `grace`, and when the next will have been.
     fn note(&mut self, world: &World, now: Instant, grace: Duration) -> (Vec<NodeId>, Option<Instant>) {
         let is_away = |node: &Node| node.ephemeral && !world.presence(node.id).online;
-        self.0.retain(|id, _| world.node(*id).is_some_and(|node| is_away(node)));
+        self.0
+            .retain(|id, _| world.node(*id).is_some_and(|node| is_away(node)));
         for node in world.nodes().filter(|node| is_away(node)) {
             self.0.entry(node.id).or_insert(now);
         }
         let gone = |since: &Instant| now.duration_since(*since) >= grace;
-        let abandoned = self.0.iter().filter(|(_, since)| gone(since)).map(|(id, _)| *id).collect();
-        let next = self.0.values().filter(|since| !gone(since)).min().map(|since| *since + grace);
+        let abandoned = self
+            .0
+            .iter()
+            .filter(|(_, since)| gone(since))
+            .map(|(id, _)| *id)
+            .collect();
+        let next = self
+            .0
+            .values()
+            .filter(|since| !gone(since))
+            .min()
+            .map(|since| *since + grace);
         (abandoned, next)
     }
 }
@@ -76,7 +87,9 @@ pub(crate) async fn run(control: Arc<Control>, grace: Duration) {
             {
                 tracing::warn!(%error, "what has ended could not be cleaned up; trying again");
             }
-            let until = ended.next.and_then(|at| Duration::try_from(at.duration_since(now)).ok());
+            let until = ended
+                .next
+                .and_then(|at| Duration::try_from(at.duration_since(now)).ok());
             let until_abandoned = next_abandoned.map(|at| at.duration_since(Instant::now()));
             let pause = until.into_iter().chain(until_abandoned).fold(IDLE, Duration::min);
             sleep(SETTLE).await;
@@ -101,7 +114,14 @@ async fn settle(control: &Control, abandoned: Vec<NodeId>) -> Result<(), OpError
                 if node.ephemeral && !world.presence(node.id).online {
                     changes.extend(removal(world, node.id));
                     let subject = Subject::node(node).detail("ephemeral, and away");
-                    note(world, context, &mut changes, Author::Coordinator, Action::Delete, subject);
+                    note(
+                        world,
+                        context,
+                        &mut changes,
+                        Author::Coordinator,
+                        Action::Delete,
+                        subject,
+                    );
                 }
             }
             Ok(Decision::new(changes, ()))
@@ -118,7 +138,14 @@ fn note_expiries(world: &World, context: &Context, changes: &mut Vec<Change>) {
         })
         .collect();
     for node in expired.into_iter().filter_map(|id| world.node(id)) {
-        note(world, context, changes, Author::Coordinator, Action::Expire, Subject::node(node));
+        note(
+            world,
+            context,
+            changes,
+            Author::Coordinator,
+            Action::Expire,
+            Subject::node(node),
+        );
     }
 }
 
@@ -133,19 +160,29 @@ fn due(world: &World, now: Timestamp) -> Due {
         }
     }
     for key in world.auth_keys() {
-        let end = key.revoked.map_or(key.expires, |revoked| revoked.min(key.expires));
-        if end.checked_add(KEY_MEMORY).is_ok_and(|end| due.has_ended(end, now)) {
+        let end = key
+            .revoked
+            .map_or(key.expires, |revoked| revoked.min(key.expires));
+        if end
+            .checked_add(KEY_MEMORY)
+            .is_ok_and(|end| due.has_ended(end, now))
+        {
             due.changes.push(Change::DeleteAuthKey(key.id.clone()));
         }
     }
     for record in world.dns_txt() {
-        if record.created.checked_add(TXT_MEMORY).is_ok_and(|end| due.has_ended(end, now)) {
+        if record
+            .created
+            .checked_add(TXT_MEMORY)
+            .is_ok_and(|end| due.has_ended(end, now))
+        {
             due.changes.push(Change::DeleteDnsTxt(record.name.clone()));
         }
     }
     for registration in world.registrations() {
         if due.has_ended(registration.expires, now) {
-            due.changes.push(Change::DeleteRegistration(registration.id.clone()));
+            due.changes
+                .push(Change::DeleteRegistration(registration.id.clone()));
         }
     }
     due
@@ -155,7 +192,8 @@ fn node_due(world: &World, node: &Arc<Node>, now: Timestamp, due: &mut Due) {
     let presence = world.presence(node.id);
     let expired = node.expires.is_some_and(|at| due.has_ended(at, now));
     if expired != presence.expired {
-        due.changes.push(Change::SetPresence(node.id, Presence { expired, ..presence }));
+        due.changes
+            .push(Change::SetPresence(node.id, Presence { expired, ..presence }));
     }
     let ended: Vec<&String> = (node.attribute_ends.iter())
         .filter(|(_, at)| due.has_ended(**at, now))
@@ -233,7 +271,10 @@ mod tests {
         lab.apply(&due(&lab.world, end).changes);
         assert!(lab.world.presence(NodeId(1)).expired);
         assert!(
-            !due(&lab.world, end).changes.iter().any(|change| matches!(change, Change::SetPresence(..))),
+            !due(&lab.world, end)
+                .changes
+                .iter()
+                .any(|change| matches!(change, Change::SetPresence(..))),
             "noted once"
         );
         lab.apply(&due(&lab.world, after(end, -1)).changes);
@@ -247,7 +288,8 @@ mod tests {
         lab.join(1, &key, "a");
         let mut node = lab.world.node(NodeId(1)).unwrap().as_ref().clone();
         let end = after(lab.context.now, 60);
-        node.attributes.insert("custom:a".to_owned(), AttributeValue::Bool(true));
+        node.attributes
+            .insert("custom:a".to_owned(), AttributeValue::Bool(true));
         node.attribute_ends.insert("custom:a".to_owned(), end);
         lab.apply(&replacement(&lab.world, &lab.context, &Arc::new(node)));
         assert!(due(&lab.world, after(end, -1)).changes.is_empty());

@@ -112,7 +112,10 @@ impl Control {
             Err(fault) => {
                 tracing::debug!(%machine, %method, path, %fault, "request refused");
                 let mut response = answer(fault.status(), "text/plain; charset=utf-8", format!("{fault}\n"));
-                if matches!(fault.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+                if matches!(
+                    fault.status(),
+                    StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+                ) {
                     response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
                 }
                 response
@@ -324,7 +327,8 @@ impl Control {
             }
         };
         let stop = self.stop.clone();
-        self.tasks.spawn(async move { stop.run_until_cancelled(wait).await });
+        self.tasks
+            .spawn(async move { stop.run_until_cancelled(wait).await });
     }
 
     async fn went_offline(&self, id: NodeId) {

@@ -167,7 +167,9 @@ fn approved_by_policy(world: &World, node: &Node, routes: &[IpNet]) -> BTreeSet<
         return BTreeSet::new();
     };
     let policy = &world.policy().policy;
-    let approved = routes.iter().filter(|route| policy.may_advertise(&principal, route));
+    let approved = routes
+        .iter()
+        .filter(|route| policy.may_advertise(&principal, route));
     approved.copied().collect()
 }
 
@@ -211,7 +213,9 @@ pub(crate) fn limit(hostinfo: &mut Hostinfo) {
         key.truncate(key.floor_char_boundary(SSH_KEY_LIMIT));
     }
     if let Some(net_info) = &mut hostinfo.net_info {
-        net_info.derp_latency.retain(|region, _| region.len() <= TEXT_LIMIT);
+        net_info
+            .derp_latency
+            .retain(|region, _| region.len() <= TEXT_LIMIT);
         while net_info.derp_latency.len() > LIST_LIMIT {
             net_info.derp_latency.pop_last();
         }

@@ -15,7 +15,10 @@ use tailwharf_wire::{
     key::MachinePublic,
     tailcfg::{C2nVipServicesResponse, NodeId, PingRequest},
 };
-use tokio::{sync::oneshot, time::{sleep, timeout}};
+use tokio::{
+    sync::oneshot,
+    time::{sleep, timeout},
+};
 use url::Url;
 
 use crate::{
@@ -65,7 +68,10 @@ impl Questions {
     pub(crate) fn new(server_url: &Url) -> Self {
         // Always by https: official clients take other schemes for a way around the Noise connection.
         let host = server_url.host_str().unwrap_or_default();
-        let port = server_url.port().map(|port| format!(":{port}")).unwrap_or_default();
+        let port = server_url
+            .port()
+            .map(|port| format!(":{port}"))
+            .unwrap_or_default();
         Self {
             base: format!("https://{host}{port}{}", Self::PATH),
             waiting: Mutex::default(),
@@ -129,13 +135,16 @@ impl Control {
         }
         let control = self.clone();
         let stop = self.stop.clone();
-        self.tasks.spawn(async move { stop.run_until_cancelled(control.learn_services(id)).await });
+        self.tasks
+            .spawn(async move { stop.run_until_cancelled(control.learn_services(id)).await });
     }
 
     async fn learn_services(&self, id: NodeId) {
         for _ in 0..TRIES {
             let offer = match self.get(id, "/vip-services").await {
-                Ok(body) => json::from_slice::<C2nVipServicesResponse>(&body).map_err(|_| Unanswered::Unreadable),
+                Ok(body) => {
+                    json::from_slice::<C2nVipServicesResponse>(&body).map_err(|_| Unanswered::Unreadable)
+                }
                 Err(unanswered) => Err(unanswered),
             };
             match offer {
@@ -146,19 +155,27 @@ impl Control {
                         };
                         let next = Arc::new(with_offer(node, &offer));
                         let is_settled = !has_news(&next);
-                        let changes = if **node == *next { Vec::new() } else { replacement(world, context, &next) };
+                        let changes = if **node == *next {
+                            Vec::new()
+                        } else {
+                            replacement(world, context, &next)
+                        };
                         Ok::<_, OpError>(Decision::new(changes, is_settled))
                     };
                     match self.ops.submit(decide).await {
                         Ok(true) => return,
                         // It has changed again meanwhile.
                         Ok(false) => {}
-                        Err(error) => tracing::warn!(node = id.0, %error, "the services of a node were not noted"),
+                        Err(error) => {
+                            tracing::warn!(node = id.0, %error, "the services of a node were not noted")
+                        }
                     }
                 }
                 // It is asked when it comes back.
                 Err(Unanswered::NotConnected) => return,
-                Err(unanswered) => tracing::debug!(node = id.0, %unanswered, "a node does not tell its services"),
+                Err(unanswered) => {
+                    tracing::debug!(node = id.0, %unanswered, "a node does not tell its services")
+                }
             }
             sleep(RETRY).await;
         }
@@ -229,8 +246,14 @@ mod tests {
     #[test]
     fn the_body_of_an_answer() {
         let body = |answer: &'static [u8]| body_of(Bytes::from_static(answer));
-        assert_eq!(body(b"HTTP/1.1 200 OK\r\nA: b\r\n\r\n{}"), Ok(Bytes::from_static(b"{}")));
-        assert_eq!(body(b"HTTP/1.1 404 Not Found\r\n\r\n{}"), Err(Unanswered::Unreadable));
+        assert_eq!(
+            body(b"HTTP/1.1 200 OK\r\nA: b\r\n\r\n{}"),
+            Ok(Bytes::from_static(b"{}"))
+        );
+        assert_eq!(
+            body(b"HTTP/1.1 404 Not Found\r\n\r\n{}"),
+            Err(Unanswered::Unreadable)
+        );
         assert_eq!(body(b"HTTP/1.1 200 OK\r\n"), Err(Unanswered::Unreadable));
     }
 

@@ -116,7 +116,9 @@ impl Said {
         let id = |text: &str| NodeId(text.parse().unwrap());
         match words.as_slice() {
             ["created", node, addr, name] => {
-                let former = self.created.insert(id(node), ((*addr).to_owned(), (*name).to_owned()));
+                let former = self
+                    .created
+                    .insert(id(node), ((*addr).to_owned(), (*name).to_owned()));
                 assert!(former.is_none(), "number {node} was given twice");
             }
             ["deleting", node] => {
@@ -132,14 +134,19 @@ impl Said {
 
 /// One life, from start to kill.
 fn live(dir: &Path, said: &mut Said, rng: &mut StdRng) {
-    #[expect(clippy::disallowed_methods, reason = "the test starts itself a second time, and tells it so")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the test starts itself a second time, and tells it so"
+    )]
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", NAME, "--nocapture"])
         .env(ROLE, dir)
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let mut lines = BufReader::new(child.stdout.take().unwrap())
+        .lines()
+        .map_while(Result::ok);
     let first = lines.by_ref().find(|line| line.starts_with("created "));
     said.hear(&first.unwrap());
     let life = rng.gen_range(Duration::ZERO..LIFE);

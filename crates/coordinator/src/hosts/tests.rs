@@ -88,7 +88,12 @@ fn found_at(lab: &Lab, id: NodeId) -> Vec<NodeId> {
     let address: IpNet = "100.64.0.100/32".parse().unwrap();
     let peers = map(lab, id).peers.into_iter();
     peers
-        .filter(|peer| peer.allowed_ips.iter().flatten().any(|allowed| *allowed == address))
+        .filter(|peer| {
+            peer.allowed_ips
+                .iter()
+                .flatten()
+                .any(|allowed| *allowed == address)
+        })
         .map(|peer| peer.id)
         .collect()
 }
@@ -141,7 +146,11 @@ fn a_host_knows_what_it_answers_for_and_lets_clients_in() {
     let node = map.node.unwrap();
     let told = serde_json::json!([{"svc:web": ["100.64.0.100", "fd7a:115c:a1e0::100"]}]);
     assert_eq!(serde_json::json!(node.cap_map["service-host"]), told);
-    assert!(node.allowed_ips.unwrap().contains(&"100.64.0.100/32".parse().unwrap()));
+    assert!(
+        node.allowed_ips
+            .unwrap()
+            .contains(&"100.64.0.100/32".parse().unwrap())
+    );
     let filter = serde_json::to_string(&map.packet_filters).unwrap();
     assert!(filter.contains("100.64.0.100"), "{filter}");
     let dns = map.dns_config.unwrap();
@@ -153,10 +162,16 @@ fn who_sees_a_host_knows_the_service_by_name() {
     let mut lab = lab();
     let names = |lab: &Lab| {
         let records = map(lab, LAPTOP).dns_config.unwrap().extra_records;
-        records.into_iter().map(|record| (record.name, record.value)).collect::<Vec<_>>()
+        records
+            .into_iter()
+            .map(|record| (record.name, record.value))
+            .collect::<Vec<_>>()
     };
     let expected = ["100.64.0.100", "fd7a:115c:a1e0::100"];
-    assert_eq!(names(&lab), expected.map(|addr| ("web.tail1234.ts.net".to_owned(), addr.to_owned())));
+    assert_eq!(
+        names(&lab),
+        expected.map(|addr| ("web.tail1234.ts.net".to_owned(), addr.to_owned()))
+    );
     lab.apply(&[Change::DeleteService(name())]);
     assert_eq!(names(&lab), []);
     assert_eq!(found_at(&lab, LAPTOP), []);

@@ -139,9 +139,11 @@ impl MapStream {
                 () = silence => return Some(Message::of(MapResponse { keep_alive: true, ..MapResponse::default() })),
                 () = stop.cancelled() => return None,
             };
-            let message = due
-                .update
-                .and_then(|Update { base, latest, dirty, .. }| delta(&base, &latest, self.node, &dirty));
+            let message = due.update.and_then(
+                |Update {
+                     base, latest, dirty, ..
+                 }| delta(&base, &latest, self.node, &dirty),
+            );
             if let Some(message) = with_ping(message, due.ping) {
                 return Some(message);
             }

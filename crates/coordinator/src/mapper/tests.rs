@@ -137,7 +137,9 @@ impl Follower {
     }
 
     fn catch_up(&mut self) {
-        if let Some(Update { base, latest, dirty, .. }) = self.session.take().and_then(|due| due.update)
+        if let Some(Update {
+            base, latest, dirty, ..
+        }) = self.session.take().and_then(|due| due.update)
             && let Some(message) = delta(&base, &latest, self.id, &dirty)
         {
             self.client.receive(message.into_response());
@@ -361,7 +363,9 @@ fn three_nodes() -> Play {
 }
 
 fn message(play: &Play, follower: &Follower) -> Option<MapResponse> {
-    let Update { base, latest, dirty, .. } = follower.session.take()?.update?;
+    let Update {
+        base, latest, dirty, ..
+    } = follower.session.take()?.update?;
     let _ = play;
     delta(&base, &latest, follower.id, &dirty).map(Message::into_response)
 }

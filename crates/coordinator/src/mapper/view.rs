@@ -8,8 +8,8 @@ use std::{
 use ipnet::IpNet;
 use jiff::Timestamp;
 use tailwharf_wire::tailcfg::{
-    CapMap, Debug, DnsConfig, FilterRule, MapResponse, Node as WireNode, NodeId, RegionId, SshPolicy,
-    UserId, UserProfile,
+    CapMap, Debug, DnsConfig, FilterRule, MapResponse, Node as WireNode, NodeId, RegionId, SshPolicy, UserId,
+    UserProfile,
 };
 
 use super::{
@@ -81,7 +81,11 @@ impl<'a> View<'a> {
             };
         }
         let differs = allowed.len() != plain.allowed_ips.as_ref().map_or(0, Vec::len)
-            || plain.allowed_ips.iter().flatten().any(|route| !allowed.contains(route));
+            || plain
+                .allowed_ips
+                .iter()
+                .flatten()
+                .any(|route| !allowed.contains(route));
         differs.then(|| WireNode {
             allowed_ips: Some(allowed.into_iter().collect()),
             ..plain.clone()

@@ -22,7 +22,9 @@ pub struct ServiceName(String);
 
 /// A text that names no service.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not the name of a service: write `svc:` and up to 63 lower-case letters, digits and hyphens")]
+#[error(
+    "`{0}` is not the name of a service: write `svc:` and up to 63 lower-case letters, digits and hyphens"
+)]
 pub struct InvalidServiceName(String);
 
 impl ServiceName {
@@ -113,7 +115,14 @@ mod tests {
     fn names_are_labels_with_a_prefix() {
         let name: ServiceName = "svc:web-1".parse().unwrap();
         assert_eq!((name.as_str(), name.label()), ("svc:web-1", "web-1"));
-        for bad in ["web", "svc:", "svc:Web", "svc:a.b", "svc:-a", &format!("svc:{}", "a".repeat(64))] {
+        for bad in [
+            "web",
+            "svc:",
+            "svc:Web",
+            "svc:a.b",
+            "svc:-a",
+            &format!("svc:{}", "a".repeat(64)),
+        ] {
             assert!(bad.parse::<ServiceName>().is_err(), "{bad}");
         }
     }

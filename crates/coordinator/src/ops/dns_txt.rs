@@ -48,7 +48,9 @@ fn set_dns_txt(
             "a TXT value has {TXT_VALUE_LIMIT} bytes at most"
         )));
     }
-    let others = world.dns_txt().filter(|record| record.node == id && record.name != name);
+    let others = world
+        .dns_txt()
+        .filter(|record| record.node == id && record.name != name);
     if others.count() >= TXT_LIMIT {
         return Err(OpError::Invalid(format!(
             "a node has {TXT_LIMIT} TXT records at most"

@@ -22,10 +22,6 @@ use rand::rngs::StdRng;
 use tokio::sync::{mpsc, oneshot, watch};
 use url::Url;
 
-pub(crate) use self::{
-    log::{Subject, note},
-    nodes::{removal, replacement},
-};
 pub use self::{
     clients::{CLIENT_TOKEN_LIFE, NewFederation, NewOauthClient},
     credentials::{AUTH_KEY_LIFE, Access, AccessError, Minted, NewApiToken, NewAuthKey},
@@ -34,6 +30,10 @@ pub use self::{
     policy::PolicyTag,
     services::{NewService, ServiceHost},
     users::NewUser,
+};
+pub(crate) use self::{
+    log::{Subject, note},
+    nodes::{removal, replacement},
 };
 use crate::{
     ipam::Prefixes,

@@ -186,7 +186,9 @@ impl Operations {
     ) -> Result<Arc<Node>, OpError> {
         self.change_node(actor, id, Action::Update, move |_, _, node| {
             if routes.len() > ROUTE_LIMIT {
-                return Err(OpError::Invalid(format!("a node has {ROUTE_LIMIT} routes at most")));
+                return Err(OpError::Invalid(format!(
+                    "a node has {ROUTE_LIMIT} routes at most"
+                )));
             }
             let names: Vec<String> = routes.iter().map(ToString::to_string).collect();
             node.approved_routes = routes;
@@ -199,10 +201,17 @@ impl Operations {
     ///
     /// # Errors
     /// `NotFound`; `Invalid` outside the prefix of the tailnet; `Conflict` when something else has it.
-    pub async fn set_node_ipv4(&self, actor: Actor, id: NodeId, ipv4: Ipv4Addr) -> Result<Arc<Node>, OpError> {
+    pub async fn set_node_ipv4(
+        &self,
+        actor: Actor,
+        id: NodeId,
+        ipv4: Ipv4Addr,
+    ) -> Result<Arc<Node>, OpError> {
         self.change_node(actor, id, Action::Update, move |world, context, node| {
             if !context.prefixes.may_have(ipv4) {
-                return Err(OpError::Invalid(format!("{ipv4} is not an address for nodes of the tailnet")));
+                return Err(OpError::Invalid(format!(
+                    "{ipv4} is not an address for nodes of the tailnet"
+                )));
             }
             if node.ipv4 != ipv4 && world.is_address_taken(ipv4.into()) {
                 return Err(OpError::Conflict(format!("{ipv4} belongs to something else")));

@@ -77,13 +77,19 @@ impl Operations {
         self.submit(move |world, context| {
             let registration = open(world, context, &id)?;
             if !may_administer(world, &actor) {
-                return Err(OpError::Forbidden("only administrators turn devices down".to_owned()));
+                return Err(OpError::Forbidden(
+                    "only administrators turn devices down".to_owned(),
+                ));
             }
             let denied = PendingRegistration {
                 denied: true,
                 ..registration.as_ref().clone()
             };
-            let hostname = registration.request.hostinfo.as_ref().map(|info| info.hostname.clone());
+            let hostname = registration
+                .request
+                .hostinfo
+                .as_ref()
+                .map(|info| info.hostname.clone());
             // Not the id: until it ends, it is what the address is made of.
             let subject = Subject::new(
                 TargetKind::Registration,
@@ -126,16 +132,20 @@ fn check_owner(
     owner: &NodeOwner,
 ) -> Result<(), OpError> {
     match owner {
-        NodeOwner::Tags(tags) if tags.is_empty() => {
-            Err(OpError::Invalid("a device needs an owner: name a user or tags".to_owned()))
-        }
+        NodeOwner::Tags(tags) if tags.is_empty() => Err(OpError::Invalid(
+            "a device needs an owner: name a user or tags".to_owned(),
+        )),
         NodeOwner::Tags(tags) => super::check_tags(world, actor, tags),
         NodeOwner::User(user) => {
-            world.user(*user).ok_or_else(|| OpError::not_found("user", user))?;
+            world
+                .user(*user)
+                .ok_or_else(|| OpError::not_found("user", user))?;
             if is_administrator || *actor == Actor::User(*user) {
                 return Ok(());
             }
-            Err(OpError::Forbidden("you can let in devices of your own only".to_owned()))
+            Err(OpError::Forbidden(
+                "you can let in devices of your own only".to_owned(),
+            ))
         }
     }
 }

@@ -99,7 +99,11 @@ impl Operations {
                 None => next.hosts.remove(&host),
             };
             let next = Arc::new(next);
-            let action = if approved == Some(false) { Action::Deny } else { Action::Approve };
+            let action = if approved == Some(false) {
+                Action::Deny
+            } else {
+                Action::Approve
+            };
             let subject = subject(&name).detail(format_args!("host {}", node.name));
             let decision = Decision::new(vec![Change::PutService(next.clone())], next);
             Ok(decision.noted(world, context, &actor, action, subject))
@@ -145,7 +149,9 @@ fn put_service(
     check_tags(world, actor, added)?;
     if former.is_none() {
         if world.services().count() >= SERVICE_LIMIT {
-            return Err(OpError::Invalid(format!("a tailnet has {SERVICE_LIMIT} services at most")));
+            return Err(OpError::Invalid(format!(
+                "a tailnet has {SERVICE_LIMIT} services at most"
+            )));
         }
         if world.node_by_name(new.name.label()).is_some() {
             return Err(OpError::Conflict(format!(
@@ -169,7 +175,11 @@ fn put_service(
     if former.is_some_and(|former| **former == service) {
         return Ok(Decision::unchanged(Arc::new(service)));
     }
-    let action = if former.is_some() { Action::Update } else { Action::Create };
+    let action = if former.is_some() {
+        Action::Update
+    } else {
+        Action::Create
+    };
     let subject = subject(&service.name).detail(service.ports.join(" "));
     let service = Arc::new(service);
     let decision = Decision::new(vec![Change::PutService(service.clone())], service);
@@ -190,7 +200,9 @@ fn addresses(
             return Err(OpError::Conflict(format!("{addr} belongs to something else")));
         }
         if !context.prefixes.both().iter().any(|prefix| prefix.contains(addr)) {
-            return Err(OpError::Invalid(format!("{addr} is outside the prefixes of the tailnet")));
+            return Err(OpError::Invalid(format!(
+                "{addr} is outside the prefixes of the tailnet"
+            )));
         }
         match addr {
             IpAddr::V4(addr) => v4 = Some(*addr),
@@ -207,7 +219,10 @@ fn addresses(
     };
     let v6 = match v6 {
         Some(v6) => v6,
-        None => context.prefixes.v6_for(v4, taken).map_err(OpError::AddressesExhausted)?,
+        None => context
+            .prefixes
+            .v6_for(v4, taken)
+            .map_err(OpError::AddressesExhausted)?,
     };
     Ok((v4, v6))
 }
@@ -222,7 +237,9 @@ fn check(new: &NewService) -> Result<(), OpError> {
         )));
     }
     if new.ports.len() > PORT_LIMIT {
-        return Err(OpError::Invalid(format!("a service has {PORT_LIMIT} ports at most")));
+        return Err(OpError::Invalid(format!(
+            "a service has {PORT_LIMIT} ports at most"
+        )));
     }
     match new.ports.iter().find(|port| !is_port(port)) {
         Some(port) => Err(OpError::Invalid(format!(

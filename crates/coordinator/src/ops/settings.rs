@@ -117,6 +117,8 @@ fn is_resolver(text: &str) -> bool {
 /// A domain in lower case and without a final dot.
 fn domain(text: &str) -> Result<String, OpError> {
     names::domain(text).ok_or_else(|| {
-        OpError::Invalid(format!("`{text}` is not a domain: write it like `corp.example.com`"))
+        OpError::Invalid(format!(
+            "`{text}` is not a domain: write it like `corp.example.com`"
+        ))
     })
 }

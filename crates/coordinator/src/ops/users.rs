@@ -102,12 +102,7 @@ fn create_user(
     Ok(decision.noted(world, context, actor, Action::Create, subject))
 }
 
-fn delete_user(
-    world: &World,
-    context: &Context,
-    actor: &Actor,
-    id: UserId,
-) -> Result<Decision<()>, OpError> {
+fn delete_user(world: &World, context: &Context, actor: &Actor, id: UserId) -> Result<Decision<()>, OpError> {
     let user = world.user(id).ok_or_else(|| OpError::not_found("user", id.0))?;
     let owned = world.nodes_of_user(id).count();
     if owned > 0 {
@@ -119,9 +114,7 @@ fn delete_user(
     let mut changes = vec![Change::DeleteUser(id)];
     let keys = world.auth_keys().filter(|key| key.owner == Some(id));
     changes.extend(keys.map(|key| Change::DeleteAuthKey(key.id.clone())));
-    let tokens = world
-        .tokens()
-        .filter(|token| token.actor == Actor::User(id));
+    let tokens = world.tokens().filter(|token| token.actor == Actor::User(id));
     changes.extend(tokens.map(|token| Change::DeleteToken(token.id.clone())));
     let decision = Decision::new(changes, ());
     Ok(decision.noted(world, context, actor, Action::Delete, Subject::user(user)))

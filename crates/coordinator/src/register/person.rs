@@ -30,7 +30,10 @@ impl Attempt<'_> {
         if followed.is_some_and(|found| found.denied && found.machine == self.machine) {
             return Err(Refusal::Denied.into());
         }
-        let mut own = self.world.registrations().filter(|other| other.machine == self.machine);
+        let mut own = self
+            .world
+            .registrations()
+            .filter(|other| other.machine == self.machine);
         let former = own.next();
         if let Some(open) = former.filter(|other| other.is_open(now) && self.asks_for(other)) {
             return Ok(Decision::unchanged(self.at_page(open)));
@@ -59,7 +62,8 @@ impl Attempt<'_> {
     }
 
     fn asks_for(&self, other: &PendingRegistration) -> bool {
-        other.request.node_key == self.request.node_key && other.request.old_node_key == self.request.old_node_key
+        other.request.node_key == self.request.node_key
+            && other.request.old_node_key == self.request.old_node_key
     }
 
     fn at_page(&self, registration: &PendingRegistration) -> Registered {

@@ -73,10 +73,7 @@ fn each_bad_key_has_its_own_words() {
         assert!(error(&registered).contains(words), "{}", error(&registered));
         assert!(!registered.response.machine_authorized);
     }
-    for (text, words) in [
-        ("tskey-auth-kX-y", "not known"),
-        ("hello", "not an auth key"),
-    ] {
+    for (text, words) in [("tskey-auth-kX-y", "not known"), ("hello", "not an auth key")] {
         let mut request = request(1, Some(&expired), "x");
         request.auth.as_mut().unwrap().auth_key = text.to_owned();
         let registered = lab.register(machine(1), request);

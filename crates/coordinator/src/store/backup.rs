@@ -56,7 +56,9 @@ pub fn restore(backup: &Path, file: &Path) -> Result<(), StoreError> {
     }
     fs::rename(&staged, file).map_err(failed(file))?;
     let dir = file.parent().unwrap_or_else(|| Path::new("."));
-    fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed(dir))
+    fs::File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(failed(dir))
 }
 
 /// Takes the lock of a store, whatever state it is in.

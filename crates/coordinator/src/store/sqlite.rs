@@ -17,7 +17,8 @@ use super::{Saved, Store, StoreError};
 use crate::world::{Change, Counters, LOG_LIMIT};
 
 /// Statements by schema version, from 1. A statement that was released is never changed; a new one is added behind it.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE meta          (id TEXT PRIMARY KEY,    body TEXT NOT NULL) STRICT;
     CREATE TABLE users         (id INTEGER PRIMARY KEY, body TEXT NOT NULL) STRICT;
     CREATE TABLE nodes         (id INTEGER PRIMARY KEY, body TEXT NOT NULL) STRICT;
@@ -26,10 +27,12 @@ const MIGRATIONS: &[&str] = &["
     CREATE TABLE tokens        (id TEXT PRIMARY KEY,    body TEXT NOT NULL) STRICT;
     CREATE TABLE dns_txt       (id TEXT PRIMARY KEY,    body TEXT NOT NULL) STRICT;
     CREATE TABLE policies      (id INTEGER PRIMARY KEY, body TEXT NOT NULL) STRICT;
-", "
+",
+    "
     CREATE TABLE services      (id TEXT PRIMARY KEY,    body TEXT NOT NULL) STRICT;
     CREATE TABLE log           (id INTEGER PRIMARY KEY, body TEXT NOT NULL) STRICT;
-"];
+",
+];
 
 /// Every table of rows, for exports.
 pub(super) const TABLES: [&str; 10] = [
@@ -296,7 +299,9 @@ impl Store for SqliteStore {
             fs::remove_file(to).map_err(copy_failed)?;
         }
         copied.map_err(StoreError::sql("copy the store"))?;
-        fs::File::open(to).and_then(|file| file.sync_all()).map_err(copy_failed)
+        fs::File::open(to)
+            .and_then(|file| file.sync_all())
+            .map_err(copy_failed)
     }
 }
 

@@ -91,7 +91,13 @@ fn what_is_stored_is_loaded() {
     let saved = SqliteStore::open(&file).unwrap().load().unwrap();
     assert_eq!(saved.server_key.as_ref().unwrap().public(), key.public());
     let policy = active(1, &saved.policy.as_ref().unwrap().text);
-    let loaded = World::load(crate::lab::facts(), policy, DerpMap::default(), saved, lab.context.now);
+    let loaded = World::load(
+        crate::lab::facts(),
+        policy,
+        DerpMap::default(),
+        saved,
+        lab.context.now,
+    );
     let without_policy = |world| {
         debug(world)
             .into_iter()

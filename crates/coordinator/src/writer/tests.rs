@@ -197,8 +197,7 @@ async fn after_the_stop_nothing_is_taken() {
     let ops = bench.ops.clone();
     bench.stop().await;
     assert!(matches!(
-        ops.delete_user(Actor::Administrator, UserId(1))
-            .await,
+        ops.delete_user(Actor::Administrator, UserId(1)).await,
         Err(OpError::Stopped)
     ));
 }

@@ -12,7 +12,8 @@ const LAPTOP: usize = 0;
 
 fn set_tier(play: &mut Play, tier: &str) {
     play.edit(LAPTOP, |_, node| {
-        node.attributes.insert("custom:tier".to_owned(), AttributeValue::Text(tier.to_owned()));
+        node.attributes
+            .insert("custom:tier".to_owned(), AttributeValue::Text(tier.to_owned()));
     });
 }
 
@@ -30,7 +31,9 @@ fn a_posture_that_changes_cuts_access_at_once() {
     let reaches = |server: &Follower| {
         let told = server.client.peers.contains_key(&NodeId(1));
         let rules = &server.client.filters["base"];
-        let allowed = rules.iter().any(|rule| rule.src_ips.contains(&"100.64.0.1".to_owned()));
+        let allowed = rules
+            .iter()
+            .any(|rule| rule.src_ips.contains(&"100.64.0.1".to_owned()));
         assert_eq!(told, allowed);
         allowed
     };

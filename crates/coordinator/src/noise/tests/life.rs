@@ -22,14 +22,22 @@ async fn a_device_waits_for_a_person() {
         tokio::task::yield_now().await;
         let alice = Some(NodeOwner::User(UserId(1)));
         let ops = handle.operations();
-        ops.approve_registration(Actor::Administrator, id.clone(), alice).await.unwrap();
+        ops.approve_registration(Actor::Administrator, id.clone(), alice)
+            .await
+            .unwrap();
     };
     let ((status, body), ()) = tokio::join!(client.post("/machine/register", &follow), approval);
     assert_eq!(status, StatusCode::OK);
     let answer: RegisterResponse = serde_json::from_slice(&body).unwrap();
     assert!(answer.machine_authorized, "{answer:?}");
-    let again = handle.operations().approve_registration(Actor::Administrator, id, None).await;
-    assert!(matches!(again, Err(crate::OpError::NotFound { .. })), "the page is used up");
+    let again = handle
+        .operations()
+        .approve_registration(Actor::Administrator, id, None)
+        .await;
+    assert!(
+        matches!(again, Err(crate::OpError::NotFound { .. })),
+        "the page is used up"
+    );
 
     let mut thief = Client::connect(&handle, &machine(2)).await;
     let stolen = thief.register(1, None, "web").await;
@@ -55,12 +63,33 @@ async fn a_node_is_asked_for_its_services() {
     let mut thief = Client::connect(&handle, &machine(2)).await;
     let answer = b"HTTP/1.1 200 OK\r\n\r\n{\"VIPServices\":[{\"Name\":\"svc:web\",\"Active\":true},{\"Name\":\"svc:off\"}],\"ServicesHash\":\"h1\"}";
     let refused = thief.send(Method::POST, &path, answer.to_vec()).await;
-    assert_eq!(refused.status(), StatusCode::NOT_FOUND, "only who was asked answers");
+    assert_eq!(
+        refused.status(),
+        StatusCode::NOT_FOUND,
+        "only who was asked answers"
+    );
     let mut worlds = handle.operations().watch();
-    assert_eq!(client.send(Method::POST, &path, answer.to_vec()).await.status(), StatusCode::OK);
-    let known = worlds.wait_for(|world| world.node(NodeId(1)).is_some_and(|node| !node.services.is_empty()));
-    let world = timeout(Duration::from_secs(10), known).await.unwrap().unwrap().clone();
-    let offered: Vec<&str> = world.node(NodeId(1)).unwrap().services.iter().map(|name| name.as_str()).collect();
+    assert_eq!(
+        client.send(Method::POST, &path, answer.to_vec()).await.status(),
+        StatusCode::OK
+    );
+    let known = worlds.wait_for(|world| {
+        world
+            .node(NodeId(1))
+            .is_some_and(|node| !node.services.is_empty())
+    });
+    let world = timeout(Duration::from_secs(10), known)
+        .await
+        .unwrap()
+        .unwrap()
+        .clone();
+    let offered: Vec<&str> = world
+        .node(NodeId(1))
+        .unwrap()
+        .services
+        .iter()
+        .map(|name| name.as_str())
+        .collect();
     assert_eq!(offered, ["svc:web"]);
     handle.stop().await;
 }

@@ -108,7 +108,10 @@ fn another_owner_gets_another_device() {
     ask_again(&mut lab);
     let bobs = approve(&mut lab, BOB).unwrap();
     assert_ne!((bobs.id, bobs.ipv4), (alices.id, alices.ipv4));
-    assert!(lab.world.node(NodeId(1)).is_some(), "the former stays with its owner");
+    assert!(
+        lab.world.node(NodeId(1)).is_some(),
+        "the former stays with its owner"
+    );
 }
 
 #[test]
@@ -136,8 +139,7 @@ fn a_flood_is_turned_away() {
         }))
     };
     lab.apply(&(0..WAITING_LIMIT).map(another).collect::<Vec<_>>());
-    let refused = lab.run(|world, context| {
-        super::super::register(world, context, machine(2), request(2, None, "x"))
-    });
+    let refused =
+        lab.run(|world, context| super::super::register(world, context, machine(2), request(2, None, "x")));
     assert!(matches!(refused, Err(OpError::Busy(_))));
 }

@@ -14,7 +14,9 @@ fn filled(file: &Path) -> Lab {
     lab.join(1, &key, "web");
     lab.join(2, &key, "db");
     let users = lab.world.users().cloned().map(Change::PutUser);
-    let changes: Vec<_> = users.chain(lab.world.nodes().cloned().map(Change::PutNode)).collect();
+    let changes: Vec<_> = users
+        .chain(lab.world.nodes().cloned().map(Change::PutNode))
+        .collect();
     SqliteStore::open(file)
         .unwrap()
         .commit(&changes, lab.world.counters())
@@ -35,15 +37,27 @@ fn a_store_is_as_it_was_when_it_was_copied() {
     {
         let mut store = SqliteStore::open(&file).unwrap();
         store.back_up(&copy).unwrap();
-        assert!(matches!(store.back_up(&copy), Err(StoreError::Exists(_))), "nothing is overwritten");
+        assert!(
+            matches!(store.back_up(&copy), Err(StoreError::Exists(_))),
+            "nothing is overwritten"
+        );
         let node = lab.world.nodes().next().unwrap().id;
-        store.commit(&[Change::DeleteNode(node)], lab.world.counters()).unwrap();
-        assert!(matches!(restore(&copy, &file), Err(StoreError::InUse)), "not under a running one");
+        store
+            .commit(&[Change::DeleteNode(node)], lab.world.counters())
+            .unwrap();
+        assert!(
+            matches!(restore(&copy, &file), Err(StoreError::InUse)),
+            "not under a running one"
+        );
     }
     assert_eq!(names(&file), ["db"]);
     restore(&copy, &file).unwrap();
     assert_eq!(names(&file), ["web", "db"]);
-    assert_eq!(names(&file.with_extension("db.replaced")), ["db"], "the former one is kept");
+    assert_eq!(
+        names(&file.with_extension("db.replaced")),
+        ["db"],
+        "the former one is kept"
+    );
     let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&copy).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600);
 }
@@ -56,14 +70,27 @@ fn a_damaged_store_says_how_to_restore_it() {
     SqliteStore::open(&file).unwrap().back_up(&copy).unwrap();
     SqliteStore::open(&file).unwrap().close().unwrap();
     let whole = fs::read(&file).unwrap();
-    let pages_lost: Vec<u8> = whole[..4096].iter().copied().chain(std::iter::repeat_n(0x5a, whole.len() - 4096)).collect();
-    for damaged in [b"this is no database, but long enough to be one".repeat(100), pages_lost] {
+    let pages_lost: Vec<u8> = whole[..4096]
+        .iter()
+        .copied()
+        .chain(std::iter::repeat_n(0x5a, whole.len() - 4096))
+        .collect();
+    for damaged in [
+        b"this is no database, but long enough to be one".repeat(100),
+        pages_lost,
+    ] {
         fs::write(&file, damaged).unwrap();
         let error = SqliteStore::open(&file).unwrap_err();
         assert!(matches!(error, StoreError::Damaged { .. }), "{error:?}");
-        assert!(error.to_string().contains("tailwharf coordinator restore"), "{error}");
+        assert!(
+            error.to_string().contains("tailwharf coordinator restore"),
+            "{error}"
+        );
         let refused = restore(&file, &copy).unwrap_err();
-        assert!(matches!(&refused, StoreError::Damaged { path, .. } if *path == file), "{refused:?}");
+        assert!(
+            matches!(&refused, StoreError::Damaged { path, .. } if *path == file),
+            "{refused:?}"
+        );
         assert_eq!(names(&copy), ["web", "db"], "a refused backup changes nothing");
         restore(&copy, &file).unwrap();
         assert_eq!(names(&file), ["web", "db"]);
@@ -117,12 +144,23 @@ fn a_store_of_the_first_version_is_taken_over() {
     for round in ["taken over", "read again"] {
         let saved = SqliteStore::open(&file).unwrap().load().unwrap();
         let node = &saved.nodes[0];
-        assert_eq!((node.name.as_str(), node.ipv4.to_string().as_str()), ("web", "100.64.0.1"), "{round}");
+        assert_eq!(
+            (node.name.as_str(), node.ipv4.to_string().as_str()),
+            ("web", "100.64.0.1"),
+            "{round}"
+        );
         assert_eq!(node.owner, NodeOwner::User(saved.users[0].id));
         assert!(node.services.is_empty() && node.attribute_ends.is_empty());
         assert!(matches!(saved.oauth_clients[0].proof, Proof::Secret(_)));
         assert_eq!(saved.policy.unwrap().text, "{}");
         assert_eq!((saved.settings, saved.dns), (None, None));
-        assert_eq!(saved.counters, Counters { next_node: 2, next_user: 2, last_v4: Some(node.ipv4) });
+        assert_eq!(
+            saved.counters,
+            Counters {
+                next_node: 2,
+                next_user: 2,
+                last_v4: Some(node.ipv4)
+            }
+        );
     }
 }
