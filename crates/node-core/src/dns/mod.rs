@@ -201,7 +201,7 @@ fn decide_reverse<'a>(
                 .map(|record| record.name.as_str())
                 .next()
         })
-        .or((address == IpAddr::V4(SERVICE_V4)).then_some("magicdns.localhost-tailscale-daemon"))
+        .or_else(|| (address == SERVICE_V4).then_some("magicdns.localhost-tailscale-daemon"))
         .and_then(Name::parse);
     let Some(name) = name else {
         return forward(netmap, config, query);
