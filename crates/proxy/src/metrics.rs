@@ -172,8 +172,26 @@ impl Metrics {
             "Writes of Identity status.",
             &[("", count(&self.status_writes))],
         );
+        let offloads = offload_samples();
+        let samples: Vec<_> = offloads
+            .iter()
+            .map(|(labels, count)| (labels.as_str(), *count))
+            .collect();
+        put(
+            "offloads",
+            "gauge",
+            "Sockets and devices by what the kernel does for whole batches of packets.",
+            samples.as_slice(),
+        );
         out
     }
+}
+
+/// How many sockets and devices use each offload, with its labels.
+fn offload_samples() -> Vec<(String, i128)> {
+    tailwharf_node::offload_counts()
+        .map(|(name, state, count)| (format!("{{name=\"{name}\",state=\"{state}\"}}"), count.into()))
+        .collect()
 }
 
 #[cfg(test)]
@@ -191,5 +209,6 @@ mod tests {
         assert!(text.contains("\ntailwharf_proxy_connections 0\n"));
         assert!(text.contains("\ntailwharf_proxy_connections_total 1\n"));
         assert!(text.contains("\ntailwharf_proxy_identities_ready 1\n"));
+        assert!(text.contains("\ntailwharf_proxy_offloads{name=\"udp_gso\",state=\"failed\"} 0\n"));
     }
 }
