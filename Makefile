@@ -3,7 +3,7 @@ TARGET := x86_64-unknown-linux-musl
 RELEASE := target/$(TARGET)/release
 SOURCES := $(shell find crates -name '*.rs' -o -name 'Cargo.toml') Cargo.toml Cargo.lock rust-toolchain.toml
 
-.PHONY: demo demo-down test bench lint setup build image images clean
+.PHONY: demo demo-down test bench bench-tools lint setup build image images clean
 
 demo: setup images ## Play the product's story on this machine; KEEP=1 leaves it running
 	cargo run --locked -p tailwharf-demo -- up
@@ -14,7 +14,7 @@ demo-down: ## Remove every trace of the demo
 test: ## Every test; what this machine cannot run is reported as ignored, with the reason
 	@./setup/test.sh
 
-bench: setup images ## The measured promises; AREA=first-light runs one area
+bench: setup images bench-tools ## The measured promises; AREA=first-light runs one area
 	cargo run --locked -p tailwharf-bench -- $(AREA)
 
 lint: ## Formatting, lints, purity, generated files, licences
@@ -24,6 +24,9 @@ lint: ## Formatting, lints, purity, generated files, licences
 	cargo xtask generate --check
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny --log-level error check bans licenses sources; \
 	else echo "lint: licences were not checked; cargo install cargo-deny"; fi
+
+bench-tools: ## The programs that make traffic for the bench
+	cargo build --profile perf --locked --target $(TARGET) -p tailwharf-bench -p tailwharf-load --bin flood --bin crowd --bin tailwharf-load
 
 setup: ## Packages, official peers, Kubernetes
 	@./setup/packages.sh

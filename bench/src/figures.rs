@@ -10,7 +10,6 @@ use tailwharf_testkit::workspace;
 
 /// A limit that a figure must keep: by its value, or by its ratio to what the peer reached in the same run.
 #[derive(Clone, Copy, Debug)]
-#[allow(dead_code, reason = "areas use what they need")]
 pub(crate) enum Bar {
     AtMost(f64),
     AtLeast(f64),

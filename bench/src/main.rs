@@ -5,8 +5,10 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a bench is what it prints")]
 
+mod coordinator;
 mod figures;
 mod first_light;
+mod node;
 
 use std::process::ExitCode;
 
@@ -17,7 +19,11 @@ use crate::figures::Figures;
 /// An area and what measures it.
 type Area = (&'static str, fn(&mut Figures) -> Result<()>);
 
-const AREAS: &[Area] = &[("first-light", first_light::measure)];
+const AREAS: &[Area] = &[
+    ("first-light", first_light::measure),
+    ("node", node::measure),
+    ("coordinator", coordinator::measure),
+];
 
 fn main() -> ExitCode {
     match run(std::env::args().nth(1)) {
