@@ -102,7 +102,11 @@ fn peer_api(fixture: &mut Fixture) -> Result<()> {
 /// The device `name` as the laptop sees it: its id, node key and addresses.
 fn device(laptop: &OfficialClient, name: &str) -> Result<Value> {
     let peer = laptop.peer(name)?;
-    Ok(serde_json::json!([peer["ID"], peer["PublicKey"], peer["TailscaleIPs"]]))
+    Ok(serde_json::json!([
+        peer["ID"],
+        peer["PublicKey"],
+        peer["TailscaleIPs"]
+    ]))
 }
 
 /// Waits until the laptop reaches the page that the device `name` serves.
@@ -169,7 +173,10 @@ fn from_official(fixture: &mut Fixture) -> Result<()> {
         own["Self"]["PublicKey"],
         own["Self"]["TailscaleIPs"]
     ]);
-    ensure!(again == before, "it came back as another device: {again}, not {before}");
+    ensure!(
+        again == before,
+        "it came back as another device: {again}, not {before}"
+    );
     ensure!(fixture.tailnet.nodes()?.len() == devices, "a device was added");
     Ok(())
 }
@@ -180,7 +187,13 @@ fn to_official(fixture: &mut Fixture) -> Result<()> {
     let key = fixture.tailnet.user_key(ALICE, "admin")?;
     let mut command = Command::new(workspace::tailwharf());
     command
-        .args(["node", "--hostname", "ours", "--login-server", fixture.tailnet.url()])
+        .args([
+            "node",
+            "--hostname",
+            "ours",
+            "--login-server",
+            fixture.tailnet.url(),
+        ])
         .args(["--serve", &serve(), "--state"])
         .arg(&state)
         .env("TS_AUTHKEY", key);
@@ -197,12 +210,17 @@ fn to_official(fixture: &mut Fixture) -> Result<()> {
         "another device: {}",
         own["Self"]
     );
-    ensure!(own["Self"]["TailscaleIPs"] == before[2], "{}", own["Self"]["TailscaleIPs"]);
+    ensure!(
+        own["Self"]["TailscaleIPs"] == before[2],
+        "{}",
+        own["Self"]["TailscaleIPs"]
+    );
     ensure!(fixture.tailnet.nodes()?.len() == devices, "a device was added");
     eventually("the laptop reaches it", || {
-        let answer = fixture
-            .laptop
-            .run(&["ping", "--c=1", "--until-direct=false", "--timeout=5s", "ours"])?;
+        let answer =
+            fixture
+                .laptop
+                .run(&["ping", "--c=1", "--until-direct=false", "--timeout=5s", "ours"])?;
         ensure!(answer.contains("pong from ours"), "{answer}");
         Ok(())
     })?;

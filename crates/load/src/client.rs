@@ -20,7 +20,10 @@ use tailwharf_wire::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, Join, join},
-    net::{TcpStream, tcp::{OwnedReadHalf, OwnedWriteHalf}},
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
     task::JoinHandle,
 };
 
@@ -43,7 +46,11 @@ impl Drop for Client {
 }
 
 impl Client {
-    pub(crate) async fn connect(server: SocketAddr, key: &MachinePublic, machine: &MachinePrivate) -> Result<Self> {
+    pub(crate) async fn connect(
+        server: SocketAddr,
+        key: &MachinePublic,
+        machine: &MachinePrivate,
+    ) -> Result<Self> {
         let (initiator, initiation) = Initiator::new(machine, key, VERSION, &mut OsRng)?;
         let mut socket = TcpStream::connect(server).await?;
         socket.set_nodelay(true)?;
@@ -92,7 +99,9 @@ impl Client {
     }
 
     pub(crate) async fn register(&self, request: &RegisterRequest) -> Result<RegisterResponse> {
-        let response = self.post("/machine/register", serde_json::to_vec(request)?).await?;
+        let response = self
+            .post("/machine/register", serde_json::to_vec(request)?)
+            .await?;
         let body = response.into_body().collect().await?.to_bytes();
         let answer: RegisterResponse = json::from_slice(&body)?;
         ensure!(answer.error.is_empty(), "registration refused: {}", answer.error);
@@ -159,7 +168,11 @@ async fn head(socket: &mut TcpStream) -> Result<BytesMut> {
         if let Some(end) = head.windows(4).position(|window| window == b"\r\n\r\n") {
             let rest = head.split_off(end + 4);
             let status = head.get(9..12).context("no status")?;
-            ensure!(matches!(status, b"101" | b"200"), "{}", String::from_utf8_lossy(&head));
+            ensure!(
+                matches!(status, b"101" | b"200"),
+                "{}",
+                String::from_utf8_lossy(&head)
+            );
             return Ok(rest);
         }
         ensure!(socket.read_buf(&mut head).await? > 0, "no answer");

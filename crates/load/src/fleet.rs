@@ -10,13 +10,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use memchr::memmem;
 use futures::{StreamExt, TryStreamExt, stream};
+use memchr::memmem;
 use rand::rngs::OsRng;
 use tailwharf_wire::{
     key::{DiscoPrivate, DiscoPublic, MachinePrivate, MachinePublic, NodePrivate, NodePublic},
     tailcfg::{
-        CapabilityVersion, EndpointType, Hostinfo, MapRequest, NetInfo, RegionId, RegisterAuth, RegisterRequest,
+        CapabilityVersion, EndpointType, Hostinfo, MapRequest, NetInfo, RegionId, RegisterAuth,
+        RegisterRequest,
     },
 };
 use tokio::task::JoinHandle;
@@ -48,7 +49,8 @@ impl Default for Watch {
 impl Watch {
     fn begin(&self, text: &str) {
         lock(&self.seen).clear();
-        *self.needle.write().unwrap_or_else(PoisonError::into_inner) = (text.as_bytes().to_vec(), Instant::now());
+        *self.needle.write().unwrap_or_else(PoisonError::into_inner) =
+            (text.as_bytes().to_vec(), Instant::now());
     }
 
     fn look(&self, message: &[u8]) {
@@ -133,7 +135,9 @@ impl Fleet {
             let request = RegisterRequest {
                 version: CapabilityVersion(131),
                 node_key: member.node_key,
-                auth: Some(RegisterAuth { auth_key: key.clone() }),
+                auth: Some(RegisterAuth {
+                    auth_key: key.clone(),
+                }),
                 hostinfo: Some(member.hostinfo()),
                 ..RegisterRequest::default()
             };
@@ -192,8 +196,10 @@ impl Fleet {
             endpoint_types: vec![EndpointType::STUN],
             ..member.request()
         };
-        self.observe(&endpoint.to_string(), expected, async { client.update(&update).await })
-            .await
+        self.observe(&endpoint.to_string(), expected, async {
+            client.update(&update).await
+        })
+        .await
     }
 
     /// Waits until `expected` nodes were told what holds `text`, once `cause` has begun; says when each was, in order.

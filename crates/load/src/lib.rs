@@ -4,9 +4,11 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod compile;
 mod fleet;
 mod measure;
 mod tailnet;
 
+pub use compile::compile;
 pub use fleet::Fleet;
 pub use measure::{Report, measure};

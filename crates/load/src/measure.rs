@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
+use serde::Serialize;
 use tailwharf_testkit::Tailnet;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -21,6 +22,8 @@ use crate::{Fleet, tailnet};
 /// Where the coordinator listens.
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 47, 1);
 const PORT: u16 = 8080;
+/// Rules of the policy.
+const RULES: usize = 300;
 /// An attribute that nodes have by the changed policy alone.
 const MARKER: &str = "changed-policy";
 /// How long idle is measured.
@@ -34,7 +37,7 @@ const KEYS_EACH: usize = 100;
 const TICKS: f64 = 100.0;
 
 /// The figures of one run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// Nodes.
     pub nodes: usize,
@@ -69,7 +72,7 @@ pub async fn measure(nodes: usize) -> Result<Report> {
     let (tailnet, keys) = {
         let dir = dir.path().to_owned();
         tokio::task::spawn_blocking(move || {
-            let tailnet = Tailnet::start(ADDRESS, &dir, &tailnet::policy(None))?;
+            let tailnet = Tailnet::start(ADDRESS, &dir, &tailnet::policy(RULES, None))?;
             let keys = tailnet::keys(&tailnet, nodes)?;
             Ok::<_, anyhow::Error>((tailnet, keys))
         })
@@ -99,12 +102,13 @@ pub async fn measure(nodes: usize) -> Result<Report> {
     times.sort_unstable();
 
     let changed = dir.path().join("changed.hujson");
-    fs::write(&changed, tailnet::policy(Some(MARKER)))?;
+    fs::write(&changed, tailnet::policy(RULES, Some(MARKER)))?;
     let set = {
         let tailnet = tailnet.clone();
         let path = changed.display().to_string();
         async move {
-            tokio::task::spawn_blocking(move || tailnet.administer(&["policy", "set", &path]).map(drop)).await?
+            tokio::task::spawn_blocking(move || tailnet.administer(&["policy", "set", &path]).map(drop))
+                .await?
         }
     };
     let policy = last(&fleet.observe(MARKER, nodes, set).await?);
@@ -163,9 +167,14 @@ fn busy(pid: u32) -> Result<f64> {
 /// Auth keys in a second, by several callers at one time.
 async fn mint(tailnet: &Arc<Tailnet>) -> Result<f64> {
     let asked = tailnet.clone();
-    let token = tokio::task::spawn_blocking(move || asked.administer(&["api-token", "create", "--user", "user0@example.com"]))
-        .await??;
-    let token = token["key"].as_str().context("no token in the answer")?.to_owned();
+    let token = tokio::task::spawn_blocking(move || {
+        asked.administer(&["api-token", "create", "--user", "user0@example.com"])
+    })
+    .await??;
+    let token = token["key"]
+        .as_str()
+        .context("no token in the answer")?
+        .to_owned();
     let start = Instant::now();
     try_join_all((0..MINTERS).map(|_| mint_some(&token))).await?;
     Ok((MINTERS * KEYS_EACH) as f64 / start.elapsed().as_secs_f64())

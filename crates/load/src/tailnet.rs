@@ -1,23 +1,24 @@
-//! A tailnet of the size of a company: 50 groups, 100 tags, 300 rules.
+//! A tailnet of the size of a company: 50 groups, 100 tags.
 
 use std::fmt::Write;
 
 use anyhow::Result;
 use tailwharf_testkit::Tailnet;
 
-const GROUPS: usize = 50;
-const TAGS: usize = 100;
-const RULES: usize = 300;
+pub(crate) const GROUPS: usize = 50;
+pub(crate) const TAGS: usize = 100;
 /// Groups that each user is in.
 const MEMBERSHIPS: usize = 4;
 /// Nodes of people and nodes of tags take turns.
 const KINDS: usize = 2;
 
 /// The policy. A `marker` makes one that differs for every node: in all ports, and in an attribute of this name.
-pub(crate) fn policy(marker: Option<&str>) -> String {
+pub(crate) fn policy(rules: usize, marker: Option<&str>) -> String {
     let mut text = String::from("{\n\"groups\": {\n");
     for group in 0..GROUPS {
-        let members: Vec<String> = (0..MEMBERSHIPS).map(|step| login((group + step) % GROUPS)).collect();
+        let members: Vec<String> = (0..MEMBERSHIPS)
+            .map(|step| login((group + step) % GROUPS))
+            .collect();
         _ = writeln!(text, "  \"group:g{group}\": {members:?},");
     }
     text.push_str("},\n\"tagOwners\": {\n");
@@ -25,25 +26,28 @@ pub(crate) fn policy(marker: Option<&str>) -> String {
         _ = writeln!(text, "  \"tag:t{tag}\": [\"autogroup:admin\"],");
     }
     text.push_str("},\n\"grants\": [\n");
-    for rule in 0..RULES {
+    for rule in 0..rules {
         _ = writeln!(
             text,
             "  {{\"src\": [\"group:g{}\"], \"dst\": [\"tag:t{}\"], \"ip\": [\"tcp:{}\"]}},",
             rule % GROUPS,
             // Each group has other tags with each of its rules.
             (rule * 7 + rule / GROUPS * 13) % TAGS,
-            if marker.is_some() { 2000 } else { 1000 } + rule
+            if marker.is_some() { 20_000 } else { 1000 } + rule
         );
     }
     text.push_str("],\n");
     if let Some(marker) = marker {
-        _ = writeln!(text, "\"nodeAttrs\": [{{\"target\": [\"*\"], \"attr\": [\"{marker}\"]}}],");
+        _ = writeln!(
+            text,
+            "\"nodeAttrs\": [{{\"target\": [\"*\"], \"attr\": [\"{marker}\"]}}],"
+        );
     }
     text.push_str("}\n");
     text
 }
 
-fn login(user: usize) -> String {
+pub(crate) fn login(user: usize) -> String {
     format!("user{user}@example.com")
 }
 
