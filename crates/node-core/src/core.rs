@@ -19,8 +19,7 @@ use crate::buffers::BufferPool;
 use crate::disco::Disco;
 use crate::endpoints::Endpoints;
 use crate::event::{
-    Accepted, BindError, ConnError, ConnId, ConnectError, Event, Io, ListenerId,
-    Reason, UdpError, UdpId,
+    Accepted, BindError, ConnError, ConnId, ConnectError, Event, Io, ListenerId, Reason, UdpError, UdpId,
 };
 use crate::filter::Conntrack;
 use crate::fragments::Fragments;

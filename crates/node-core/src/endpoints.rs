@@ -86,8 +86,12 @@ impl Endpoints {
     fn forwarded(&self) -> Option<(SocketAddr, EndpointType)> {
         let port = self.local.first()?.port();
         let outside = self.seen().find(SocketAddr::is_ipv4)?;
-        self.varies(true)?
-            .then(|| (SocketAddr::new(outside.ip(), port), EndpointType::STUN_4_LOCAL_PORT))
+        self.varies(true)?.then(|| {
+            (
+                SocketAddr::new(outside.ip(), port),
+                EndpointType::STUN_4_LOCAL_PORT,
+            )
+        })
     }
 
     /// Whether servers see this node at different addresses of one family.

@@ -401,7 +401,11 @@ pub(crate) fn write_tsmp(out: &mut Vec<u8>, src: IpAddr, dst: IpAddr, body: &[u8
 
 /// Writes an ICMP echo request with this identifier and sequence number into `out`.
 pub(crate) fn write_echo_request(out: &mut Vec<u8>, src: IpAddr, dst: IpAddr, id: [u8; 4]) {
-    let (protocol, kind) = if src.is_ipv4() { (proto::ICMP, 8) } else { (proto::ICMP6, 128) };
+    let (protocol, kind) = if src.is_ipv4() {
+        (proto::ICMP, 8)
+    } else {
+        (proto::ICMP6, 128)
+    };
     ip_header(out, src, dst, protocol, 8);
     let start = out.len();
     out.extend_from_slice(&[kind, 0, 0, 0]);

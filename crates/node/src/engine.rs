@@ -23,9 +23,9 @@ use crate::api::{NodeStatus, PathKind, PeerPath};
 use crate::derp::Relays;
 use crate::direct::{Reach, Socket};
 use crate::host::Host;
+use crate::inquiry::PingWaiters;
 use crate::offload::NamedOffload;
 use crate::tun;
-use crate::inquiry::PingWaiters;
 
 /// How many peers the status tells of.
 const MAX_PATHS_TOLD: usize = 64;
@@ -127,9 +127,7 @@ impl Waiters {
                 ping, latency, path, ..
             } => self.pings.answered(ping, latency, path),
             Event::PingTimeout(ping) => self.pings.timed_out(ping),
-            Event::PeerActive { .. }
-            | Event::PathChanged { .. }
-            | Event::EndpointsChanged => {}
+            Event::PeerActive { .. } | Event::PathChanged { .. } | Event::EndpointsChanged => {}
         }
     }
 

@@ -4,9 +4,7 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 use tailwharf_kube_types::conditions::conditions;
-use tailwharf_kube_types::{
-    ConditionStatus, ConditionType, IdentityReason, IdentityStatus, PathKind, Step,
-};
+use tailwharf_kube_types::{ConditionStatus, ConditionType, IdentityReason, IdentityStatus, PathKind, Step};
 use tailwharf_node::{NodeStatus, Phase};
 
 use crate::backend::BackendError;
@@ -74,7 +72,12 @@ fn path(node: &NodeStatus) -> Option<PathKind> {
 
 /// Peers with a session, then those that had one before. Only who is among them counts: as long as that is the same, so is their order, and nothing is written.
 fn recent_peers(node: &NodeStatus, previous: &[String]) -> Vec<String> {
-    let active = || node.paths.iter().map(|path| &path.device_id.0).take(MAX_RECENT_PEERS);
+    let active = || {
+        node.paths
+            .iter()
+            .map(|path| &path.device_id.0)
+            .take(MAX_RECENT_PEERS)
+    };
     if active().all(|id| previous.contains(id)) {
         return previous.to_vec();
     }

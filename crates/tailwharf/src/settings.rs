@@ -130,7 +130,8 @@ fn http_proxies() -> Result<HttpProxies> {
 /// The socket of a node: the one that is given, or the usual one of this user.
 pub(crate) fn socket(given: Option<&Path>) -> PathBuf {
     let usual = || {
-        let directory = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(|| PathBuf::from("/run"), PathBuf::from);
+        let directory =
+            std::env::var_os("XDG_RUNTIME_DIR").map_or_else(|| PathBuf::from("/run"), PathBuf::from);
         directory.join("tailwharf.sock")
     };
     given.map_or_else(usual, Path::to_owned)

@@ -168,9 +168,7 @@ impl Core {
 
     /// Takes a fragment for this node. What it completes is judged as a whole.
     fn handle_fragment(&mut self, run: &mut Run, length: usize, parsed: &Parsed, path: Path, now: Instant) {
-        let assembled = self
-            .fragments
-            .insert(self.inbox.opened(length), parsed, now);
+        let assembled = self.fragments.insert(self.inbox.opened(length), parsed, now);
         self.tunnel.counters.fragments_refused = self.fragments.refused();
         if let Assembled::Whole(packet) = assembled {
             self.inbox.room(packet.len()).copy_from_slice(&packet);

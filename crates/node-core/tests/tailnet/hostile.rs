@@ -68,7 +68,10 @@ fn with_liar(seed: u64) -> Net {
     let mut net = Net::acquainted(3, Weather::FAIR, seed);
     net.host(3).core.attach_tun(false, false);
     // It has a session with node 2.
-    send(&mut net, &ip(proto::ICMP, address(3), address(2), &[8, 0, 0, 0, 0, 0, 0, 0]));
+    send(
+        &mut net,
+        &ip(proto::ICMP, address(3), address(2), &[8, 0, 0, 0, 0, 0, 0, 0]),
+    );
     net.run(SECOND);
     assert_eq!(received(&mut net).len(), 1);
     net
@@ -124,7 +127,10 @@ fn open_connections_end_when_the_policy_changes_and_others_stay() {
     let mut net = Net::acquainted(3, Weather::FAIR, 500);
     let inbound = net.host(2).core.listen_tcp(None, 80, 8).unwrap();
     let outbound = net.host(1).core.listen_tcp(None, 80, 8).unwrap();
-    let (ours, theirs) = (connect(&mut net, 1, 2, inbound), connect(&mut net, 2, 1, outbound));
+    let (ours, theirs) = (
+        connect(&mut net, 1, 2, inbound),
+        connect(&mut net, 2, 1, outbound),
+    );
     let friend = connect(&mut net, 3, 2, inbound);
     net.tell(2, &filters(vec![rule(&["100.64.0.3"], 0, 65535)]));
     net.run(SECOND);
@@ -171,7 +177,14 @@ fn spoofed_sources_are_counted_and_dropped() {
         let to = if from.is_ipv4() { address(2) } else { address6(2) };
         let packet = udp(SocketAddr::new(from, 9), SocketAddr::new(to, 7), b"lie");
         send(&mut net, &packet);
-        for piece in fragments(&udp(SocketAddr::new(address(1), 9), SocketAddr::new(address(2), 7), &[0; 2000]), 5) {
+        for piece in fragments(
+            &udp(
+                SocketAddr::new(address(1), 9),
+                SocketAddr::new(address(2), 7),
+                &[0; 2000],
+            ),
+            5,
+        ) {
             send(&mut net, &piece);
         }
     }
@@ -243,7 +256,10 @@ fn a_flood_of_syns_costs_bounded_memory() {
     let listener = net.host(2).core.listen_tcp(None, 80, 128).unwrap();
     let to = SocketAddr::new(address(2), 80);
     for number in 0..5000u16 {
-        send(&mut net, &tcp(SocketAddr::new(address(3), 1000 + number), to, 7, 0, SYN));
+        send(
+            &mut net,
+            &tcp(SocketAddr::new(address(3), 1000 + number), to, 7, 0, SYN),
+        );
     }
     net.run(SECOND / 10);
     assert!(net.host(2).core.connection_count() <= 128);
@@ -286,7 +302,11 @@ fn a_closed_connection_makes_way_for_a_new_one() {
         send(&mut net, &tcp(from, to, first, 0, SYN));
         send(&mut net, &tcp(from, to, ack, seq.wrapping_add(2), FIN | ACK));
         let answers = received(&mut net);
-        assert!(answers.iter().all(|packet| numbers(packet) == (seq.wrapping_add(2), ack.wrapping_add(1), ACK)));
+        assert!(
+            answers
+                .iter()
+                .all(|packet| numbers(packet) == (seq.wrapping_add(2), ack.wrapping_add(1), ACK))
+        );
         assert_eq!(net.host(2).core.connection_count(), 0);
         last = seq;
     }
@@ -309,7 +329,16 @@ fn errors_about_what_was_not_sent_change_nothing() {
         ip(proto::ICMP, address(3), address(2), &body)
     };
     send(&mut net, &about(seq.wrapping_add(1000)));
-    send(&mut net, &tcp(SocketAddr::new(address(3), 80), local, 9, seq.wrapping_add(500), RST | ACK));
+    send(
+        &mut net,
+        &tcp(
+            SocketAddr::new(address(3), 80),
+            local,
+            9,
+            seq.wrapping_add(500),
+            RST | ACK,
+        ),
+    );
     net.run(SECOND / 10);
     assert_eq!(closed(&mut net, 2, conn), None);
     send(&mut net, &about(seq));

@@ -133,22 +133,16 @@ pub(super) async fn start_forward(
         "forwarding to the tailnet"
     );
     let target = Target::new(&forward.host, forward.port);
-    listen::serve_tcp(
-        tasks,
-        forward.listen,
-        "forward",
-        shared,
-        move |client, shared| {
-            let target = target.clone();
-            async move {
-                match shared.dial(&target).await {
-                    Ok(remote) => shared.carry(remote, client).await?,
-                    Err(error) => tracing::warn!(%error, "connection not forwarded"),
-                }
-                Ok(())
+    listen::serve_tcp(tasks, forward.listen, "forward", shared, move |client, shared| {
+        let target = target.clone();
+        async move {
+            match shared.dial(&target).await {
+                Ok(remote) => shared.carry(remote, client).await?,
+                Err(error) => tracing::warn!(%error, "connection not forwarded"),
             }
-        },
-    )
+            Ok(())
+        }
+    })
     .await
 }
 

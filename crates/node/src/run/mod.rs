@@ -165,7 +165,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let node = Arc::new(match &settings.tun {
         Some(name) => {
             let device = tun::Device::open(name, settings.offloads)?;
-            host.start_with_tun(settings.node, store, device, settings.system).await?
+            host.start_with_tun(settings.node, store, device, settings.system)
+                .await?
         }
         None => host.start(settings.node, store).await?,
     });

@@ -47,5 +47,8 @@ async fn status_and_pings_through_the_socket() {
     stop.cancel();
     running.await.unwrap().unwrap();
     assert!(!socket.exists());
-    assert!(matches!(ask_status(&socket).await, Err(LocalError::Connect { .. })));
+    assert!(matches!(
+        ask_status(&socket).await,
+        Err(LocalError::Connect { .. })
+    ));
 }
