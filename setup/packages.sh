@@ -20,6 +20,8 @@ needs=(
   "runc:runc:pods of test clusters"
   "/usr/lib/cni/bridge:containernetworking-plugins:pod networks of test clusters"
   "nsenter:util-linux:test clusters"
+  "ping:iputils-ping:reachability in tests"
+  "sysctl:procps:forwarding between namespaces of tests"
   "flock:util-linux:test clusters"
   "/etc/ssl/certs/ca-certificates.crt:ca-certificates:root certificates of the image"
   "/usr/sbin/nginx:nginx-light:the nginx that the demo exposes"
