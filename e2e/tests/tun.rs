@@ -151,13 +151,7 @@ impl Fixture {
         }
         let mut command = self.machine.command(workspace::tailwharf());
         command
-            .args([
-                "node",
-                "--tun",
-                "--direct",
-                "--accept-routes",
-                "--advertise-exit-node",
-            ])
+            .args(["node", "--tun", "--accept-routes", "--advertise-exit-node"])
             .args(["--login-server", self.tailnet.url(), "--hostname", "ours"])
             .arg(format!("--advertise-routes={BEHIND_OURS}.0/24"))
             .arg("--state")
@@ -289,16 +283,21 @@ fn exit_of_ours(fixture: &mut Fixture) -> Result<()> {
     let hidden = format!("{BEHIND_OURS}.2");
     fixture.theirs.run(&["set", "--accept-routes=false"])?;
     let outcome = eventually("the exit is offered", || {
-        fixture
-            .theirs
-            .run(&["set", "--exit-node=ours", "--exit-node-allow-lan-access=true"])
+        fixture.theirs.run(&[
+            "set",
+            "--advertise-exit-node=false",
+            "--exit-node=ours",
+            "--exit-node-allow-lan-access=true",
+        ])
     })
     .and_then(|_| {
         eventually("their machine leaves through ours", || {
             page(fixture.theirs.namespace(), &hidden)
         })
     });
-    fixture.theirs.run(&["set", "--exit-node=", "--accept-routes"])?;
+    fixture
+        .theirs
+        .run(&["set", "--exit-node=", "--accept-routes", "--advertise-exit-node"])?;
     outcome.with_context(|| fixture.log())
 }
 

@@ -468,6 +468,8 @@ mod tests {
     use kube::api::ObjectMeta;
     use serde_json::json;
 
+    use tailwharf_kube_types::contract::label;
+
     use super::*;
     use crate::queue::Next;
 

@@ -243,9 +243,6 @@ pub(crate) struct NodeArgs {
     /// Lead a port of the device, TCP and UDP, to a local service: PORT=HOST:PORT
     #[arg(long = "serve", value_name = "PORT=HOST:PORT")]
     pub(crate) serves: Vec<Serve>,
-    /// Look for direct paths to peers; without them all packets go through relays
-    #[arg(long)]
-    pub(crate) direct: bool,
     /// Make a network interface, through which all programs of this machine reach the tailnet; needs the capability NET_ADMIN
     #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "tailwharf0")]
     pub(crate) tun: Option<String>,

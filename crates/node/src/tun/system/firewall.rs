@@ -56,7 +56,7 @@ fn ruleset(device: &str, masquerade: bool) -> String {
         format!(
             "  chain mark {{ type filter hook forward priority filter; \
              iifname \"{device}\" oifname != \"{device}\" meta mark set meta mark & 0xff00ffff | {FORWARDED}; }}\n  \
-             chain source {{ type nat hook postrouting priority srcnat; \
+             chain source {{ type nat hook postrouting priority srcnat; policy accept; \
              meta mark & {MASK} == {FORWARDED} masquerade; }}\n"
         )
     } else {
