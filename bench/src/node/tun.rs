@@ -27,7 +27,7 @@ struct Measured {
 
 pub(super) fn measure(figures: &mut Figures, world: &World) -> Result<()> {
     let theirs = look(&Pair::theirs(world, &[])?)?;
-    let ours = look(&Pair::ours(world, &["--direct"])?)?;
+    let ours = look(&Pair::ours(world, &[])?)?;
     let mut add = |name: &str, value: f64, unit: &str, peer: Option<f64>, bar: Bar| {
         figures.add(&format!("node.{name}"), value, unit, peer, Some(bar));
     };
@@ -87,7 +87,7 @@ pub(super) fn measure(figures: &mut Figures, world: &World) -> Result<()> {
         Bar::AtMost(25.0),
     );
     let plain = {
-        let pair = Pair::ours(world, &["--direct", "--no-offload", "all"])?;
+        let pair = Pair::ours(world, &["--no-offload", "all"])?;
         stream(pair.near(), &pair.to, "to", 1, &pair.pids)?
     };
     add(

@@ -92,9 +92,9 @@ fn theirs(world: &World) -> Result<Measured> {
 }
 
 fn ours_started(world: &World) -> Result<(Ours, Ours, Process)> {
-    let client = world.node_apart("our-client", &["--tun", "--direct"])?;
+    let client = world.node_apart("our-client", &["--tun"])?;
     let serves = format!("{PORT}=127.0.0.1:{PORT}");
-    let proxy = world.node_apart("our-proxy", &["--direct", "--serve", &serves])?;
+    let proxy = world.node_apart("our-proxy", &["--serve", &serves])?;
     let server = serve(proxy.namespace.as_ref(), world.dir.path(), "proxy-server")?;
     Ok((client, proxy, server))
 }
