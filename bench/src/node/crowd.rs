@@ -40,6 +40,7 @@ pub(super) fn measure(figures: &mut Figures, world: &World) -> Result<()> {
     let before = resident(watcher.pid())?;
     let idle = Crowd::start(&watcher_world, "idle", IDLE)?;
     // Maps of late comers are still on their way when the last one is online.
+    #[expect(clippy::disallowed_methods, reason = "a thread that measures, in no runtime")]
     std::thread::sleep(Duration::from_secs(5));
     let peers = resident(watcher.pid())? - before;
     figures.add(

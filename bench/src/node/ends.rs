@@ -140,7 +140,7 @@ impl Pair {
         let far = world.node_apart("our-far", &words)?;
         let pids = vec![near.pid(), far.pid()];
         let server = super::tools::serve(far.namespace.as_ref(), world.dir.path(), "far-server")?;
-        Self::ready(server, Ends::Ours([near, far]), pids, world.address("our-far")?)
+        Self::ready(server, Ends::Ours([near, far]), pids, &world.address("our-far")?)
     }
 
     pub(super) fn theirs(world: &World, variables: &[(&str, &str)]) -> Result<Self> {
@@ -149,10 +149,10 @@ impl Pair {
         let pids = vec![near.pid(), far.pid()];
         let server = super::tools::serve(Some(far.namespace()), world.dir.path(), "far-server")?;
         let address = far.address()?;
-        Self::ready(server, Ends::Theirs([near, far]), pids, address)
+        Self::ready(server, Ends::Theirs([near, far]), pids, &address)
     }
 
-    fn ready(server: Process, ends: Ends, pids: Vec<u32>, address: String) -> Result<Self> {
+    fn ready(server: Process, ends: Ends, pids: Vec<u32>, address: &str) -> Result<Self> {
         let pair = Self {
             _server: server,
             ends,

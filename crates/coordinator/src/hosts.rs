@@ -168,7 +168,9 @@ fn choose(world: &World, name: &ServiceName, former: &Choice) -> Choice {
                     .iter()
                     .any(|node| node.id == **id && node.home_region() == Some(region))
             });
-            regional.entry(region).or_insert(kept.copied().unwrap_or(node.id));
+            regional
+                .entry(region)
+                .or_insert_with(|| kept.copied().unwrap_or(node.id));
         }
     }
     // Where the host of all is in the region, it serves the region, too.

@@ -125,7 +125,7 @@ impl Control {
             payload: format!("GET {path} HTTP/1.1\r\nHost: node\r\n\r\n").into_bytes(),
             ..PingRequest::default()
         };
-        body_of(self.ask(id, question).await?)
+        body_of(&self.ask(id, question).await?)
     }
 
     /// Learns which services a node offers, when it says that they have changed.
@@ -167,14 +167,14 @@ impl Control {
                         // It has changed again meanwhile.
                         Ok(false) => {}
                         Err(error) => {
-                            tracing::warn!(node = id.0, %error, "the services of a node were not noted")
+                            tracing::warn!(node = id.0, %error, "the services of a node were not noted");
                         }
                     }
                 }
                 // It is asked when it comes back.
                 Err(Unanswered::NotConnected) => return,
                 Err(unanswered) => {
-                    tracing::debug!(node = id.0, %unanswered, "a node does not tell its services")
+                    tracing::debug!(node = id.0, %unanswered, "a node does not tell its services");
                 }
             }
             sleep(RETRY).await;
@@ -230,7 +230,7 @@ fn with_offer(node: &Node, offer: &C2nVipServicesResponse) -> Node {
 }
 
 /// The body of an HTTP/1 answer that says 200. Official clients send it whole, up to the end.
-fn body_of(answer: Bytes) -> Result<Bytes, Unanswered> {
+fn body_of(answer: &Bytes) -> Result<Bytes, Unanswered> {
     let ok = answer.starts_with(b"HTTP/1.1 200") || answer.starts_with(b"HTTP/1.0 200");
     let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
     match end.filter(|_| ok) {

@@ -70,7 +70,7 @@ impl Node {
         let (latency, path) = answer.await.map_err(|_| PingFailure::TimedOut)?;
         Ok(Pong {
             name: peer.first_label().to_owned(),
-            address: peer.addresses.first().copied().unwrap_or(IpAddr::from([0; 4])),
+            address: peer.addresses.first().copied().unwrap_or_else(|| [0; 4].into()),
             latency_ms: milliseconds(latency),
             via: match path {
                 Path::Udp(address) => Via::Direct(address),

@@ -303,12 +303,12 @@ impl Machine {
     }
 
     /// A client sent `frame`, which is no packet. Frames that do not concern a relay are ignored.
-    pub fn handle_frame(&mut self, id: ClientId, frame: Frame, now: Instant) {
+    pub fn handle_frame(&mut self, id: ClientId, frame: &Frame, now: Instant) {
         let Some(client) = self.clients.get_mut(&id) else {
             return;
         };
         client.last_heard = now;
-        match frame {
+        match *frame {
             Frame::Ping(data) => {
                 // One answer is enough for a client that pings faster than it reads.
                 if !client.control.iter().any(|frame| matches!(frame, Frame::Pong(_))) {

@@ -37,7 +37,7 @@ impl State {
         while let Some(mut frame) = RawFrame::split_off(rest)? {
             match frame.send_packet() {
                 Some((to, packet)) => self.machine.handle_packet(id, to, packet, now),
-                None => self.machine.handle_frame(id, frame.to_frame()?, now),
+                None => self.machine.handle_frame(id, &frame.to_frame()?, now),
             }
         }
         Ok(())

@@ -48,8 +48,8 @@ impl Namespace {
     ///
     /// # Errors
     /// When an `ip` or `nft` command fails.
-    pub fn behind(&self, nat: Nat) -> Result<Namespace> {
-        let inside = Namespace::inner(format!("{}-in", self.name()), INSIDE);
+    pub fn behind(&self, nat: Nat) -> Result<Self> {
+        let inside = Self::inner(format!("{}-in", self.name()), INSIDE);
         inside.create()?;
         let (router, name) = (self.name(), inside.name());
         for step in [

@@ -86,6 +86,7 @@ fn blast(to: SocketAddr, packet: &[u8], rate: f64, seconds: f64) -> Result<u64> 
         let due = ((elapsed * rate) as u64).saturating_sub(sent);
         let due = usize::try_from(due)?.min(BATCH);
         if due == 0 {
+            #[expect(clippy::disallowed_methods, reason = "a thread that measures, in no runtime")]
             std::thread::sleep(Duration::from_micros(100));
             continue;
         }

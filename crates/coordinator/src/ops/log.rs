@@ -50,6 +50,10 @@ pub(crate) struct Subject {
 }
 
 impl Subject {
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "ids and references of all kinds come as they are"
+    )]
     pub(crate) fn new(kind: TargetKind, id: impl ToString, name: impl ToString) -> Self {
         Self {
             kind,
@@ -67,6 +71,10 @@ impl Subject {
         Self::new(TargetKind::User, user.id, &user.login)
     }
 
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "texts and values of all kinds come as they are"
+    )]
     pub(crate) fn detail(mut self, detail: impl ToString) -> Self {
         self.detail = detail.to_string();
         let end = self.detail.floor_char_boundary(DETAIL_LIMIT);

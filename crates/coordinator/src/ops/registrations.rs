@@ -61,7 +61,7 @@ impl Operations {
                 .or_else(|| Some(world.node(registration.node?)?.owner.clone()))
                 .ok_or_else(|| OpError::Invalid("a device needs an owner: name a user or tags".to_owned()))?;
             check_owner(world, &actor, is_administrator, &owner)?;
-            let mut decision = register::admit(world, context, registration, owner, is_administrator)?;
+            let mut decision = register::admit(world, context, registration, &owner, is_administrator)?;
             decision.changes.push(Change::DeleteRegistration(id.clone()));
             let subject = Subject::node(&decision.answer);
             Ok(decision.noted(world, context, &actor, Action::Approve, subject))

@@ -100,7 +100,7 @@ pub(crate) fn admit(
     world: &World,
     context: &mut Context,
     registration: &PendingRegistration,
-    owner: NodeOwner,
+    owner: &NodeOwner,
     by_administrator: bool,
 ) -> Result<Decision<Arc<Node>>, OpError> {
     let refused = |stop| match stop {
@@ -114,10 +114,10 @@ pub(crate) fn admit(
         request: registration.request.clone(),
     };
     let known = attempt.known().map_err(|refusal| refused(refusal.into()))?;
-    let known = known.filter(|node| node.owner == owner);
+    let known = known.filter(|node| node.owner == *owner);
     let grant = Grant {
         owner: attempt
-            .owner_with_wishes(&owner)
+            .owner_with_wishes(owner)
             .map_err(|refusal| refused(refusal.into()))?,
         ephemeral: registration.request.ephemeral,
         authorized: by_administrator || !world.settings().device_approval,

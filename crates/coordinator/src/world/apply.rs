@@ -132,7 +132,7 @@ impl World {
                 self.auth_keys.remove_mut(id);
             }
             Change::PutOauthClient(client) => {
-                self.oauth_clients.insert_mut(client.id.clone(), client.clone())
+                self.oauth_clients.insert_mut(client.id.clone(), client.clone());
             }
             Change::DeleteOauthClient(id) => {
                 self.oauth_clients.remove_mut(id);

@@ -199,11 +199,11 @@ fn what_differs_is_not_mixed() {
         },
         Segment {
             payload: vec![1; 51],
-            ..next.clone()
+            ..next
         },
         Segment {
             payload: vec![],
-            ..next.clone()
+            ..next
         },
     ];
     assert_eq!(coalesce(&[one.packet(), next.packet()], true, true).len(), 1);

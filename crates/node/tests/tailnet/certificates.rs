@@ -2,7 +2,6 @@
 
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use tailwharf_node::TailnetNode;
 use tailwharf_node::acme::{AcmeAccount, AcmeError};
 
 use crate::common::{Tailnet, reached};

@@ -21,7 +21,7 @@ async fn server(
     edit: impl Fn(&Value, &mut Value) + Send + Sync + 'static,
 ) -> Scripted {
     Scripted::start(move |call: Call| {
-        let reply = if call.is_register() {
+        if call.is_register() {
             answer(call.body).map(Some).boxed()
         } else if call.is_stream() {
             let mut map = first_map(&call.body);
@@ -29,8 +29,7 @@ async fn server(
             async { Some(Reply::Maps(vec![map])) }.boxed()
         } else {
             async { None }.boxed()
-        };
-        reply
+        }
     })
     .await
 }

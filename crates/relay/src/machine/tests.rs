@@ -272,10 +272,10 @@ fn the_newest_connection_of_a_node_wins() {
 fn pings_are_answered_one_at_a_time() {
     let mut world = World::new();
     let a = world.connect(key(1));
-    world.machine.handle_frame(a, Frame::Ping([1; 8]), world.now);
-    world.machine.handle_frame(a, Frame::Ping([2; 8]), world.now);
+    world.machine.handle_frame(a, &Frame::Ping([1; 8]), world.now);
+    world.machine.handle_frame(a, &Frame::Ping([2; 8]), world.now);
     assert_eq!(world.drain(a), [Frame::Pong([1; 8])]);
-    world.machine.handle_frame(a, Frame::Ping([3; 8]), world.now);
+    world.machine.handle_frame(a, &Frame::Ping([3; 8]), world.now);
     assert_eq!(world.drain(a), [Frame::Pong([3; 8])]);
 }
 
@@ -307,7 +307,7 @@ fn a_client_that_answers_pings_must_do_so() {
         let [Frame::Ping(data)] = frames[..] else {
             panic!("no ping: {frames:?}")
         };
-        world.machine.handle_frame(a, Frame::Pong(data), world.now);
+        world.machine.handle_frame(a, &Frame::Pong(data), world.now);
     }
     world.commands();
     world.beat(a);
@@ -325,11 +325,11 @@ fn homes_are_counted() {
     let (a, _) = (world.connect(key(1)), world.connect(key(2)));
     world
         .machine
-        .handle_frame(a, Frame::NotePreferred(true), world.now);
+        .handle_frame(a, &Frame::NotePreferred(true), world.now);
     assert_eq!(world.machine.homes(), 1);
     world
         .machine
-        .handle_frame(a, Frame::NotePreferred(false), world.now);
+        .handle_frame(a, &Frame::NotePreferred(false), world.now);
     assert_eq!(world.machine.homes(), 0);
 }
 
@@ -343,7 +343,7 @@ fn a_client_that_does_not_read_costs_bounded_memory() {
         world.machine.disconnect(peer);
         world
             .machine
-            .handle_frame(sleeper, Frame::Ping([number; 8]), world.now);
+            .handle_frame(sleeper, &Frame::Ping([number; 8]), world.now);
     }
     assert!(world.drain(sleeper).len() <= CONTROL_QUEUE_LEN + (QUEUE_LEN + DISCO_QUEUE_LEN) / 38);
 }

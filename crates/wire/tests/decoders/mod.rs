@@ -92,8 +92,8 @@ pub(crate) fn derp(input: &[u8]) {
     let mut rest = &mut in_place[..];
     while let Ok(Some(mut frame)) = derp::RawFrame::split_off(&mut rest) {
         drop(frame.to_frame());
-        frame.send_packet();
-        frame.recv_packet();
+        let _ = frame.send_packet();
+        let _ = frame.recv_packet();
     }
     drain(input, |buf| {
         let frame = derp::Frame::decode(buf)?;

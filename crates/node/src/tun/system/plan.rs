@@ -176,8 +176,10 @@ mod tests {
     #[test]
     fn everything_goes_through_an_exit_node_even_while_it_is_away() {
         let lan = ["192.168.7.5/24".parse().unwrap()];
-        let mut settings = TunSettings::default();
-        settings.exit_node = Some("nobody".into());
+        let mut settings = TunSettings {
+            exit_node: Some("nobody".into()),
+            ..TunSettings::default()
+        };
         let strict = plan(&netmap(), &settings, &lan);
         assert!(EVERYTHING.iter().all(|net| strict.routes.contains(net)));
         assert!(strict.kept.is_empty());
