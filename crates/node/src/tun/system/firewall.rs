@@ -54,7 +54,7 @@ fn ruleset(device: &str, masquerade: bool) -> String {
     let table = table(device);
     let masquerade = if masquerade {
         format!(
-            "  chain mark {{ type filter hook forward priority filter; \
+            "  chain passed {{ type filter hook forward priority filter; \
              iifname \"{device}\" oifname != \"{device}\" meta mark set meta mark & 0xff00ffff | {FORWARDED}; }}\n  \
              chain source {{ type nat hook postrouting priority srcnat; policy accept; \
              meta mark & {MASK} == {FORWARDED} masquerade; }}\n"
