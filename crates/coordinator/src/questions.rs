@@ -245,7 +245,7 @@ mod tests {
 
     #[test]
     fn the_body_of_an_answer() {
-        let body = |answer: &'static [u8]| body_of(Bytes::from_static(answer));
+        let body = |answer: &'static [u8]| body_of(&Bytes::from_static(answer));
         assert_eq!(
             body(b"HTTP/1.1 200 OK\r\nA: b\r\n\r\n{}"),
             Ok(Bytes::from_static(b"{}"))

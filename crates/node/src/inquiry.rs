@@ -1,6 +1,5 @@
 //! What people ask a node: how it and its peers are, and pings.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -32,7 +32,7 @@ fn waiting(lab: &Lab) -> Vec<Arc<PendingRegistration>> {
 }
 
 /// Lets the one in that waits.
-fn approve(lab: &mut Lab, owner: NodeOwner) -> Result<Arc<Node>, OpError> {
+fn approve(lab: &mut Lab, owner: &NodeOwner) -> Result<Arc<Node>, OpError> {
     let registration = waiting(lab)[0].clone();
     lab.run(|world, context| {
         let Decision { mut changes, answer } = admit(world, context, &registration, owner, true)?;
@@ -50,7 +50,7 @@ fn a_device_is_let_in_once_and_knows_it() {
     let asked_again = ask(&mut lab, 1, |request| request.followup.clone_from(&url));
     assert_eq!(asked_again, url, "it waits");
     let decided = waiting(&lab)[0].decided.clone();
-    let node = approve(&mut lab, ALICE).unwrap();
+    let node = approve(&mut lab, &ALICE).unwrap();
     assert!(decided.is_cancelled(), "who waits is told");
     assert!(node.authorized && node.expires.is_some());
     assert!(waiting(&lab).is_empty(), "the address is used up");
@@ -87,11 +87,11 @@ fn a_device_that_is_turned_down_is_told() {
 fn a_device_that_logs_in_again_stays_the_same_one() {
     let mut lab = Lab::new();
     ask(&mut lab, 1, |_| {});
-    let before = approve(&mut lab, ALICE).unwrap();
+    let before = approve(&mut lab, &ALICE).unwrap();
     lab.pass(YEAR);
     assert_ne!(ask_again(&mut lab), "");
     assert_eq!(waiting(&lab)[0].node, Some(before.id));
-    let after = approve(&mut lab, ALICE).unwrap();
+    let after = approve(&mut lab, &ALICE).unwrap();
     assert_eq!(
         (after.id, after.ipv4, &after.name, after.node_key),
         (before.id, before.ipv4, &before.name, node_key(9))
@@ -103,10 +103,10 @@ fn a_device_that_logs_in_again_stays_the_same_one() {
 fn another_owner_gets_another_device() {
     let mut lab = Lab::new();
     ask(&mut lab, 1, |_| {});
-    let alices = approve(&mut lab, ALICE).unwrap();
+    let alices = approve(&mut lab, &ALICE).unwrap();
     lab.pass(YEAR);
     ask_again(&mut lab);
-    let bobs = approve(&mut lab, BOB).unwrap();
+    let bobs = approve(&mut lab, &BOB).unwrap();
     assert_ne!((bobs.id, bobs.ipv4), (alices.id, alices.ipv4));
     assert!(
         lab.world.node(NodeId(1)).is_some(),
