@@ -294,11 +294,14 @@ fn logout(fixture: &mut Fixture) -> Result<()> {
 }
 
 fn netcheck_and_dns(fixture: &mut Fixture) -> Result<()> {
-    let report = fixture.desk.json(&["netcheck", "--format=json"])?;
-    ensure!(
-        report["PreferredDERP"] == 900 && report["UDP"] == true,
-        "{report}"
-    );
+    eventually("netcheck finds the relay", || {
+        let report = fixture.desk.json(&["netcheck", "--format=json"])?;
+        ensure!(
+            report["PreferredDERP"] == 900 && report["UDP"] == true,
+            "{report}"
+        );
+        Ok(())
+    })?;
     fixture.admin(&["dns", "split", "corp.example", "192.0.2.53"])?;
     eventually("the client knows how names are resolved", || {
         let status = fixture.desk.run(&["dns", "status"])?;
