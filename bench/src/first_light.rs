@@ -152,7 +152,17 @@ fn memory(figures: &mut Figures, lab: &Lab) -> Result<()> {
 /// Moves every identity to one pod and reads what it takes. The operator is away, so that it does not scale back.
 fn rss_with_one_pod(lab: &Lab, identities: usize) -> Result<f64> {
     ready_identities(lab, identities)?;
+    let operator = format!("pod/{}", operator_pod(lab)?);
     scale(lab, "deployment/operator", 0)?;
+    // Until it has ended it would scale the pool back.
+    lab.kubectl().run(&[
+        "-n",
+        NAMESPACE,
+        "wait",
+        "--for=delete",
+        &operator,
+        "--timeout=60s",
+    ])?;
     scale(lab, POOL, 1)?;
     let pod = "tailwharf-default-0";
     eventually_within(Duration::from_secs(120), "one pod hosts everything", || {
