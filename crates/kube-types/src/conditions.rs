@@ -152,6 +152,18 @@ reasons! {
     BackendTimeout,
     /// The name of a backend cannot be resolved.
     BackendUnresolved,
+    /// Egress: no device with the name or address is visible on the tailnet.
+    TargetUnknown,
+    /// Egress: the target is not connected to the tailnet.
+    TargetOffline,
+    /// Egress: the tailnet policy does not allow connections to the target.
+    TargetDenied,
+    /// Egress: nothing listens at the target.
+    TargetRefused,
+    /// Egress: the target does not answer.
+    TargetTimeout,
+    /// Egress: the target is the device itself.
+    TargetIsSelf,
 }
 
 impl IdentityReason {

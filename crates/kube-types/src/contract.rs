@@ -45,6 +45,8 @@ pub mod label {
     pub const PARENT_NAMESPACE: &str = "tailscale.com/parent-resource-ns";
     /// The pool whose pods host the identity, or to which a pod or Lease belongs.
     pub const POOL: &str = "tailwharf.dev/pool";
+    /// What a Service in the operator's namespace is for: [`super::EGRESS_SERVICE`].
+    pub const SERVICE_TYPE: &str = "tailscale.com/svc-type";
 }
 
 /// The finalizer that keeps an exposed Service until its device is gone.
@@ -65,6 +67,12 @@ pub const MAX_IDENTITY_NAME: usize = 52;
 pub const MAX_LISTENERS: usize = 256;
 /// Most backends of one listener.
 pub const MAX_BACKENDS: usize = 128;
+/// Most targets of one egress Service.
+pub const MAX_TARGETS: usize = 16;
+/// The value of [`label::SERVICE_TYPE`] on what leads pods of the cluster to a proxy.
+pub const EGRESS_SERVICE: &str = "egress";
+/// The ports of a pool's pods that stand for ports of egress targets: below those that the kernel gives to connections.
+pub const EGRESS_PORTS: std::ops::RangeInclusive<u16> = 10_000..=29_999;
 /// Most tags of one device.
 pub const MAX_TAGS: usize = 32;
 /// Most peers remembered in an identity's status.

@@ -13,6 +13,7 @@ use kube_derive::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::egress::Egress;
 use crate::values::{Hostname, Tag};
 
 /// What the hosting proxy has to do.
@@ -74,6 +75,9 @@ pub struct IdentitySpec {
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["protocol", "port"])
     )]
     pub listeners: Vec<Listener>,
+    /// What the device reaches for pods of the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Egress>,
 }
 
 /// A port of the device and where its connections go.
@@ -141,6 +145,10 @@ pub struct IdentityStatus {
     /// The pod that hosts the identity. Set before its node starts and cleared after it has ended, so no two pods run one node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
+    /// Addresses of that pod in the cluster.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>", length(max = 4))]
+    pub host_addresses: Vec<IpAddr>,
     /// Names the claim by which the host holds it. Differs after each take-over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claim: Option<String>,

@@ -6,6 +6,7 @@
 //! - [`parent`]: which object of a user something was made for, as labels.
 //! - [`names`]: names of the objects tailwharf makes.
 //! - [`identity`] and [`conditions`]: the custom resource `identities.tailwharf.dev` and its conditions.
+//! - [`egress`]: what an identity reaches for pods of the cluster.
 //! - [`secret`]: the layout of an identity's state Secret, which is the one of the Go operator.
 //!
 //! Nothing here talks to a cluster, reads a clock or draws randomness.
@@ -13,6 +14,7 @@
 
 pub mod conditions;
 pub mod contract;
+pub mod egress;
 pub mod identity;
 pub mod names;
 pub mod parent;
@@ -20,6 +22,7 @@ pub mod secret;
 pub mod values;
 
 pub use conditions::{ConditionStatus, ConditionType, IdentityReason, Step};
+pub use egress::{Egress, EgressPort, Target};
 pub use identity::{Backend, Identity, IdentitySpec, IdentityStatus, Listener, PathKind, Protocol};
 pub use parent::{Parent, ParentKind};
 pub use secret::{AuthKey, StateSecret};

@@ -37,6 +37,12 @@ pub fn secret_name(identity: &str) -> String {
     format!("{identity}-0")
 }
 
+/// The name of an egress Service's EndpointSlice for one address family.
+#[must_use]
+pub fn endpoint_slice_name(identity: &str, ipv6: bool) -> String {
+    format!("{identity}-{}", if ipv6 { "ipv6" } else { "ipv4" })
+}
+
 /// The name of a pool's StatefulSet, ServiceAccount, Role, RoleBinding and PodDisruptionBudget.
 #[must_use]
 pub fn pool_objects_name(pool: &str) -> String {

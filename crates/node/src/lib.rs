@@ -51,6 +51,6 @@ pub use node::Node;
 pub use offload::{NamedOffload, OffloadState, OffloadSwitches, UnknownOffload, offload_counts};
 pub use service::{ParseServiceNameError, ServiceListener, ServiceName};
 pub use store::{FileStore, MemoryStore, StoredLogin};
-pub use tailwharf_node_core::{CapabilityError, Datagram, RelayReason, WhoIs, netmap::Peer};
+pub use tailwharf_node_core::{CapabilityError, Datagram, RelayReason, UdpError, WhoIs, netmap::Peer};
 pub use tcp::{TcpListener, TcpStream};
 pub use udp::{SendError, UdpSocket};

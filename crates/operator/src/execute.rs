@@ -98,6 +98,13 @@ impl Executor {
                 self.patch(object, &Patch::Merge(json!({ "metadata": metadata })))
                     .await
             }
+            Step::SetExternalName {
+                object,
+                external_name,
+            } => {
+                let spec = json!({ "type": "ExternalName", "externalName": external_name, "selector": null });
+                self.patch(object, &Patch::Merge(json!({ "spec": spec }))).await
+            }
             Step::MintAuthKey {
                 slot,
                 tags,

@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Secret, Service, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::api::{Api, DynamicObject, Resource};
@@ -13,7 +14,7 @@ use kube::{Client, ResourceExt};
 use serde::de::DeserializeOwned;
 use tailwharf_kube_types::{ConditionStatus, ConditionType, Identity, Parent, ParentKind, names};
 use tailwharf_plan::identity::{Observed, SecretView};
-use tailwharf_plan::{Kind, ObjectRef, Settings, operator_device, pool};
+use tailwharf_plan::{Kind, ObjectRef, Settings, egress, operator_device, pool};
 use tokio::task::JoinSet;
 
 use crate::cache::{Cache, Change, ObjectKey};
@@ -54,8 +55,11 @@ pub(crate) struct World {
     role_bindings: Cache<RoleBinding>,
     disruption_budgets: Cache<PodDisruptionBudget>,
     stateful_sets: Cache<StatefulSet>,
+    endpoint_slices: Cache<EndpointSlice>,
     /// The Secrets that the pool's Role names.
     granted: RwLock<Arc<BTreeSet<String>>>,
+    /// The ports of pods that stand for ports of targets.
+    pod_ports: RwLock<Arc<egress::PortsInUse>>,
 }
 
 impl World {
@@ -63,7 +67,7 @@ impl World {
         Self {
             settings,
             queue: Queue::default(),
-            services: Cache::new(slim_service, |_| None),
+            services: Cache::new(slim_service, parent_of),
             identities: Cache::new(slim, parent_of),
             secrets: Cache::new(
                 |secret| SecretView::from_secret(&secret),
@@ -80,7 +84,9 @@ impl World {
                 },
                 parent_of,
             ),
+            endpoint_slices: Cache::new(slim, parent_of),
             granted: RwLock::default(),
+            pod_ports: RwLock::default(),
         }
     }
 
@@ -110,7 +116,28 @@ impl World {
                 .read()
                 .unwrap_or_else(PoisonError::into_inner)
                 .clone(),
+            egress: self.egress(parent),
+            pod_ports: self
+                .pod_ports
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
         }
+    }
+
+    /// What leads pods of the cluster to a parent's identity. People's own Services may carry any labels.
+    fn egress(&self, parent: &Parent) -> egress::Objects {
+        let mut services = self.services.of_parent(parent);
+        services.retain(|service| self.is_in_own_namespace(service.as_ref()));
+        let slices = self.endpoint_slices.of_parent(parent);
+        egress::Objects {
+            services: services.iter().map(|object| object.as_ref().clone()).collect(),
+            slices: slices.iter().map(|object| object.as_ref().clone()).collect(),
+        }
+    }
+
+    fn is_in_own_namespace(&self, object: &impl ResourceExt) -> bool {
+        object.meta().namespace.as_deref() == Some(&*self.settings.namespace)
     }
 
     /// What exists of the default pool.
@@ -143,6 +170,7 @@ impl World {
             ("RoleBindings", self.role_bindings.is_synced()),
             ("PodDisruptionBudgets", self.disruption_budgets.is_synced()),
             ("StatefulSets", self.stateful_sets.is_synced()),
+            ("EndpointSlices", self.endpoint_slices.is_synced()),
         ]
         .into_iter()
         .filter_map(|(kind, synced)| (!synced).then_some(kind))
@@ -160,6 +188,7 @@ impl World {
             self.role_bindings.synced(),
             self.disruption_budgets.synced(),
             self.stateful_sets.synced(),
+            self.endpoint_slices.synced(),
         );
     }
 
@@ -193,6 +222,7 @@ impl World {
             Kind::RoleBinding => self.role_bindings.owner(&key),
             Kind::PodDisruptionBudget => self.disruption_budgets.owner(&key),
             Kind::StatefulSet => self.stateful_sets.owner(&key),
+            Kind::EndpointSlice => self.endpoint_slices.owner(&key),
         }
     }
 
@@ -215,7 +245,7 @@ impl World {
             client,
             "Identity",
             |world| &world.identities,
-            Self::child_changed,
+            Self::identity_changed,
         );
         self.watch_namespace(
             tasks,
@@ -263,6 +293,14 @@ impl World {
             client,
             "StatefulSet",
             |world| &world.stateful_sets,
+            Self::child_changed,
+        );
+        self.watch_namespace(
+            tasks,
+            metrics,
+            client,
+            "EndpointSlice",
+            |world| &world.endpoint_slices,
             Self::child_changed,
         );
     }
@@ -333,13 +371,14 @@ impl World {
     pub(crate) fn remember(&self, kind: Kind, answer: DynamicObject) {
         match kind {
             Kind::Service => self.take(answer, &self.services, Self::service_changed),
-            Kind::Identity => self.take(answer, &self.identities, Self::child_changed),
+            Kind::Identity => self.take(answer, &self.identities, Self::identity_changed),
             Kind::Secret => self.take(answer, &self.secrets, Self::secret_changed),
             Kind::ServiceAccount => self.take(answer, &self.service_accounts, Self::child_changed),
             Kind::Role => self.take(answer, &self.roles, Self::role_changed),
             Kind::RoleBinding => self.take(answer, &self.role_bindings, Self::child_changed),
             Kind::PodDisruptionBudget => self.take(answer, &self.disruption_budgets, Self::child_changed),
             Kind::StatefulSet => self.take(answer, &self.stateful_sets, Self::child_changed),
+            Kind::EndpointSlice => self.take(answer, &self.endpoint_slices, Self::child_changed),
         }
     }
 
@@ -357,6 +396,22 @@ impl World {
 
     fn service_changed(&self, change: &Change<'_, Service>) {
         self.queue.add(Key::Service(change.key.clone()));
+        if change.key.namespace == self.settings.namespace {
+            self.child_changed(change);
+        }
+    }
+
+    /// An identity may come or go with ports of pods.
+    fn identity_changed(&self, change: &Change<'_, Identity>) {
+        let reaches = |identity: &&Identity| identity.spec.egress.is_some();
+        let (before, after) = (change.before.filter(reaches), change.after.filter(reaches));
+        if before.map(|identity| &identity.spec.egress) != after.map(|identity| &identity.spec.egress) {
+            let mut shared = self.pod_ports.write().unwrap_or_else(PoisonError::into_inner);
+            let ports = Arc::make_mut(&mut shared);
+            before.into_iter().for_each(|identity| ports.remove(identity));
+            after.into_iter().for_each(|identity| ports.add(identity));
+        }
+        self.child_changed(change);
     }
 
     /// Everything made for a parent wakes that parent, the old one as well if labels changed.
@@ -475,7 +530,7 @@ mod tests {
 
     fn world() -> World {
         let settings = json!({
-            "namespace": "tailscale", "loginServer": "http://control.test", "defaultTags": ["tag:k8s"],
+            "namespace": "tailscale", "loginServer": "http://control.test", "clusterDomain": "cluster.local", "defaultTags": ["tag:k8s"],
             "operatorHostname": "tailscale-operator", "operatorTags": ["tag:k8s-operator"],
             "defaultLoadBalancer": false,
             "pool": {"name": "default", "replicas": 2, "image": "image"},

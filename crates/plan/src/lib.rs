@@ -11,6 +11,7 @@
 //! ```
 //!
 //! - [`service`]: exposed Services. Start reading there.
+//! - [`egress`]: Services that stand for something on the tailnet.
 //! - [`operator_device`]: the operator's own device.
 //! - [`pool`]: the pods that host identities, and which Secrets they may read.
 //! - [`identity`]: what the first two share: making and removing one device.
@@ -21,6 +22,7 @@
 
 mod applied;
 mod diff;
+pub mod egress;
 pub mod identity;
 pub mod operator_device;
 mod plan;

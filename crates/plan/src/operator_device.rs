@@ -31,6 +31,7 @@ pub fn build(observed: &Observed, settings: &Settings, now: Timestamp) -> Plan {
             login_server: settings.login_server.clone(),
             ephemeral: false,
             listeners: Vec::new(),
+            egress: None,
         },
     };
     identity::provision(&mut plan, &wanted, observed, &settings.namespace, now);

@@ -51,6 +51,13 @@ pub enum Step {
         /// All finalizers, those of others included.
         finalizers: Vec<String>,
     },
+    /// Make a Service stand for a name, by a merge patch: `type: ExternalName`, `externalName` and no selector.
+    SetExternalName {
+        /// Which Service.
+        object: ObjectRef,
+        /// The name.
+        external_name: String,
+    },
     /// Ask the control server for a preauthorized auth key that works once, and fill `slot` with it.
     MintAuthKey {
         /// What gets the key.
@@ -175,6 +182,8 @@ pub enum Kind {
     StatefulSet,
     /// `policy/v1`
     PodDisruptionBudget,
+    /// `discovery.k8s.io/v1`
+    EndpointSlice,
     /// `tailwharf.dev/v1alpha1`
     Identity,
 }
@@ -188,6 +197,7 @@ impl Kind {
             Self::Role | Self::RoleBinding => "rbac.authorization.k8s.io/v1",
             Self::StatefulSet => "apps/v1",
             Self::PodDisruptionBudget => "policy/v1",
+            Self::EndpointSlice => "discovery.k8s.io/v1",
             Self::Identity => "tailwharf.dev/v1alpha1",
         }
     }
@@ -203,6 +213,7 @@ impl Kind {
             Self::RoleBinding => "RoleBinding",
             Self::StatefulSet => "StatefulSet",
             Self::PodDisruptionBudget => "PodDisruptionBudget",
+            Self::EndpointSlice => "EndpointSlice",
             Self::Identity => "Identity",
         }
     }
@@ -218,6 +229,7 @@ impl Kind {
             Self::RoleBinding => "rolebindings",
             Self::StatefulSet => "statefulsets",
             Self::PodDisruptionBudget => "poddisruptionbudgets",
+            Self::EndpointSlice => "endpointslices",
             Self::Identity => "identities",
         }
     }

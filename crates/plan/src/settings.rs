@@ -11,6 +11,8 @@ pub struct Settings {
     pub namespace: String,
     /// URL of the control server.
     pub login_server: String,
+    /// The domain of the cluster's names, usually `cluster.local`.
+    pub cluster_domain: String,
     /// Tags of devices whose object names none, sorted.
     pub default_tags: Vec<Tag>,
     /// Name of the operator's own device.

@@ -26,6 +26,8 @@ enum Act {
         hostname: Option<&'static str>,
         tags: Option<&'static str>,
         ports: u16,
+        /// It is to stand for this instead.
+        reaches: Option<&'static str>,
     },
     Hide,
     Delete,
@@ -50,8 +52,9 @@ fn act() -> impl Strategy<Value = Act> {
         2 => (
             prop_oneof![Just(None), Just(Some("web")), Just(Some("db"))],
             prop_oneof![Just(None), Just(Some("tag:web")), Just(Some("tag:b,tag:a"))],
-            1..4_u16
-        ).prop_map(|(hostname, tags, ports)| Act::Expose { hostname, tags, ports }),
+            1..4_u16,
+            prop_oneof![3 => Just(None), 1 => Just(Some("db")), 1 => Just(Some("a.other.example,b"))],
+        ).prop_map(|(hostname, tags, ports, reaches)| Act::Expose { hostname, tags, ports, reaches }),
         1 => Just(Act::Hide),
         1 => Just(Act::Delete),
         6 => prop_oneof![3 => Just(usize::MAX), 1 => 0..5_usize].prop_map(|steps| Act::Operator { steps }),
@@ -101,6 +104,7 @@ impl Play {
                 hostname,
                 tags,
                 ports,
+                reaches,
             } => {
                 let mut body = self
                     .living()
@@ -112,7 +116,10 @@ impl Play {
                     self.services += 1;
                     body["metadata"]["uid"] = json!(format!("uid-of-service-{}", self.services));
                 }
-                let mut annotations = json!({"tailscale.com/expose": "true"});
+                let mut annotations = match reaches {
+                    Some(targets) => json!({"tailscale.com/tailnet-fqdn": targets}),
+                    None => json!({"tailscale.com/expose": "true"}),
+                };
                 if let Some(hostname) = hostname {
                     annotations["tailscale.com/hostname"] = json!(hostname);
                 }
@@ -123,7 +130,11 @@ impl Play {
                 let ports: Vec<Value> = (0..*ports)
                     .map(|n| json!({"name": format!("p{n}"), "port": 80 + n}))
                     .collect();
-                body["spec"] = json!({"type": "ClusterIP", "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"], "ports": ports});
+                body["spec"] = if reaches.is_some() {
+                    json!({"type": "ExternalName", "externalName": "placeholder", "ports": ports})
+                } else {
+                    json!({"type": "ClusterIP", "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"], "ports": ports})
+                };
                 self.world.put(key, body);
             }
             Act::Hide => {
@@ -235,6 +246,43 @@ impl Play {
         }
     }
 
+    /// Pods are led to the hosting pod if the Service stands for something on the tailnet, and nowhere if not.
+    fn check_led(&self, reaches: bool) {
+        let own = |object: &&ObjectRef| object.namespace == NAMESPACE && object.name.starts_with("ts-nginx-");
+        let of = |kind: Kind| {
+            self.world
+                .objects
+                .keys()
+                .filter(own)
+                .filter(move |object| object.kind == kind)
+        };
+        assert_eq!(of(Kind::Service).count(), usize::from(reaches));
+        assert_eq!(of(Kind::EndpointSlice).count(), 2 * usize::from(reaches));
+        let Some(child) = of(Kind::Service).next() else {
+            return;
+        };
+        let slice = &self.world.objects
+            [&ObjectRef::new(Kind::EndpointSlice, NAMESPACE, &format!("{}-ipv4", child.name))];
+        assert_eq!(slice["endpoints"][0]["addresses"], json!(["10.244.0.7"]));
+        let targets = |ports: &Value, field: &str| -> Vec<Value> {
+            ports
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|port| port[field].clone())
+                .collect()
+        };
+        assert_eq!(
+            targets(&slice["ports"], "port"),
+            targets(&self.world.objects[child]["spec"]["ports"], "targetPort")
+        );
+        let spec = &self.world.objects[&self.service()]["spec"];
+        assert_eq!(
+            spec["externalName"],
+            json!(format!("{}.{NAMESPACE}.svc.cluster.local", child.name))
+        );
+    }
+
     fn check_foreign_untouched(&self) {
         for (object, body) in foreign() {
             let mut found = self
@@ -305,7 +353,10 @@ proptest! {
         play.check_nothing_forgotten();
         play.check_foreign_untouched();
 
-        let exposed = play.living().filter(|body| body["metadata"]["annotations"].get("tailscale.com/expose").is_some());
+        let asks = |body: &Value, key: &str| body["metadata"]["annotations"].get(key).is_some();
+        let reaches = play.living().is_some_and(|body| asks(&body, "tailscale.com/tailnet-fqdn"));
+        play.check_led(reaches);
+        let exposed = play.living().filter(|body| reaches || asks(body, "tailscale.com/expose"));
         let identities = play.world.of_kind::<Identity>(Kind::Identity);
         match exposed {
             None => {

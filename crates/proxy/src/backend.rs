@@ -12,6 +12,9 @@ use tailwharf_kube_types::{Backend, IdentityReason};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::egress::TargetError;
+use crate::sockets::Dial;
+
 /// Time for one backend. A ClusterIP answers at once or drops.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// After so long without an answer a fresh attempt joins: the kernel would wait a whole second before it repeats a lost SYN.
@@ -45,6 +48,9 @@ pub(crate) enum BackendError {
     /// The listener has no backend.
     #[error("the listener has no backend")]
     None,
+    /// A target on the tailnet cannot be reached.
+    #[error(transparent)]
+    Target(#[from] TargetError),
 }
 
 impl BackendError {
@@ -55,6 +61,7 @@ impl BackendError {
             Self::Unresolved(_) => IdentityReason::BackendUnresolved,
             Self::Refused(..) | Self::None => IdentityReason::BackendRefused,
             Self::TimedOut(_) => IdentityReason::BackendTimeout,
+            Self::Target(error) => error.reason(),
         }
     }
 }
@@ -119,12 +126,13 @@ impl Backends {
             Ok(addresses)
         }
     }
+}
 
-    /// Connects to the first backend that answers.
-    ///
-    /// # Errors
-    /// Why the last one tried did not.
-    pub(crate) async fn dial(&self, peer: IpAddr) -> Result<TcpStream, BackendError> {
+impl Dial for Backends {
+    type Stream = TcpStream;
+
+    /// Connects to the first backend that answers; the error is that of the last one tried.
+    async fn dial(&self, peer: IpAddr) -> Result<TcpStream, BackendError> {
         let mut error = BackendError::None;
         let deadline = Instant::now() + DIAL_TIMEOUT;
         let addresses = self.addresses(peer).await?;

@@ -9,6 +9,7 @@ mod backend;
 mod board;
 mod carrier;
 mod cluster;
+mod egress;
 mod hosting;
 mod limits;
 mod listeners;
@@ -17,6 +18,7 @@ mod membership;
 mod metrics;
 mod pool;
 mod reconcile;
+mod serving;
 #[cfg(test)]
 mod simulation;
 mod sockets;
@@ -27,7 +29,7 @@ mod tcp;
 mod udp;
 mod writer;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -47,6 +49,8 @@ pub struct Settings {
     pub pod_name: String,
     /// UID of the pod, the holder of that Lease.
     pub pod_uid: String,
+    /// Addresses of the pod in the cluster.
+    pub pod_addresses: Vec<IpAddr>,
     /// Namespace of the pod and of the identities.
     pub namespace: String,
     /// The pool whose identities this pod may host.
@@ -119,6 +123,7 @@ pub async fn run_with(
         limits: settings.limits,
         room: Arc::new(Semaphore::new(settings.limits.connections)),
         pod_uid: settings.pod_uid,
+        pod_addresses: settings.pod_addresses,
     });
     let server = board::Server {
         board: board.clone(),

@@ -12,7 +12,7 @@ use tokio_util::sync::DropGuard;
 
 use crate::backend::Backends;
 use crate::carrier::{Carrier, Health, Port};
-use crate::sockets::Sockets;
+use crate::sockets::{Dial, Sockets};
 use crate::{tcp, udp};
 
 /// Backends probed at once.

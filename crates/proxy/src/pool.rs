@@ -293,6 +293,7 @@ impl Pool {
             orders: ordered,
             claim: Claim {
                 host: self.shared.cluster.pod().to_owned(),
+                addresses: self.shared.pod_addresses.clone(),
                 name: format!("{}.{}", tenure.as_str(), self.serial),
             },
             fence: membership.fence.clone(),

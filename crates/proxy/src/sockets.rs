@@ -1,10 +1,15 @@
-//! The sockets of a tailnet node as the listeners use them, so that they can be tested on other sockets.
+//! What traffic goes through: where it comes in, a [`Sockets`] that listens, and where it goes on, a [`Dial`] and a [`OpenFlow`]. A tailnet node is on one
+//! side of it and the cluster on the other; tests use other sockets.
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use tailwharf_node::splice::Buffers;
 use tailwharf_node::{SocketError, TailnetNode, TcpListener, TcpStream, UdpSocket};
 use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::backend::BackendError;
 
 /// Opens listeners on the addresses of a node.
 pub(crate) trait Sockets: Send + Sync + 'static {
@@ -33,6 +38,68 @@ pub(crate) trait Accept: Send + 'static {
 
     /// The next connection and its peer; `None` when there will be no more.
     fn accept(&mut self) -> impl Future<Output = Option<(Self::Stream, SocketAddr)>> + Send;
+
+    /// Ends a connection that nobody takes, so that its peer learns of it at once.
+    fn refuse(stream: Self::Stream) {
+        drop(stream);
+    }
+}
+
+/// Opens the TCP connections that go on from a listener.
+pub(crate) trait Dial: Send + Sync + 'static {
+    /// A connection.
+    type Stream: AsyncRead + AsyncWrite + Send + 'static;
+
+    /// Connects for a connection that came from `peer`.
+    ///
+    /// # Errors
+    /// Why nobody takes it.
+    fn dial(&self, peer: IpAddr) -> impl Future<Output = Result<Self::Stream, BackendError>> + Send;
+}
+
+/// Opens the UDP flows that go on from a socket.
+pub(crate) trait OpenFlow: Send + Sync + 'static {
+    /// One flow.
+    type Flow: Flow;
+
+    /// Opens a flow for datagrams that come from `peer`; it goes to the address beside it.
+    ///
+    /// # Errors
+    /// Why there is nowhere to go.
+    fn open(
+        &self,
+        peer: IpAddr,
+    ) -> impl Future<Output = Result<(Self::Flow, SocketAddr), BackendError>> + Send;
+
+    /// Where flows may go now.
+    fn current(&self) -> impl Future<Output = Vec<SocketAddr>> + Send;
+}
+
+/// What became of a datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sent {
+    /// It is under way.
+    Yes,
+    /// It could not be sent at this moment.
+    Lost,
+    /// Nothing can be sent there any more.
+    Gone,
+}
+
+/// One UDP flow to one address.
+pub(crate) trait Flow: Send + Sync + 'static {
+    /// Sends a datagram now or not at all.
+    fn send(&self, data: &[u8]) -> Sent;
+
+    /// The next datagram that came back, given to `take`.
+    ///
+    /// # Errors
+    /// When none will come any more.
+    fn receive(
+        &self,
+        buffers: &Arc<Buffers>,
+        take: impl FnOnce(&[u8]) + Send,
+    ) -> impl Future<Output = io::Result<()>> + Send;
 }
 
 /// A UDP socket.

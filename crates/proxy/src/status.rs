@@ -51,9 +51,11 @@ pub(crate) struct Facts {
     pub mapped: bool,
     /// How many listeners are wanted.
     pub listeners: usize,
+    /// How many ports of targets are to be reached for pods of the cluster.
+    pub reached: usize,
     /// Listeners that could not be opened, and why.
     pub failed: Vec<(Port, String)>,
-    /// What is known of the backends of TCP listeners.
+    /// What is known of the backends of TCP listeners, and of targets.
     pub backends: HealthMap,
     /// The identity is being handed to another pod.
     pub leaving: bool,
@@ -90,6 +92,8 @@ fn recent_peers(node: &NodeStatus, previous: &[String]) -> Vec<String> {
 pub(crate) struct Claim {
     /// Name of this pod.
     pub host: String,
+    /// Addresses of this pod in the cluster.
+    pub addresses: Vec<IpAddr>,
     /// Differs from that of any other claim: a write that was held back in the network and belongs to an earlier one of ours
     /// never finds the version that it depends on.
     pub name: String,
@@ -129,6 +133,7 @@ impl Facts {
                 .find(|addresses| !addresses.is_empty())
                 .unwrap_or_default(),
             host: claim.map(|claim| claim.host.clone()),
+            host_addresses: claim.map(|claim| claim.addresses.clone()).unwrap_or_default(),
             claim: claim.map(|claim| claim.name.clone()),
             observed_generation: generation,
             path: node.and_then(path).or(previous.path),
@@ -289,6 +294,9 @@ impl Facts {
 
     fn backend_reachable(&self) -> Step {
         let condition = ConditionType::BackendReachable;
+        if self.reached > 0 {
+            return self.target_reachable();
+        }
         if self.listeners == 0 {
             let reason = IdentityReason::NoListeners;
             return Step {
@@ -296,20 +304,8 @@ impl Facts {
                 ..Step::done(condition, "The device serves no port.")
             };
         }
-        let bad = |health: &Health| match health {
-            Health::Unreachable(error) => Some(error.clone()),
-            Health::Unknown | Health::Reachable => None,
-        };
-        let failing: Vec<_> = self
-            .backends
-            .iter()
-            .filter_map(|(port, health)| Some((port, bad(health)?)))
-            .collect();
-        if let Some((port, error)) = failing.first() {
-            let more = match failing.len() - 1 {
-                0 => String::new(),
-                n => format!(" {n} more ports have the same trouble."),
-            };
+        let (failing, more) = self.failing();
+        if let Some((port, error)) = failing {
             let hint = match error {
                 BackendError::Unresolved(_) => "Check the name.",
                 _ => "Check that the Service has ready endpoints.",
@@ -318,12 +314,7 @@ impl Facts {
             return Step::blocked(condition, error.reason(), text);
         }
         if self.backends.values().any(|health| *health == Health::Unknown) {
-            return Step {
-                condition,
-                status: ConditionStatus::Unknown,
-                reason: IdentityReason::BackendNotProbed,
-                message: "The first connection to the backends is under way.".to_owned(),
-            };
+            return not_probed("The first connection to the backends is under way.");
         }
         let text = if self.backends.is_empty() {
             "All ports are UDP, which cannot be probed."
@@ -331,6 +322,46 @@ impl Facts {
             "Each TCP port has a backend that takes connections."
         };
         Step::done(condition, text)
+    }
+
+    fn target_reachable(&self) -> Step {
+        let condition = ConditionType::BackendReachable;
+        let (failing, more) = self.failing();
+        if let Some((port, error)) = failing {
+            let hint = match error {
+                BackendError::Target(error) => error.hint(),
+                _ => "It is tried again.",
+            };
+            let text = format!("Connections to {port} cannot be passed on: {error}. {hint}{more}");
+            return Step::blocked(condition, error.reason(), text);
+        }
+        if self.backends.values().any(|health| *health == Health::Unknown) {
+            return not_probed("The first connection to the targets is under way.");
+        }
+        Step::done(condition, "Each port can be reached on the tailnet.")
+    }
+
+    /// The first port whose connections cannot be passed on, and a sentence about the others.
+    fn failing(&self) -> (Option<(&Port, &BackendError)>, String) {
+        let mut failing = self.backends.iter().filter_map(|(port, health)| match health {
+            Health::Unreachable(error) => Some((port, error)),
+            Health::Unknown | Health::Reachable => None,
+        });
+        let first = failing.next();
+        let more = match failing.count() {
+            0 => String::new(),
+            n => format!(" {n} more ports have the same trouble."),
+        };
+        (first, more)
+    }
+}
+
+fn not_probed(message: &str) -> Step {
+    Step {
+        condition: ConditionType::BackendReachable,
+        status: ConditionStatus::Unknown,
+        reason: IdentityReason::BackendNotProbed,
+        message: message.to_owned(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! One TCP listener: accepts on the tailnet, connects to a backend, copies.
+//! One TCP listener: accepts on one side of the proxy, connects on the other, copies.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,16 +8,15 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::backend::Backends;
 use crate::carrier::{Carrier, Health, Port};
 use crate::limits::Permit;
-use crate::sockets::Accept;
+use crate::sockets::{Accept, Dial};
 
 /// Serves a listener until `closed` or the identity's end. Connections go on when only the listener is closed.
-pub(crate) async fn serve<L: Accept>(
+pub(crate) async fn serve<L: Accept, D: Dial>(
     mut listener: L,
     port: Port,
-    backends: watch::Receiver<Arc<Backends>>,
+    backends: watch::Receiver<Arc<D>>,
     carrier: Arc<Carrier>,
     closed: CancellationToken,
 ) {
@@ -30,23 +29,29 @@ pub(crate) async fn serve<L: Accept>(
         carrier.metrics.connections.increment();
         let Some(permit) = carrier.room.enter() else {
             carrier.metrics.connections_over_limit.increment();
+            L::refuse(stream);
             continue;
         };
         let backends = backends.borrow().clone();
-        tokio::spawn(connection(stream, peer, port, backends, carrier.clone(), permit));
+        tokio::spawn(connection::<L, D>(
+            stream,
+            peer,
+            port,
+            backends,
+            carrier.clone(),
+            permit,
+        ));
     }
 }
 
-async fn connection<S>(
-    stream: S,
+async fn connection<L: Accept, D: Dial>(
+    stream: L::Stream,
     peer: SocketAddr,
     port: Port,
-    backends: Arc<Backends>,
+    backends: Arc<D>,
     carrier: Arc<Carrier>,
     _permit: Permit,
-) where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send,
-{
+) {
     let _open = carrier.metrics.connections_open.enter();
     let carry = async {
         let backend = match backends.dial(peer.ip()).await {
@@ -55,6 +60,7 @@ async fn connection<S>(
                 debug!(%peer, %port, %error, "no backend took the connection");
                 carrier.metrics.connections_without_backend.increment();
                 carrier.report(port, Health::Unreachable(error));
+                L::refuse(stream);
                 return;
             }
         };

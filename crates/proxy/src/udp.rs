@@ -1,5 +1,5 @@
-//! One UDP listener: each peer address is a flow with a socket of its own towards the backend, so that answers find
-//! their way back. A flow ends when nothing was said for a while.
+//! One UDP socket on one side of the proxy: each peer address is a flow with a socket of its own on the other side, so that answers find their way back. A
+//! flow ends when nothing was said for a while.
 
 use std::collections::HashMap;
 use std::io;
@@ -7,25 +7,26 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tailwharf_node::splice::Buffers;
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::debug;
 
-use crate::backend::Backends;
-use crate::carrier::{Carrier, Port};
+use crate::backend::{BackendError, Backends};
+use crate::carrier::{Carrier, Health, Port};
 use crate::limits::Permit;
-use crate::sockets::Datagrams;
+use crate::sockets::{Datagrams, Flow, OpenFlow, Sent};
 
 /// Longest datagram carried; a tailnet's packets have 1280 bytes.
 const MAX_DATAGRAM: usize = 2048;
 
 /// One listener's table of flows.
-type Flows = Arc<Mutex<HashMap<SocketAddr, Flow>>>;
+type Flows<F> = Arc<Mutex<HashMap<SocketAddr, Entry<F>>>>;
 
-struct Flow {
-    socket: Arc<UdpSocket>,
+struct Entry<F> {
+    flow: Arc<F>,
     backend: SocketAddr,
     activity: Arc<Activity>,
     /// Ends the task that carries answers.
@@ -57,15 +58,15 @@ impl Activity {
 }
 
 /// Serves a socket until `closed` or the identity's end; its flows end with it.
-pub(crate) async fn serve<S: Datagrams>(
+pub(crate) async fn serve<S: Datagrams, O: OpenFlow>(
     socket: S,
     port: Port,
-    mut backends: watch::Receiver<Arc<Backends>>,
+    mut backends: watch::Receiver<Arc<O>>,
     carrier: Arc<Carrier>,
     closed: CancellationToken,
 ) {
     let socket = Arc::new(socket);
-    let flows = Flows::default();
+    let flows = Flows::<O::Flow>::default();
     let mut buffer = vec![0; MAX_DATAGRAM];
     loop {
         let received = tokio::select! {
@@ -76,7 +77,9 @@ pub(crate) async fn serve<S: Datagrams>(
                     return;
                 }
                 let current = backends.borrow_and_update().clone();
-                leave_old_backends(&flows, &current).await;
+                let current = current.current().await;
+                // Peers of flows that end here open new ones with their next datagram.
+                lock(&flows).retain(|_, entry| current.contains(&entry.backend));
                 continue;
             }
             received = socket.receive(&mut buffer) => received,
@@ -84,7 +87,7 @@ pub(crate) async fn serve<S: Datagrams>(
         let Some((length, peer)) = received else { return };
         let known = lock(&flows)
             .get(&peer)
-            .map(|flow| (flow.socket.clone(), flow.activity.clone()));
+            .map(|entry| (entry.flow.clone(), entry.activity.clone()));
         let flow = match known {
             Some(flow) => flow,
             None => {
@@ -93,71 +96,64 @@ pub(crate) async fn serve<S: Datagrams>(
                     continue;
                 };
                 let backends = backends.borrow().clone();
-                match open(&flows, &socket, peer, &backends, &carrier, permit).await {
-                    Ok(flow) => flow,
+                match open(&flows, &socket, peer, backends.as_ref(), &carrier, permit).await {
+                    Ok(flow) => {
+                        carrier.report(port, Health::Reachable);
+                        flow
+                    }
                     Err(error) => {
                         debug!(%peer, %port, %error, "no flow to a backend");
                         carrier.metrics.datagrams_dropped.increment();
+                        carrier.report(port, Health::Unreachable(error));
                         continue;
                     }
                 }
             }
         };
-        pass_on(&flow.0, &flow.1, &buffer[..length], &carrier);
+        if pass_on(flow.0.as_ref(), &flow.1, &buffer[..length], &carrier) == Sent::Gone {
+            lock(&flows).remove(&peer);
+        }
     }
 }
 
 /// Sends a datagram to the backend. As on any network, what cannot be sent at once is lost.
-fn pass_on(socket: &UdpSocket, activity: &Activity, data: &[u8], carrier: &Carrier) {
+fn pass_on(flow: &impl Flow, activity: &Activity, data: &[u8], carrier: &Carrier) -> Sent {
     activity.touch();
-    match socket.try_send(data) {
-        Ok(sent) => {
-            carrier
-                .metrics
-                .traffic
-                .to_backend
-                .fetch_add(sent as u64, Ordering::Relaxed);
+    let sent = flow.send(data);
+    let metrics = &carrier.metrics;
+    match sent {
+        Sent::Yes => {
+            let length = data.len() as u64;
+            metrics.traffic.to_backend.fetch_add(length, Ordering::Relaxed);
         }
-        Err(_) => carrier.metrics.datagrams_dropped.increment(),
+        Sent::Lost | Sent::Gone => metrics.datagrams_dropped.increment(),
     }
+    sent
 }
 
 /// Opens a flow for `peer` and the task that carries its answers.
-async fn open<S: Datagrams>(
-    flows: &Flows,
-    tailnet: &Arc<S>,
+async fn open<S: Datagrams, O: OpenFlow>(
+    flows: &Flows<O::Flow>,
+    listener: &Arc<S>,
     peer: SocketAddr,
-    backends: &Backends,
+    backends: &O,
     carrier: &Arc<Carrier>,
     permit: Permit,
-) -> io::Result<(Arc<UdpSocket>, Arc<Activity>)> {
-    let backend = *backends
-        .addresses(peer.ip())
-        .await
-        .map_err(io::Error::other)?
-        .first()
-        .ok_or_else(no_backend)?;
-    let any: IpAddr = if backend.is_ipv4() {
-        Ipv4Addr::UNSPECIFIED.into()
-    } else {
-        Ipv6Addr::UNSPECIFIED.into()
-    };
-    let socket = UdpSocket::bind(SocketAddr::new(any, 0)).await?;
-    socket.connect(backend).await?;
-    socket.writable().await?;
-    let (socket, activity, end) = (Arc::new(socket), Activity::new(), CancellationToken::new());
-    let flow = Flow {
-        socket: socket.clone(),
+) -> Result<(Arc<O::Flow>, Arc<Activity>), BackendError> {
+    let (flow, backend) = backends.open(peer.ip()).await?;
+    let (flow, activity, end) = (Arc::new(flow), Activity::new(), CancellationToken::new());
+    let entry = Entry {
+        flow: flow.clone(),
         backend,
         activity: activity.clone(),
         _end: end.clone().drop_guard(),
     };
-    lock(flows).insert(peer, flow);
+    lock(flows).insert(peer, entry);
     let answers = Answers {
         flows: Arc::downgrade(flows),
-        tailnet: tailnet.clone(),
+        listener: listener.clone(),
         peer,
-        socket: socket.clone(),
+        flow: flow.clone(),
         activity: activity.clone(),
         carrier: carrier.clone(),
         _permit: permit,
@@ -169,35 +165,91 @@ async fn open<S: Datagrams>(
             () = answers.carry() => {}
         }
     });
-    Ok((socket, activity))
+    Ok((flow, activity))
 }
 
-fn no_backend() -> io::Error {
-    io::ErrorKind::AddrNotAvailable.into()
+impl OpenFlow for Backends {
+    type Flow = UdpSocket;
+
+    async fn open(&self, peer: IpAddr) -> Result<(UdpSocket, SocketAddr), BackendError> {
+        let backend = *self.addresses(peer).await?.first().ok_or(BackendError::None)?;
+        let any: IpAddr = if backend.is_ipv4() {
+            Ipv4Addr::UNSPECIFIED.into()
+        } else {
+            Ipv6Addr::UNSPECIFIED.into()
+        };
+        let connected = async {
+            let socket = UdpSocket::bind(SocketAddr::new(any, 0)).await?;
+            socket.connect(backend).await?;
+            socket.writable().await?;
+            Ok::<_, io::Error>(socket)
+        };
+        let socket = connected
+            .await
+            .map_err(|error| BackendError::Refused(backend, error.kind()))?;
+        Ok((socket, backend))
+    }
+
+    async fn current(&self) -> Vec<SocketAddr> {
+        let mut current = Vec::new();
+        for family in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
+            current.extend(self.addresses(family).await.unwrap_or_default());
+        }
+        current
+    }
+}
+
+impl Flow for UdpSocket {
+    fn send(&self, data: &[u8]) -> Sent {
+        match self.try_send(data) {
+            Ok(_) => Sent::Yes,
+            Err(_) => Sent::Lost,
+        }
+    }
+
+    async fn receive(&self, buffers: &Arc<Buffers>, take: impl FnOnce(&[u8]) + Send) -> io::Result<()> {
+        loop {
+            self.readable().await?;
+            // Held while something is read only, so that silent flows share few.
+            let mut buffer = buffers.small();
+            match self.try_recv(&mut buffer) {
+                // A full buffer is a datagram cut short, and larger than what a tailnet carries.
+                Ok(length) if length == buffer.len() => {}
+                Ok(length) => {
+                    take(&buffer[..length]);
+                    return Ok(());
+                }
+                // Nothing there after all, or the backend's port is closed at the moment; the next datagram tries again.
+                Err(_) => {}
+            }
+        }
+    }
 }
 
 /// The way back of one flow.
-struct Answers<S> {
-    flows: std::sync::Weak<Mutex<HashMap<SocketAddr, Flow>>>,
-    tailnet: Arc<S>,
+struct Answers<S, F> {
+    flows: std::sync::Weak<Mutex<HashMap<SocketAddr, Entry<F>>>>,
+    listener: Arc<S>,
     peer: SocketAddr,
-    socket: Arc<UdpSocket>,
+    flow: Arc<F>,
     activity: Arc<Activity>,
     carrier: Arc<Carrier>,
     _permit: Permit,
 }
 
-impl<S: Datagrams> Answers<S> {
+impl<S: Datagrams, F: Flow> Answers<S, F> {
     /// Carries answers until the flow was silent for too long, then removes it.
     async fn carry(&self) {
         let _open = self.carrier.metrics.flows_open.enter();
+        let idle = self.carrier.limits.udp_idle;
         loop {
-            let deadline = self.activity.last() + self.carrier.limits.udp_idle;
-            match timeout_at(deadline, self.socket.readable()).await {
-                Err(_) if Instant::now() >= self.activity.last() + self.carrier.limits.udp_idle => break,
-                Err(_) => {}
+            let answer = self
+                .flow
+                .receive(&self.carrier.buffers, |answer| self.pass_back(answer));
+            match timeout_at(self.activity.last() + idle, answer).await {
+                Err(_) if Instant::now() >= self.activity.last() + idle => break,
                 Ok(Err(_)) => break,
-                Ok(Ok(())) => self.answer().await,
+                Err(_) | Ok(Ok(())) => {}
             }
         }
         if let Some(flows) = self.flows.upgrade() {
@@ -205,39 +257,18 @@ impl<S: Datagrams> Answers<S> {
         }
     }
 
-    async fn answer(&self) {
-        let mut buffer = self.carrier.buffers.small();
-        match self.socket.try_recv(&mut buffer) {
-            // A full buffer is a datagram cut short, and larger than what a tailnet carries.
-            Ok(length) if length == buffer.len() => self.carrier.metrics.datagrams_dropped.increment(),
-            Ok(length) => {
-                self.activity.touch();
-                if self.tailnet.send(&buffer[..length], self.peer) {
-                    self.carrier
-                        .metrics
-                        .traffic
-                        .from_backend
-                        .fetch_add(length as u64, Ordering::Relaxed);
-                } else {
-                    self.carrier.metrics.datagrams_dropped.increment();
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            // The backend's port is closed at the moment; the next datagram tries again.
-            Err(_) => self.carrier.metrics.datagrams_dropped.increment(),
+    fn pass_back(&self, answer: &[u8]) {
+        self.activity.touch();
+        let metrics = &self.carrier.metrics;
+        if self.listener.send(answer, self.peer) {
+            let length = answer.len() as u64;
+            metrics.traffic.from_backend.fetch_add(length, Ordering::Relaxed);
+        } else {
+            metrics.datagrams_dropped.increment();
         }
     }
 }
 
-/// Ends the flows whose backend is not one any more. Their peers open new ones with their next datagram.
-async fn leave_old_backends(flows: &Flows, backends: &Backends) {
-    let mut current = Vec::new();
-    for family in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
-        current.extend(backends.addresses(family).await.unwrap_or_default());
-    }
-    lock(flows).retain(|_, flow| current.contains(&flow.backend));
-}
-
-fn lock(flows: &Flows) -> MutexGuard<'_, HashMap<SocketAddr, Flow>> {
+fn lock<F>(flows: &Flows<F>) -> MutexGuard<'_, HashMap<SocketAddr, Entry<F>>> {
     flows.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -134,6 +134,7 @@ impl Bed {
         let settings = Settings {
             pod_name: pod.to_owned(),
             pod_uid: format!("uid-of-{pod}"),
+            pod_addresses: vec!["127.0.0.1".parse().unwrap()],
             namespace: NAMESPACE.to_owned(),
             pool: pool.to_owned(),
             listen: address,

@@ -1,6 +1,6 @@
 //! The command line, declared. What the values mean for a process is resolved in [`crate::settings`].
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -181,6 +181,9 @@ pub(crate) struct ProxyArgs {
     /// Unique id of this pod
     #[arg(long, env = "POD_UID")]
     pub(crate) pod_uid: String,
+    /// Addresses of this pod, at which pods of the cluster find what it reaches on the tailnet
+    #[arg(long, env = "POD_IPS", value_delimiter = ',')]
+    pub(crate) pod_ips: Vec<IpAddr>,
     /// Where health and metrics are served
     #[arg(long, env = "PROXY_LISTEN", default_value = "[::]:9002")]
     pub(crate) listen: SocketAddr,

@@ -34,8 +34,10 @@ pub(crate) fn operator(args: OperatorArgs, log: &str) -> Result<tailwharf_operat
     if args.pool_replicas == 0 {
         bail!("a pool needs at least one pod: set --pool-replicas or TAILWHARF_POOL_REPLICAS to 1 or more");
     }
+    let cluster_domain = cluster_domain(&args.namespace);
     let plan = tailwharf_plan::Settings {
         namespace: args.namespace,
+        cluster_domain,
         login_server: args.login_server.as_str().trim_end_matches('/').to_owned(),
         default_tags: tags(&args.proxy_tags).context("PROXY_TAGS")?,
         operator_hostname: args.hostname.parse::<Hostname>().context("OPERATOR_HOSTNAME")?,
@@ -56,10 +58,30 @@ pub(crate) fn operator(args: OperatorArgs, log: &str) -> Result<tailwharf_operat
     })
 }
 
+/// The domain of the cluster's names, from where this pod looks for names.
+fn cluster_domain(namespace: &str) -> String {
+    let file = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    searched_domain(&file, namespace).unwrap_or_else(|| "cluster.local".to_owned())
+}
+
+/// The domain of a `resolv.conf` of a pod: it looks for names in `NAMESPACE.svc.DOMAIN`, `svc.DOMAIN` and `DOMAIN`.
+fn searched_domain(resolv_conf: &str, namespace: &str) -> Option<String> {
+    let mut searched = resolv_conf
+        .lines()
+        .rev()
+        .find_map(|line| line.trim().strip_prefix("search "))?
+        .split_whitespace()
+        .map(|domain| domain.trim_end_matches('.'));
+    let (own, services, domain) = (searched.next()?, searched.next()?, searched.next()?);
+    let is_of_cluster = services == format!("svc.{domain}") && own == format!("{namespace}.{services}");
+    is_of_cluster.then(|| domain.to_owned())
+}
+
 pub(crate) fn proxy(args: ProxyArgs) -> Result<tailwharf_proxy::Settings> {
     Ok(tailwharf_proxy::Settings {
         pod_name: args.pod_name,
         pod_uid: args.pod_uid,
+        pod_addresses: args.pod_ips,
         namespace: args.namespace,
         pool: args.pool,
         listen: args.listen,
@@ -172,6 +194,14 @@ mod tests {
             ["tag:a", "tag:b"]
         );
         assert!(tags(&["b".into()]).is_err());
+    }
+
+    #[test]
+    fn the_cluster_domain_is_where_pods_look_for_names() {
+        let file = "nameserver 10.96.0.10\nsearch tailscale.svc.corp.test svc.corp.test corp.test example.com\noptions ndots:5\n";
+        assert_eq!(searched_domain(file, "tailscale").as_deref(), Some("corp.test"));
+        assert_eq!(searched_domain(file, "other"), None);
+        assert_eq!(searched_domain("search example.com\n", "tailscale"), None);
     }
 
     #[test]

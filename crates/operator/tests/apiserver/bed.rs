@@ -338,7 +338,7 @@ impl Cluster {
 fn settings(replica: &str, health_listen: SocketAddr) -> Result<Settings> {
     let login_server = "http://control.test:8080";
     let plan = serde_json::from_value(json!({
-        "namespace": NAMESPACE, "loginServer": login_server, "defaultTags": ["tag:k8s"],
+        "namespace": NAMESPACE, "loginServer": login_server, "clusterDomain": "cluster.local", "defaultTags": ["tag:k8s"],
         "operatorHostname": "tailscale-operator", "operatorTags": ["tag:k8s-operator"],
         "defaultLoadBalancer": false,
         "pool": {"name": "default", "replicas": 2, "image": "tailwharf.test/tailwharf:dev"},

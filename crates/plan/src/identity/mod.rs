@@ -24,6 +24,7 @@ pub(crate) use provision::provision;
 pub(crate) use release::release;
 
 use crate::diff;
+use crate::egress;
 use crate::plan::{Kind, Manifest, ObjectRef};
 use crate::report::Reason;
 
@@ -41,6 +42,10 @@ pub struct Observed {
     pub secrets: Vec<SecretView>,
     /// Names of the Secrets that the pool's Role lets its pods read.
     pub granted: Arc<BTreeSet<String>>,
+    /// What leads pods of the cluster to the identity.
+    pub egress: egress::Objects,
+    /// The ports of pods that stand for ports of targets.
+    pub pod_ports: Arc<egress::PortsInUse>,
 }
 
 /// What plans know of a state Secret. It holds no secret, so that it can be kept and printed.

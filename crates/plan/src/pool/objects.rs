@@ -124,7 +124,7 @@ impl Frame {
             field("POD_NAME", "metadata.name"),
             field("POD_NAMESPACE", "metadata.namespace"),
             field("POD_UID", "metadata.uid"),
-            field("POD_IP", "status.podIP"),
+            field("POD_IPS", "status.podIPs"),
             json!({"name": "TAILWHARF_POOL", "value": self.pool.name}),
         ];
         if !self.pool.logging.is_empty() {

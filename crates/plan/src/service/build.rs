@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 
 use super::{Exposure, Release, Validated};
+use crate::egress;
 use crate::identity;
 use crate::plan::{ObjectRef, Plan, Step};
 use crate::report::Reason;
@@ -13,7 +14,14 @@ use crate::settings::Settings;
 pub fn build(validated: &Validated, settings: &Settings, now: Timestamp) -> Plan {
     let mut plan = Plan::default();
     match validated {
-        Validated::Expose(exposure) => expose(&mut plan, exposure, settings, now),
+        Validated::Expose(exposure) => {
+            expose(&mut plan, exposure, settings, now);
+            egress::remove(&mut plan, &exposure.observed, settings);
+        }
+        Validated::Egress(outlet) => {
+            expose(&mut plan, &outlet.exposure, settings, now);
+            egress::lead(&mut plan, outlet, settings);
+        }
         Validated::Release(release) => remove(&mut plan, release, settings, now),
         Validated::Ignore => {}
     }
@@ -44,6 +52,7 @@ fn remove(plan: &mut Plan, release: &Release, settings: &Settings, now: Timestam
         observed,
         force,
     } = release;
+    egress::remove(plan, observed, settings);
     if identity::release(plan, observed, &settings.namespace, *force, now) {
         set_finalizers(plan, service, remove_finalizer.as_ref());
     }

@@ -1,4 +1,5 @@
-//! Services that are exposed on the tailnet: by the annotation `tailscale.com/expose: "true"` or by `loadBalancerClass: tailscale`.
+//! Services that are exposed on the tailnet: by the annotation `tailscale.com/expose: "true"` or by `loadBalancerClass: tailscale`; and those that stand
+//! for something on the tailnet, whose stages are in [`crate::egress`].
 //!
 //! [`validate()`] says what a Service asks for, [`build()`] what to do about it, [`status()`] what to tell the user.
 
@@ -10,4 +11,5 @@ mod validate;
 pub use build::build;
 pub use snapshot::Snapshot;
 pub use status::{Status, StatusPatch, status};
+pub(crate) use validate::{Asker, CarriedPort, carried_ports};
 pub use validate::{Exposure, Problem, Release, Validated, validate};

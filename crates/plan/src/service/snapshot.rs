@@ -5,6 +5,7 @@ use tailwharf_kube_types::Parent;
 use tailwharf_kube_types::contract::{FINALIZER, PROXY_READY, annotation};
 
 use crate::identity::Observed;
+use crate::plan::{Kind, ObjectRef};
 
 /// A Service and what was made for it.
 #[derive(Clone, Debug)]
@@ -33,7 +34,7 @@ impl Snapshot {
             .filter(|service| service.metadata.deletion_timestamp.is_none())
     }
 
-    pub(super) fn annotation(&self, key: &str) -> Option<&str> {
+    pub(crate) fn annotation(&self, key: &str) -> Option<&str> {
         self.service
             .as_ref()?
             .metadata
@@ -43,13 +44,16 @@ impl Snapshot {
             .map(String::as_str)
     }
 
-    pub(super) fn is_set(&self, key: &str) -> bool {
-        self.annotation(key).is_some_and(|value| !value.is_empty())
-    }
-
     /// Whether anything was made for the Service.
     pub(super) fn has_objects(&self) -> bool {
-        !self.observed.identities.is_empty() || !self.observed.secrets.is_empty()
+        let Observed {
+            identities,
+            secrets,
+            egress,
+            granted: _,
+            pod_ports: _,
+        } = &self.observed;
+        !identities.is_empty() || !secrets.is_empty() || !egress.is_empty()
     }
 
     pub(super) fn finalizers(&self) -> &[String] {
@@ -61,6 +65,24 @@ impl Snapshot {
 
     pub(super) fn has_finalizer(&self) -> bool {
         self.finalizers().iter().any(|finalizer| finalizer == FINALIZER)
+    }
+
+    /// All finalizers and ours, with the resource version that they are for; `None` if ours is there already.
+    pub(crate) fn finalizers_with_ours(&self) -> Option<(String, Vec<String>)> {
+        let all = || self.finalizers().iter().cloned().chain([FINALIZER.to_owned()]);
+        (!self.has_finalizer()).then(|| (self.resource_version(), all().collect()))
+    }
+
+    pub(super) fn resource_version(&self) -> String {
+        let version = self
+            .service
+            .as_ref()
+            .and_then(|service| service.metadata.resource_version.clone());
+        version.unwrap_or_default()
+    }
+
+    pub(crate) fn reference(&self) -> ObjectRef {
+        ObjectRef::new(Kind::Service, &self.namespace, &self.name)
     }
 
     /// Whether another controller of the contract serves the Service through a ProxyGroup.

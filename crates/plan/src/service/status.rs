@@ -13,6 +13,7 @@ use tailwharf_kube_types::{ConditionStatus, Identity, IdentityReason, conditions
 use super::validate::is_load_balancer;
 use super::{Problem, Snapshot, Validated};
 use crate::applied::{Applied, Failure, FailureKind};
+use crate::egress;
 use crate::identity::only_identity;
 use crate::plan::{Event, EventType, Kind, ObjectRef, Plan};
 use crate::report::Reason;
@@ -65,7 +66,7 @@ pub fn status(
     {
         return Status::default();
     }
-    let verdict = verdict(snapshot, validated, plan, applied);
+    let verdict = verdict(snapshot, validated, plan, applied, settings);
     let mut events: Vec<Event> = verdict
         .iter()
         .filter_map(|verdict| event(verdict, snapshot.condition()))
@@ -95,7 +96,7 @@ fn is_gone(
                 && finished
                 && (release.remove_finalizer.is_none() || removes_finalizer(plan))
         }
-        Ok(Validated::Expose(_) | Validated::Ignore) | Err(_) => false,
+        Ok(Validated::Expose(_) | Validated::Egress(_) | Validated::Ignore) | Err(_) => false,
     }
 }
 
@@ -111,6 +112,7 @@ fn verdict(
     validated: &Result<Validated, Vec<Problem>>,
     plan: &Plan,
     applied: &Applied,
+    settings: &Settings,
 ) -> Option<Verdict> {
     match validated {
         Err(problems) => Some(Verdict {
@@ -120,9 +122,9 @@ fn verdict(
             event: Some("INVALIDSERVICE"),
         }),
         Ok(Validated::Ignore) => None,
-        Ok(Validated::Expose(_)) => Some(match &applied.failure {
+        Ok(Validated::Expose(_) | Validated::Egress(_)) => Some(match &applied.failure {
             Some(failure) => failed(failure, &explain(failure)),
-            None => progress(snapshot, plan),
+            None => progress(snapshot, plan, settings),
         }),
         Ok(Validated::Release(release)) => match &applied.failure {
             Some(failure) => {
@@ -184,7 +186,7 @@ fn explain(failure: &Failure) -> String {
 }
 
 /// How far the device is, from the plan's report.
-fn progress(snapshot: &Snapshot, plan: &Plan) -> Verdict {
+fn progress(snapshot: &Snapshot, plan: &Plan, settings: &Settings) -> Verdict {
     let left_out = plan
         .report
         .iter()
@@ -195,10 +197,9 @@ fn progress(snapshot: &Snapshot, plan: &Plan) -> Verdict {
     };
     let waiting = plan.report.iter().find(|reason| is_step(reason));
     let Some(waiting) = waiting else {
-        let name = current_identity(snapshot).and_then(|identity| identity.status.as_ref()?.fqdn.clone());
-        let text = name.map_or_else(
+        let text = current_identity(snapshot).map_or_else(
             || "Reachable on the tailnet.".to_owned(),
-            |name| format!("Reachable as {name}."),
+            |identity| success(identity, settings),
         );
         return Verdict {
             status: ConditionStatus::True,
@@ -207,18 +208,51 @@ fn progress(snapshot: &Snapshot, plan: &Plan) -> Verdict {
             event: None,
         };
     };
-    let rejected = matches!(
-        waiting,
+    let (reason, event) = match waiting {
         Reason::IdentityNotReady {
-            reason: Some(IdentityReason::AuthKeyRejected | IdentityReason::ControlServerRefused),
-            ..
-        }
-    );
+            reason: Some(reason), ..
+        } => trouble(*reason),
+        _ => ("ProxyPending", None),
+    };
     Verdict {
         status: ConditionStatus::False,
-        reason: if rejected { "ProxyFailed" } else { "ProxyPending" },
+        reason,
         message: with_note(waiting.to_string()),
-        event: rejected.then_some("AuthKeyRejected"),
+        event,
+    }
+}
+
+/// What a device that is ready does for people.
+fn success(identity: &Identity, settings: &Settings) -> String {
+    if let Some(egress) = &identity.spec.egress {
+        let targets: Vec<_> = egress.targets.iter().map(ToString::to_string).collect();
+        let name = identity.metadata.name.as_deref().unwrap_or_default();
+        return format!(
+            "Pods reach {} by the name of this Service, which stands for {}.",
+            targets.join(", "),
+            egress::external_name(name, settings)
+        );
+    }
+    let name = identity.status.as_ref().and_then(|status| status.fqdn.clone());
+    name.map_or_else(
+        || "Reachable on the tailnet.".to_owned(),
+        |name| format!("Reachable as {name}."),
+    )
+}
+
+/// The condition's reason while a device is not ready, and the event that tells of it if someone has to do something.
+const fn trouble(reason: IdentityReason) -> (&'static str, Option<&'static str>) {
+    match reason {
+        IdentityReason::AuthKeyRejected | IdentityReason::ControlServerRefused => {
+            ("ProxyFailed", Some("AuthKeyRejected"))
+        }
+        IdentityReason::TargetUnknown
+        | IdentityReason::TargetOffline
+        | IdentityReason::TargetDenied
+        | IdentityReason::TargetRefused
+        | IdentityReason::TargetTimeout => ("ProxyPending", Some(reason.as_str())),
+        IdentityReason::TargetIsSelf => ("ProxyFailed", Some(reason.as_str())),
+        _ => ("ProxyPending", None),
     }
 }
 

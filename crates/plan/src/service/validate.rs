@@ -4,13 +4,15 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 use tailwharf_kube_types::contract::{LOAD_BALANCER_CLASS, MAX_LISTENERS, annotation};
+use tailwharf_kube_types::egress::TargetError;
 use tailwharf_kube_types::values::{HostnameError, TagError};
 use tailwharf_kube_types::{Backend, Hostname, IdentitySpec, Listener, Protocol, Tag, names};
 use thiserror::Error;
 
 use super::Snapshot;
+use crate::egress::{self, Outlet};
 use crate::identity::{Observed, Wanted, only_identity};
-use crate::plan::{Kind, ObjectRef};
+use crate::plan::ObjectRef;
 use crate::settings::Settings;
 
 /// What to do about a Service.
@@ -18,8 +20,10 @@ use crate::settings::Settings;
 pub enum Validated {
     /// It is to have a device.
     Expose(Box<Exposure>),
+    /// It is to have a device, and to stand for something that the device reaches.
+    Egress(Box<Outlet>),
     /// It is to have none, or is being deleted.
-    Release(Release),
+    Release(Box<Release>),
     /// It is none of ours.
     Ignore,
 }
@@ -93,14 +97,36 @@ pub enum Problem {
         /// What is wrong.
         error: TagError,
     },
-    /// Egress is asked for.
+    /// Egress by a headless Service.
     #[error(
-        "egress is not available yet: remove annotation {annotation}, or keep this Service with the operator that serves it"
+        "a headless Service cannot stand for something on the tailnet: remove \"clusterIP: None\" and set \"type: ExternalName\""
     )]
-    Egress {
-        /// The annotation that asks for it.
+    HeadlessEgress,
+    /// Egress without ports.
+    #[error(
+        "the Service has no ports: list the ports of the target under spec.ports, for example \"ports: [{{port: 80}}]\""
+    )]
+    EgressWithoutPorts,
+    /// Egress by name and by address.
+    #[error(
+        "annotations {} and {annotation} exclude each other: remove one of them",
+        annotation::TAILNET_FQDN
+    )]
+    NamesAndAddresses {
+        /// The annotation with the address.
         annotation: &'static str,
     },
+    /// The targets are not valid.
+    #[error("annotation {annotation}: {error}")]
+    Targets {
+        /// The annotation.
+        annotation: &'static str,
+        /// What is wrong.
+        error: TargetError,
+    },
+    /// All ports of the pool's pods stand for something.
+    #[error("the pool has no free port for egress left: remove ports or egress Services that are not needed")]
+    EgressPortsExhausted,
     /// A ProxyClass is asked for.
     #[error(
         "ProxyClasses are not available yet: remove {} {class:?} from the labels and annotations",
@@ -134,9 +160,10 @@ pub fn validate(snapshot: &Snapshot, settings: &Settings) -> Result<Validated, V
         });
     }
     if !asks_for_device(snapshot, spec, settings) {
-        return match egress_annotation(snapshot) {
-            Some(annotation) if !snapshot.has_objects() => Err(vec![Problem::Egress { annotation }]),
-            _ => Ok(release(snapshot)),
+        return match egress::demand(snapshot) {
+            Some(demand) => egress::validate(demand, snapshot, service, spec, settings)
+                .map(|outlet| Validated::Egress(Box::new(outlet))),
+            None => Ok(release(snapshot)),
         };
     }
     expose(snapshot, service, spec, settings).map(|exposure| Validated::Expose(Box::new(exposure)))
@@ -163,16 +190,6 @@ fn external_name(spec: &ServiceSpec) -> Option<&str> {
     (spec.type_.as_deref() == Some("ExternalName")).then_some(name)
 }
 
-fn egress_annotation(snapshot: &Snapshot) -> Option<&'static str> {
-    [
-        annotation::TAILNET_IP,
-        annotation::TAILNET_TARGET_IP,
-        annotation::TAILNET_FQDN,
-    ]
-    .into_iter()
-    .find(|key| snapshot.is_set(key))
-}
-
 /// The removal of everything made for the Service. If there is nothing to remove at all, the Service is none of ours.
 fn release(snapshot: &Snapshot) -> Validated {
     if !snapshot.has_objects() && !snapshot.has_finalizer() && snapshot.condition().is_none() {
@@ -184,14 +201,14 @@ fn release(snapshot: &Snapshot) -> Validated {
             .iter()
             .filter(|name| *name != tailwharf_kube_types::contract::FINALIZER)
     };
-    Validated::Release(Release {
-        service: reference(snapshot),
+    Validated::Release(Box::new(Release {
+        service: snapshot.reference(),
         remove_finalizer: snapshot
             .has_finalizer()
-            .then(|| (resource_version(snapshot), remaining().cloned().collect())),
+            .then(|| (snapshot.resource_version(), remaining().cloned().collect())),
         observed: snapshot.observed.clone(),
         force: snapshot.annotation(annotation::FORCE_REMOVAL) == Some("true"),
-    })
+    }))
 }
 
 fn expose(
@@ -209,46 +226,63 @@ fn expose(
     } else {
         Ok(())
     });
-    let (listeners, left_out) = listeners(spec, &addresses);
+    let (ports, left_out) = carried_ports(spec);
+    let listeners = listeners(ports, &addresses);
     keep(check_ports(spec, &listeners, &left_out));
-    let hostname = hostname(snapshot).map_err(|problem| keep(Err(problem))).ok();
-    let tags = tags(snapshot, settings)
-        .map_err(|problem| keep(Err(problem)))
-        .ok();
-    keep(check_proxy_class(snapshot));
-    let name = identity_name(snapshot, service)
-        .map_err(|problem| keep(Err(problem)))
-        .ok();
-
-    let (Some(hostname), Some(tags), Some(name), true) = (hostname, tags, name, problems.is_empty()) else {
+    let asker = Asker::read(snapshot, service, settings, &mut problems);
+    let (Some(asker), true) = (asker, problems.is_empty()) else {
         return Err(problems);
     };
-    let add_finalizer = (!snapshot.has_finalizer()).then(|| {
-        let ours = tailwharf_kube_types::contract::FINALIZER.to_owned();
-        (
-            resource_version(snapshot),
-            snapshot.finalizers().iter().cloned().chain([ours]).collect(),
-        )
-    });
     let spec = IdentitySpec {
-        hostname,
-        tags,
+        hostname: asker.hostname,
+        tags: asker.tags,
         pool: settings.pool.name.clone(),
         login_server: settings.login_server.clone(),
         ephemeral: false,
         listeners,
+        egress: None,
     };
     Ok(Exposure {
-        service: reference(snapshot),
-        add_finalizer,
+        service: snapshot.reference(),
+        add_finalizer: snapshot.finalizers_with_ours(),
         wanted: Wanted {
             parent: snapshot.parent(),
-            name,
+            name: asker.identity,
             spec,
         },
         observed: snapshot.observed.clone(),
         left_out,
     })
+}
+
+/// What any Service says about the device that it asks for.
+pub(crate) struct Asker {
+    pub(crate) hostname: Hostname,
+    pub(crate) tags: Vec<Tag>,
+    /// The name of its Identity.
+    pub(crate) identity: String,
+}
+
+impl Asker {
+    /// Reads all of it, and adds what is wrong to `problems`.
+    pub(crate) fn read(
+        snapshot: &Snapshot,
+        service: &Service,
+        settings: &Settings,
+        problems: &mut Vec<Problem>,
+    ) -> Option<Self> {
+        let mut keep = |problem| problems.push(problem);
+        let hostname = hostname(snapshot).map_err(&mut keep).ok();
+        let tags = tags(snapshot, settings).map_err(&mut keep).ok();
+        let class = check_proxy_class(snapshot).map_err(&mut keep).ok();
+        let identity = identity_name(snapshot, service).map_err(&mut keep).ok();
+        class?;
+        Some(Self {
+            hostname: hostname?,
+            tags: tags?,
+            identity: identity?,
+        })
+    }
 }
 
 /// Where connections go: the cluster's addresses of the Service, or the name it stands for.
@@ -263,9 +297,18 @@ fn backend_addresses(spec: &ServiceSpec) -> Vec<String> {
         .collect()
 }
 
-/// A listener for each TCP and UDP port, in a fixed order, and the ports that cannot be served.
-fn listeners(spec: &ServiceSpec, addresses: &[String]) -> (Vec<Listener>, Vec<String>) {
-    let mut listeners = Vec::new();
+/// A port of a Service that a device can carry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CarriedPort {
+    /// The port's name, or one made of protocol and number.
+    pub(crate) name: String,
+    pub(crate) protocol: Protocol,
+    pub(crate) number: u16,
+}
+
+/// The TCP and UDP ports in a fixed order, and those that cannot be carried, as `port/protocol`.
+pub(crate) fn carried_ports(spec: &ServiceSpec) -> (Vec<CarriedPort>, Vec<String>) {
+    let mut ports = Vec::new();
     let mut left_out = BTreeSet::new();
     for port in spec.ports.iter().flatten() {
         let protocol_name = port.protocol.as_deref().unwrap_or("TCP");
@@ -279,21 +322,33 @@ fn listeners(spec: &ServiceSpec, addresses: &[String]) -> (Vec<Listener>, Vec<St
             continue;
         };
         let name = port.name.clone().filter(|name| !name.is_empty());
-        listeners.push(Listener {
+        ports.push(CarriedPort {
             name: name.unwrap_or_else(|| format!("{}-{number}", protocol_name.to_lowercase())),
             protocol,
-            port: number,
-            backends: addresses
-                .iter()
-                .map(|address| Backend {
-                    address: address.clone(),
-                    port: number,
-                })
-                .collect(),
+            number,
         });
     }
-    listeners.sort_by_key(|listener| (listener.protocol, listener.port));
-    (listeners, left_out.into_iter().collect())
+    ports.sort_by_key(|port| (port.protocol, port.number));
+    (ports, left_out.into_iter().collect())
+}
+
+/// A listener for each port that can be carried.
+fn listeners(ports: Vec<CarriedPort>, addresses: &[String]) -> Vec<Listener> {
+    let backend = |address: &String, port| Backend {
+        address: address.clone(),
+        port,
+    };
+    let listener = |CarriedPort {
+                        name,
+                        protocol,
+                        number,
+                    }: CarriedPort| Listener {
+        name,
+        protocol,
+        port: number,
+        backends: addresses.iter().map(|address| backend(address, number)).collect(),
+    };
+    ports.into_iter().map(listener).collect()
 }
 
 fn check_ports(spec: &ServiceSpec, listeners: &[Listener], left_out: &[String]) -> Result<(), Problem> {
@@ -360,16 +415,4 @@ fn identity_name(snapshot: &Snapshot, service: &Service) -> Result<String, Probl
             service.metadata.uid.as_deref().unwrap_or_default(),
         )
     }))
-}
-
-fn reference(snapshot: &Snapshot) -> ObjectRef {
-    ObjectRef::new(Kind::Service, &snapshot.namespace, &snapshot.name)
-}
-
-fn resource_version(snapshot: &Snapshot) -> String {
-    let version = snapshot
-        .service
-        .as_ref()
-        .and_then(|service| service.metadata.resource_version.clone());
-    version.unwrap_or_default()
 }

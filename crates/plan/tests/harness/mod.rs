@@ -7,13 +7,14 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Secret, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
 use tailwharf_kube_types::secret::SecretText;
 use tailwharf_kube_types::{Identity, Parent};
 use tailwharf_plan::identity::{Observed, SecretView};
 use tailwharf_plan::service::{self, Problem, Snapshot, Status, Validated};
 use tailwharf_plan::{
-    Applied, Failure, FailureKind, Filled, Kind, ObjectRef, Plan, PoolSettings, Settings, Slot, Step,
+    Applied, Failure, FailureKind, Filled, Kind, ObjectRef, Plan, PoolSettings, Settings, Slot, Step, egress,
     operator_device, pool,
 };
 
@@ -23,6 +24,7 @@ pub(crate) fn settings() -> Settings {
     Settings {
         namespace: NAMESPACE.to_owned(),
         login_server: "http://control:8080".to_owned(),
+        cluster_domain: "cluster.local".to_owned(),
         default_tags: vec!["tag:k8s".parse().unwrap()],
         operator_hostname: "tailscale-operator".parse().unwrap(),
         operator_tags: vec!["tag:k8s-operator".parse().unwrap()],
@@ -95,12 +97,24 @@ impl World {
             NAMESPACE,
             &format!("tailwharf-{}", settings.pool.name),
         );
+        let identities = self.of_kind::<Identity>(Kind::Identity);
+        let mut pod_ports = egress::PortsInUse::default();
+        for identity in &identities {
+            pod_ports.add(identity);
+        }
+        let mut services = self.of_kind::<Service>(Kind::Service);
+        services.retain(|service| {
+            service.metadata.namespace.as_deref() == Some(NAMESPACE) && ours(service.metadata.labels.as_ref())
+        });
+        let mut slices = self.of_kind::<EndpointSlice>(Kind::EndpointSlice);
+        slices.retain(|slice| ours(slice.metadata.labels.as_ref()));
         Observed {
-            identities: self
-                .of_kind::<Identity>(Kind::Identity)
+            identities: identities
                 .into_iter()
                 .filter(|identity| ours(identity.metadata.labels.as_ref()))
                 .collect(),
+            egress: egress::Objects { services, slices },
+            pod_ports: Arc::new(pod_ports),
             secrets: self
                 .of_kind::<Secret>(Kind::Secret)
                 .iter()
@@ -186,6 +200,22 @@ impl World {
                     self.objects.remove(object);
                 }
             }
+            Step::SetExternalName {
+                object,
+                external_name,
+            } => {
+                let Some(mut body) = self.objects.get(object).cloned() else {
+                    return failure(FailureKind::ClusterRefused, "not found");
+                };
+                body["spec"]["type"] = json!("ExternalName");
+                body["spec"]["externalName"] = json!(external_name);
+                if let Some(spec) = body["spec"].as_object_mut() {
+                    for field in ["selector", "clusterIP", "clusterIPs", "ipFamilies"] {
+                        spec.remove(field);
+                    }
+                }
+                self.put(object.clone(), body);
+            }
             Step::MintAuthKey { slot, tags, .. } => {
                 if let Some(refused) = &self.refused_tag
                     && tags.iter().any(|tag| tag.as_str() == refused)
@@ -249,6 +279,11 @@ impl World {
         if object.kind == Kind::Identity && current.get("spec").cloned() != spec_before {
             let generation = current["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
             current["metadata"]["generation"] = json!(generation);
+        }
+        if object.kind == Kind::Service && current["spec"]["clusterIPs"].is_null() {
+            current["spec"]["clusterIP"] = json!("10.96.7.7");
+            current["spec"]["clusterIPs"] = json!(["10.96.7.7", "fd00::7"]);
+            current["spec"]["ipFamilies"] = json!(["IPv4", "IPv6"]);
         }
         self.applied.insert(object.clone(), body);
         self.put(object.clone(), current);
@@ -322,10 +357,14 @@ impl World {
         };
         let generation = body["metadata"]["generation"].clone();
         let hostname = body["spec"]["hostname"].as_str().unwrap().to_owned();
+        let done = |kind: &str| {
+            let time = now.to_string();
+            json!({"type": kind, "status": "True", "reason": "Done", "message": "Done.", "lastTransitionTime": time})
+        };
         body["status"] = json!({
             "deviceId": device, "fqdn": format!("{hostname}.tail.ts.net"), "host": "tailwharf-default-0",
-            "addresses": ["100.64.0.7", "fd7a:115c:a1e0::7"], "observedGeneration": generation,
-            "conditions": [{"type": "Ready", "status": "True", "reason": "Done", "message": "Ready.", "lastTransitionTime": now.to_string()}],
+            "hostAddresses": ["10.244.0.7"], "addresses": ["100.64.0.7", "fd7a:115c:a1e0::7"], "observedGeneration": generation,
+            "conditions": [done("Advertised"), done("Ready")],
         });
         self.put(identity, body);
     }
@@ -404,8 +443,12 @@ fn remove_fields(current: &mut Value, before: &Value, after: &Value) {
     for (key, value) in before {
         let after = after.get(key);
         if value.is_object() {
-            if let Some(current) = current.get_mut(key) {
-                remove_fields(current, value, after.unwrap_or(&Value::Null));
+            let Some(inner) = current.get_mut(key) else {
+                continue;
+            };
+            remove_fields(inner, value, after.unwrap_or(&Value::Null));
+            if after.is_none() && inner.as_object().is_some_and(serde_json::Map::is_empty) {
+                current.remove(key);
             }
         } else if after.is_none() {
             current.remove(key);

@@ -91,8 +91,18 @@ pub(super) fn facts(identity: &Identity) -> Facts {
         secret: secret_name(identity.metadata.name.as_deref().unwrap_or_default()),
         control_server: identity.spec.login_server.clone(),
         listeners: identity.spec.listeners.len(),
+        reached: reached(identity),
         ..Facts::default()
     }
+}
+
+/// How many ports of targets the identity reaches.
+pub(super) fn reached(identity: &Identity) -> usize {
+    identity
+        .spec
+        .egress
+        .as_ref()
+        .map_or(0, |egress| egress.ports.len())
 }
 
 impl Job {

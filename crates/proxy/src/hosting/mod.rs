@@ -2,6 +2,7 @@
 
 mod job;
 
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,20 +19,21 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use self::job::facts;
 pub(crate) use self::job::{Job, Order, Report, disown};
+use self::job::{facts, reached};
 use crate::carrier::{Carrier, Health};
 use crate::cluster::Cluster;
 use crate::limits::{Limits, Room};
-use crate::listeners::Listeners;
 use crate::metrics::Metrics;
+use crate::serving::Serving;
 use crate::state::{Context, device};
 use crate::status::{Claim, Facts, Obstacle};
 use crate::store::{Opened, SecretStore, SecretStoreError};
 use crate::writer::{StatusWriter, Written};
 
-/// What the node tells the control server that it is; the Go operator's proxies use the same.
-const APP: &str = "k8s-operator-ingress-proxy";
+/// What a node tells the control server that it is; the Go operator's proxies use the same.
+const INGRESS_APP: &str = "k8s-operator-ingress-proxy";
+const EGRESS_APP: &str = "k8s-operator-egress-proxy";
 /// Time for a node to end.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 /// The same when this pod lost its Lease: over before others take over.
@@ -57,6 +59,8 @@ pub(crate) struct Shared {
     pub room: Arc<Semaphore>,
     /// UID of this pod.
     pub pod_uid: String,
+    /// Addresses of this pod in the cluster.
+    pub pod_addresses: Vec<IpAddr>,
 }
 
 /// Why something was interrupted.
@@ -136,6 +140,7 @@ impl Hosting {
                         .control_server
                         .clone_from(&self.identity.spec.login_server);
                     self.facts.listeners = self.identity.spec.listeners.len();
+                    self.facts.reached = reached(&self.identity);
                 }
                 Err(Interrupt::End(order)) => return order,
             }
@@ -223,7 +228,12 @@ impl Hosting {
             auth_key: key.and_then(|key| AuthKey::new(key.reveal())),
             tags: spec.tags.iter().map(|tag| tag.as_str().to_owned()).collect(),
             ephemeral: spec.ephemeral,
-            app: APP.to_owned(),
+            app: if spec.egress.is_some() {
+                EGRESS_APP
+            } else {
+                INGRESS_APP
+            }
+            .to_owned(),
             wake: self.recent_peers(),
             ..NodeConfig::new(spec.login_server.parse().ok()?, spec.hostname.as_str())
         })
@@ -252,12 +262,12 @@ impl Hosting {
             end,
         );
         let mut health = carrier.health();
-        let mut listeners = Listeners::new(node.clone(), carrier);
+        let mut serving = Serving::new(node, &carrier);
         let mut status = node.status();
         let mut probes = Backoff::new(Duration::from_secs(1), Duration::from_secs(15));
         let mut timers = Timers::default();
-        self.serve_spec(&mut listeners, &mut timers);
-        let mut probing = Some(Box::pin(listeners.probe()));
+        self.serve_spec(&mut serving, &mut timers);
+        let mut probing = Some(Box::pin(serving.probe()));
         loop {
             self.note_node(&status.borrow_and_update());
             self.facts.backends.clone_from(&health.borrow_and_update());
@@ -288,19 +298,19 @@ impl Hosting {
                 }
                 Ok(Event::ProbeDue) => {
                     timers.probe = None;
-                    probing = Some(Box::pin(listeners.probe()));
+                    probing = Some(Box::pin(serving.probe()));
                 }
                 Ok(Event::OpenDue) => {
-                    self.serve_spec(&mut listeners, &mut timers);
-                    probing = Some(Box::pin(listeners.probe()));
+                    self.serve_spec(&mut serving, &mut timers);
+                    probing = Some(Box::pin(serving.probe()));
                 }
                 Ok(Event::RetryDue) => return Ok(()),
                 Err(Interrupt::Spec) => {
                     if !self.take_spec(node) {
                         return Err(Interrupt::Spec);
                     }
-                    self.serve_spec(&mut listeners, &mut timers);
-                    probing = Some(Box::pin(listeners.probe()));
+                    self.serve_spec(&mut serving, &mut timers);
+                    probing = Some(Box::pin(serving.probe()));
                 }
                 Err(end) => return Err(end),
             }
@@ -335,15 +345,12 @@ impl Hosting {
         }
     }
 
-    /// Brings the listeners to the spec.
-    fn serve_spec(&mut self, listeners: &mut Listeners<Arc<dyn TailnetNode>>, timers: &mut Timers) {
-        listeners.apply(&self.identity.spec.listeners);
+    /// Brings what is served to the spec.
+    fn serve_spec(&mut self, serving: &mut Serving, timers: &mut Timers) {
+        serving.apply(&self.identity.spec);
         self.facts.listeners = self.identity.spec.listeners.len();
-        self.facts.failed = listeners
-            .failed()
-            .iter()
-            .map(|(port, error)| (*port, error.to_string()))
-            .collect();
+        self.facts.reached = reached(&self.identity);
+        self.facts.failed = serving.failed();
         timers.open = (!self.facts.failed.is_empty()).then(|| Instant::now() + Duration::from_secs(1));
     }
 

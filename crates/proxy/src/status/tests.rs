@@ -41,6 +41,7 @@ fn node(phase: Phase) -> Option<NodeStatus> {
 
 fn claim() -> Claim {
     Claim {
+        addresses: vec!["10.244.0.7".parse().unwrap()],
         host: "tailwharf-default-0".to_owned(),
         name: "41.1".to_owned(),
     }
