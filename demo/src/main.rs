@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a demo is what it prints")]
 
+mod clusters;
 mod stage;
 mod story;
 
@@ -62,8 +63,13 @@ fn play() -> Result<bool> {
             return Err(error);
         }
     };
-    let played = story::play(&mut stage, &lab);
+    let mut played = story::play(&mut stage, &lab);
     if std::env::var_os("KEEP").is_some_and(|keep| keep == "1") {
+        if let Ok(second) = &mut played {
+            second.keep();
+            let kubeconfig = second.kubectl().kubeconfig().display();
+            println!("\nLeft running: the second cluster, KUBECONFIG={kubeconfig}");
+        }
         println!(
             "\nLeft running: KUBECONFIG={}",
             lab.kubectl().kubeconfig().display()

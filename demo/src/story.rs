@@ -6,8 +6,9 @@ use anyhow::{Result, ensure};
 use tailwharf_testkit::lab::{NAMESPACE, NGINX};
 use tailwharf_testkit::process::Process;
 use tailwharf_testkit::wait::eventually;
-use tailwharf_testkit::{Lab, OfficialClient};
+use tailwharf_testkit::{Cluster, Lab, OfficialClient};
 
+use crate::clusters;
 use crate::stage::Stage;
 
 const SERVICE: &str = "apiVersion: v1
@@ -23,14 +24,16 @@ spec:
 const DEVICE: &str = "default-nginx-service";
 const BOB: &str = "bob@example.com";
 
-/// Plays all acts. A failed check is counted; an error is a command that the rest depends on.
-pub(crate) fn play(stage: &mut Stage, lab: &Lab) -> Result<()> {
+/// Plays all acts, and gives the second cluster. A failed check is counted; an error is a command that the rest depends on.
+pub(crate) fn play(stage: &mut Stage, lab: &Lab) -> Result<Cluster> {
     installed(stage, lab)?;
     expose(stage, lab)?;
     reach(stage, lab)?;
     direct(stage, lab);
     another_person(stage, lab)?;
-    unexpose(stage, lab)
+    let second = clusters::play(stage, lab)?;
+    unexpose(stage, lab)?;
+    Ok(second)
 }
 
 fn installed(stage: &mut Stage, lab: &Lab) -> Result<()> {

@@ -74,13 +74,7 @@ impl Lab {
         progress("a Kubernetes cluster: API server, kubelet, containerd, kube-proxy, CoreDNS");
         let cluster = Cluster::up_tuned(name, variables)?;
         progress("images into the cluster: tailwharf, nginx of Debian, an echo server");
-        for image in [
-            workspace::image(),
-            workspace::test_image("nginx"),
-            workspace::test_image("echo"),
-        ] {
-            cluster.load(&image)?;
-        }
+        load_images(&cluster)?;
         progress("the coordinator with its relay, and the policy");
         let bridge = Bridge::of_clusters()?;
         let tailnet = Tailnet::start(bridge.host(), &dir.join("coordinator"), STORY_POLICY)?;
@@ -138,19 +132,21 @@ impl Lab {
     /// # Errors
     /// When a pod does not become ready; the message has objects, events and logs.
     pub fn install(&self) -> Result<()> {
-        let kubectl = self.kubectl();
-        let (id, secret) = self.tailnet.oauth_client("tag:k8s-operator")?;
-        let deploy = workspace::root().join("deploy");
-        let path = |file: &str| deploy.join(file).display().to_string();
-        kubectl.run(&["apply", "--server-side", "-f", &path("crds")])?;
-        kubectl.run(&["apply", "--server-side", "-f", &path("operator.yaml")])?;
-        kubectl.apply(&format!(
-            "apiVersion: v1\nkind: Secret\nmetadata: {{name: operator-oauth, namespace: {NAMESPACE}}}\n\
-             stringData: {{client_id: \"{id}\", client_secret: \"{secret}\"}}\n"
-        ))?;
-        let server = format!("OPERATOR_LOGIN_SERVER={}", self.tailnet.url());
-        kubectl.run(&["-n", NAMESPACE, "set", "env", "deployment/operator", &server])?;
-        self.ready().with_context(|| self.cluster.dump(NAMESPACE))
+        install(&self.cluster, &self.tailnet)
+    }
+
+    /// One more cluster with an operator of its own on the same tailnet. It is gone when it is dropped, or with the lab.
+    ///
+    /// # Errors
+    /// When a part does not come up.
+    pub fn second_cluster(&self, name: &str) -> Result<Cluster> {
+        let record = self.place.0.join("clusters");
+        fs::write(&record, format!("{name}\n")).with_context(|| format!("{}", record.display()))?;
+        Cluster::down(name)?;
+        let cluster = Cluster::up(name)?;
+        load_images(&cluster)?;
+        install(&cluster, &self.tailnet)?;
+        Ok(cluster)
     }
 
     /// Waits until the operator and the pool are ready.
@@ -158,14 +154,7 @@ impl Lab {
     /// # Errors
     /// When they are not within two minutes.
     pub fn ready(&self) -> Result<()> {
-        let limit = Duration::from_secs(120);
-        eventually_within(limit, "operator and pool are ready", || {
-            for target in ["deployment/operator", "statefulset/tailwharf-default"] {
-                self.kubectl()
-                    .run(&["-n", NAMESPACE, "rollout", "status", target, "--timeout=15s"])?;
-            }
-            Ok(())
-        })
+        ready(&self.cluster)
     }
 
     /// kubectl as the administrator of the cluster.
@@ -185,11 +174,7 @@ impl Lab {
     /// # Errors
     /// When it is not available in time.
     pub fn deploy(&self, manifest: &str, deployment: &str) -> Result<()> {
-        self.kubectl().apply(manifest)?;
-        let target = format!("deployment/{deployment}");
-        self.kubectl()
-            .run(&["rollout", "status", &target, "--timeout=60s"])
-            .map(drop)
+        deploy(self.kubectl(), manifest, deployment)
     }
 
     /// Waits until a URL answers from the laptop.
@@ -232,6 +217,12 @@ impl Lab {
                 let _ = fs::remove_dir_all(Path::new("/etc/netns").join(space));
             }
         }
+        for second in fs::read_to_string(dir.join("clusters"))
+            .unwrap_or_default()
+            .lines()
+        {
+            Cluster::down(second)?;
+        }
         Cluster::down(name)?;
         if dir.exists() {
             fs::remove_dir_all(dir).with_context(|| format!("{}", dir.display()))?;
@@ -249,4 +240,54 @@ impl Lab {
         )?;
         Ok(())
     }
+}
+
+/// Deploys a manifest and waits for the rollout of its Deployment.
+///
+/// # Errors
+/// When it is not available in time.
+pub fn deploy(kubectl: &Kubectl, manifest: &str, deployment: &str) -> Result<()> {
+    kubectl.apply(manifest)?;
+    let target = format!("deployment/{deployment}");
+    kubectl
+        .run(&["rollout", "status", &target, "--timeout=60s"])
+        .map(drop)
+}
+
+fn load_images(cluster: &Cluster) -> Result<()> {
+    [
+        workspace::image(),
+        workspace::test_image("nginx"),
+        workspace::test_image("echo"),
+    ]
+    .iter()
+    .try_for_each(|image| cluster.load(image))
+}
+
+fn install(cluster: &Cluster, tailnet: &Tailnet) -> Result<()> {
+    let kubectl = cluster.kubectl();
+    let (id, secret) = tailnet.oauth_client("tag:k8s-operator")?;
+    let deploy = workspace::root().join("deploy");
+    let path = |file: &str| deploy.join(file).display().to_string();
+    kubectl.run(&["apply", "--server-side", "-f", &path("crds")])?;
+    kubectl.run(&["apply", "--server-side", "-f", &path("operator.yaml")])?;
+    kubectl.apply(&format!(
+        "apiVersion: v1\nkind: Secret\nmetadata: {{name: operator-oauth, namespace: {NAMESPACE}}}\n\
+         stringData: {{client_id: \"{id}\", client_secret: \"{secret}\"}}\n"
+    ))?;
+    let server = format!("OPERATOR_LOGIN_SERVER={}", tailnet.url());
+    kubectl.run(&["-n", NAMESPACE, "set", "env", "deployment/operator", &server])?;
+    ready(cluster).with_context(|| cluster.dump(NAMESPACE))
+}
+
+fn ready(cluster: &Cluster) -> Result<()> {
+    let limit = Duration::from_secs(120);
+    eventually_within(limit, "operator and pool are ready", || {
+        for target in ["deployment/operator", "statefulset/tailwharf-default"] {
+            cluster
+                .kubectl()
+                .run(&["-n", NAMESPACE, "rollout", "status", target, "--timeout=15s"])?;
+        }
+        Ok(())
+    })
 }

@@ -1,0 +1,260 @@
+//! Two clusters on one tailnet: pods of B reach Services of A by a Service of their own.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tailwharf_e2e::condition;
+use tailwharf_testkit::lab::{ECHO, NAMESPACE, NGINX, deploy};
+use tailwharf_testkit::requirements::Need;
+use tailwharf_testkit::wait::eventually;
+use tailwharf_testkit::{Cluster, Lab};
+
+/// Sends one datagram and prints what comes back.
+const UDP_CLIENT: &str = "import socket,sys\ns=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\ns.settimeout(2)\ns.sendto(b'over udp',(sys.argv[1],int(sys.argv[2])))\nprint(s.recv(2048).decode())\n";
+const EXPOSE: &str = "tailscale.com/expose: \"true\"";
+const SUFFIX: &str = tailwharf_testkit::tailnet::SUFFIX;
+
+/// Fields are dropped in order: B before the tailnet that it is on.
+struct Fixture {
+    b: Cluster,
+    a: Lab,
+}
+
+fn main() -> ExitCode {
+    let needs = [
+        Need::Root,
+        Need::Cluster,
+        Need::OfficialClient,
+        Need::Binary,
+        Need::Image,
+    ];
+    tailwharf_e2e::run(
+        &needs,
+        start,
+        &[
+            ("a_pod_of_b_reaches_a_service_of_a_by_name", by_name),
+            ("datagrams_and_addresses", datagrams_and_addresses),
+            ("a_killed_host_is_replaced", host_killed),
+            ("targets_that_cannot_be_reached_are_told", told),
+            ("an_exposed_service_becomes_egress_and_back", changes_its_mind),
+            ("clean_up_leaves_nothing", clean_up),
+        ],
+    )
+}
+
+fn start() -> Result<Fixture> {
+    let a = Lab::start("egress-a", Path::new("/var/lib/tailwharf-e2e-egress"), |_| ())?;
+    let b = a.second_cluster("egress-b")?;
+    a.deploy(NGINX, "nginx")?;
+    a.deploy(ECHO, "echo")?;
+    deploy(b.kubectl(), NGINX, "nginx")?;
+    let services = [
+        ("web", "nginx", "[{port: 80}]"),
+        (
+            "echo",
+            "echo",
+            "[{name: t, port: 7}, {name: u, port: 7, protocol: UDP}]",
+        ),
+    ];
+    for (name, app, ports) in services {
+        let spec = format!("{{selector: {{app: {app}}}, ports: {ports}}}");
+        a.kubectl().apply(&service(name, EXPOSE, &spec))?;
+    }
+    a.reachable("http://default-web/")?;
+    Ok(Fixture { b, a })
+}
+
+/// A Service manifest of namespace `default`.
+fn service(name: &str, annotations: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: default, annotations: {{{annotations}}}}}\nspec: {spec}\n"
+    )
+}
+
+impl Fixture {
+    /// A Service of B that stands for something on the tailnet.
+    fn reach(&self, name: &str, annotation: &str, target: &str, ports: &str) -> Result<()> {
+        let annotations = format!("tailscale.com/{annotation}: \"{target}\"");
+        let spec = format!("{{type: ExternalName, externalName: placeholder, ports: {ports}}}");
+        self.b
+            .kubectl()
+            .apply(&service(name, &annotations, &spec))
+            .map(drop)
+    }
+
+    fn service(&self, name: &str) -> Result<Value> {
+        self.b.kubectl().get(&["service", name, "-n", "default"])
+    }
+
+    fn ready(&self, name: &str) -> Result<String> {
+        eventually(&format!("{name} is ready"), || {
+            let service = self.service(name)?;
+            let (status, reason, message) = condition(&service, "TailscaleProxyReady")?;
+            ensure!(status == "True", "{reason}: {message}");
+            Ok(service["spec"]["externalName"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned())
+        })
+        .with_context(|| self.b.dump(NAMESPACE))
+    }
+
+    /// The message of a Service that is not ready, once it has this word.
+    fn not_ready(&self, name: &str, word: &str) -> Result<String> {
+        eventually(&format!("{name} tells of {word:?}"), || {
+            let (status, reason, message) = condition(&self.service(name)?, "TailscaleProxyReady")?;
+            ensure!(
+                status == "False" && message.contains(word),
+                "{status} {reason}: {message}"
+            );
+            Ok(message)
+        })
+        .with_context(|| self.b.dump(NAMESPACE))
+    }
+
+    /// What curl prints in a pod of B.
+    fn curl(&self, url: &str) -> Result<String> {
+        let curl = [
+            "curl",
+            "--silent",
+            "--show-error",
+            "--fail",
+            "--max-time",
+            "5",
+            url,
+        ];
+        let words = [&["exec", "deployment/nginx", "--"][..], &curl].concat();
+        self.b.kubectl().run(&words)
+    }
+
+    fn page(&self, url: &str) -> Result<()> {
+        let page = eventually(&format!("{url} answers in B"), || self.curl(url))
+            .with_context(|| self.b.dump(NAMESPACE))?;
+        ensure!(page.contains("Welcome to nginx!"), "{page}");
+        Ok(())
+    }
+
+    fn delete(&self, name: &str) -> Result<()> {
+        self.b
+            .kubectl()
+            .run(&["delete", "service", name, "--wait=true", "--timeout=30s"])?;
+        eventually("nothing is left", || {
+            let left = self.b.kubectl().run(&[
+                "get",
+                "identities,secrets,services,endpointslices",
+                "-n",
+                NAMESPACE,
+                "-l",
+                &format!("tailscale.com/parent-resource={name}"),
+                "-o",
+                "name",
+            ])?;
+            ensure!(left.trim().is_empty(), "left: {left}");
+            let devices = self.a.devices(&format!("default-{name}"))?;
+            ensure!(devices.is_empty(), "left: {devices:?}");
+            Ok(())
+        })
+    }
+}
+
+fn by_name(fixture: &mut Fixture) -> Result<()> {
+    fixture.reach(
+        "remote",
+        "tailnet-fqdn",
+        &format!("default-web.{SUFFIX}"),
+        "[{port: 80}]",
+    )?;
+    let name = fixture.ready("remote")?;
+    ensure!(
+        name.starts_with("ts-remote-") && name.ends_with(".tailscale.svc.cluster.local"),
+        "{name}"
+    );
+    fixture.page("http://remote/")?;
+    fixture.page(&format!("http://{name}/"))?;
+    // The short name is enough.
+    fixture.reach("remote", "tailnet-fqdn", "default-web", "[{port: 80}]")?;
+    fixture.page("http://remote/")
+}
+
+fn datagrams_and_addresses(fixture: &mut Fixture) -> Result<()> {
+    let peer = fixture.a.laptop.peer("default-echo")?;
+    let addresses = peer["TailscaleIPs"].as_array().cloned().unwrap_or_default();
+    for (number, address) in addresses.iter().filter_map(Value::as_str).enumerate() {
+        let name = format!("echo-{number}");
+        let ports = "[{name: t, port: 7}, {name: u, port: 7, protocol: UDP}]";
+        fixture.reach(&name, "tailnet-ip", address, ports)?;
+        let external = fixture.ready(&name)?;
+        let child = external.split('.').next().unwrap_or_default();
+        let found = fixture.b.kubectl().get(&["service", child, "-n", NAMESPACE])?;
+        let cluster_ip = found["spec"]["clusterIP"].as_str().unwrap_or_default();
+        let answer = eventually("a datagram comes back", || {
+            fixture.b.exec(&["python3", "-c", UDP_CLIENT, cluster_ip, "7"])
+        })?;
+        ensure!(answer == "over udp\n", "{answer}");
+        fixture.delete(&name)?;
+    }
+    Ok(())
+}
+
+fn host_killed(fixture: &mut Fixture) -> Result<()> {
+    let identities = fixture.b.kubectl().get(&[
+        "identities",
+        "-n",
+        NAMESPACE,
+        "-l",
+        "tailscale.com/parent-resource=remote",
+    ])?;
+    let host = identities["items"][0]["status"]["host"]
+        .as_str()
+        .context("no host")?
+        .to_owned();
+    fixture.b.kubectl().run(&[
+        "delete",
+        "pod",
+        &host,
+        "-n",
+        NAMESPACE,
+        "--grace-period=0",
+        "--force",
+    ])?;
+    fixture.page("http://remote/")
+}
+
+fn told(fixture: &mut Fixture) -> Result<()> {
+    fixture.reach("nobody", "tailnet-fqdn", "nobody.example", "[{port: 80}]")?;
+    fixture.not_ready("nobody", "no device nobody.example is visible")?;
+    fixture.delete("nobody")?;
+
+    fixture.reach("itself", "tailnet-fqdn", "default-itself", "[{port: 80}]")?;
+    fixture.not_ready("itself", "is this device itself")?;
+    fixture.delete("itself")?;
+
+    // The target is there, and nothing listens at this port.
+    fixture.reach("closed", "tailnet-fqdn", "default-web", "[{port: 81}]")?;
+    fixture.not_ready("closed", "refuses connections")?;
+    fixture.delete("closed")
+}
+
+fn changes_its_mind(fixture: &mut Fixture) -> Result<()> {
+    let spec = "{type: ClusterIP, externalName: null, selector: {app: nginx}, ports: [{port: 80}]}";
+    fixture.b.kubectl().apply(&service("mind", EXPOSE, spec))?;
+    fixture.a.reachable("http://default-mind/")?;
+    fixture
+        .b
+        .kubectl()
+        .run(&["annotate", "service", "mind", "tailscale.com/expose-"])?;
+    fixture.b.kubectl().run(&[
+        "annotate",
+        "service",
+        "mind",
+        "tailscale.com/tailnet-fqdn=default-web",
+    ])?;
+    fixture.page("http://mind/")?;
+    fixture.delete("mind")
+}
+
+fn clean_up(fixture: &mut Fixture) -> Result<()> {
+    fixture.delete("remote")
+}
