@@ -14,7 +14,7 @@ demo-down: ## Remove every trace of the demo
 test: ## Every test; what this machine cannot run is reported as ignored, with the reason
 	@./setup/test.sh
 
-bench: setup images bench-tools ## The measured promises; AREA=first-light runs one area
+bench: setup images bench-tools ## The measured promises; AREA=node runs one area, AREA=node.tun a part of it
 	cargo run --locked -p tailwharf-bench -- $(AREA)
 
 lint: ## Formatting, lints, purity, generated files, licences

@@ -27,7 +27,7 @@ pub(super) fn measure(figures: &mut Figures, world: &World) -> Result<()> {
     let together = many.send_to_all(world, 1)?;
     many.process.stop()?;
     figures.add(
-        "node.identities_200_active",
+        "node.crowd.identities_200_active",
         together,
         "Gbit/s",
         Some(alone),
@@ -44,7 +44,7 @@ pub(super) fn measure(figures: &mut Figures, world: &World) -> Result<()> {
     std::thread::sleep(Duration::from_secs(5));
     let peers = resident(watcher.pid())? - before;
     figures.add(
-        "node.idle_peer",
+        "node.crowd.idle_peer",
         peers * 1024.0 / IDLE as f64,
         "KiB",
         None,
@@ -52,7 +52,7 @@ pub(super) fn measure(figures: &mut Figures, world: &World) -> Result<()> {
     );
     let memory = resident(idle.process.pid())?;
     figures.add(
-        "node.identities_1000_idle",
+        "node.crowd.identities_1000_idle",
         memory,
         "MiB",
         None,

@@ -29,7 +29,7 @@ pub(super) fn measure(figures: &mut Figures, world: &World) -> Result<()> {
     let host = world.bridge.host();
     let theirs = best(host, PORT, derper.process.pid(), &keys)?;
     let ours = best(host, OUR_PORT, coordinator(&world.tailnet)?, &keys)?;
-    add(figures, "node.relay_alone", ours, theirs, (1.5, 0.6));
+    add(figures, "node.relay.alone", ours, theirs, (1.5, 0.6));
 
     // The nodes of the official pair are told of the official relay alone.
     fs::write(world.dir.path().join("relays.json"), derper.map(host).to_string())?;
@@ -45,7 +45,7 @@ pub(super) fn measure(figures: &mut Figures, world: &World) -> Result<()> {
         let pair = Pair::ours(world, &[])?;
         between(&pair, coordinator(&world.tailnet)?)?
     };
-    add(figures, "node.relay_only", ours, theirs, (5.0, 0.2));
+    add(figures, "node.relay.only", ours, theirs, (5.0, 0.2));
     Ok(())
 }
 

@@ -42,12 +42,9 @@ pub(super) fn measure(figures: &mut Figures, world: &World) -> Result<()> {
         node.process.stop()?;
     }
     target.process.stop()?;
-    for (name, times, bar) in [
-        ("start_to_online", online, 0.4),
-        ("start_to_first_byte", answers, 0.5),
-    ] {
+    for (name, times, bar) in [("to_online", online, 0.4), ("to_first_byte", answers, 0.5)] {
         figures.add(
-            &format!("node.{name}"),
+            &format!("node.start.{name}"),
             median(times),
             "s",
             None,

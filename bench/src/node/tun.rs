@@ -29,12 +29,9 @@ pub(super) fn measure(figures: &mut Figures, world: &World) -> Result<()> {
     let theirs = look(&Pair::theirs(world, &[])?)?;
     let ours = look(&Pair::ours(world, &[])?)?;
     let mut add = |name: &str, value: f64, unit: &str, peer: Option<f64>, bar: Bar| {
-        figures.add(&format!("node.{name}"), value, unit, peer, Some(bar));
+        figures.add(&format!("node.tun.{name}"), value, unit, peer, Some(bar));
     };
-    for (name, ours, theirs) in [
-        ("tun_tcp_1", ours.one, theirs.one),
-        ("tun_tcp_4", ours.four, theirs.four),
-    ] {
+    for (name, ours, theirs) in [("tcp_1", ours.one, theirs.one), ("tcp_4", ours.four, theirs.four)] {
         add(
             name,
             ours.gbits,
@@ -52,35 +49,35 @@ pub(super) fn measure(figures: &mut Figures, world: &World) -> Result<()> {
         );
     }
     add(
-        "tun_udp_1200",
+        "udp_1200",
         ours.datagrams / 1e3,
         "k/s",
         Some(theirs.datagrams / 1e3),
         Bar::RatioAtLeast(5.0),
     );
     add(
-        "tun_rtt_loaded_p50",
+        "rtt_loaded_p50",
         ours.loaded_p50 / 1e3,
         "ms",
         Some(theirs.loaded_p50 / 1e3),
         Bar::AtMost(2.0),
     );
     add(
-        "tun_rtt_loaded_p99",
+        "rtt_loaded_p99",
         ours.loaded_p99 / 1e3,
         "ms",
         Some(theirs.loaded_p99 / 1e3),
         Bar::AtMost(5.0),
     );
     add(
-        "tun_rtt_idle_p50",
+        "rtt_idle_p50",
         ours.idle_p50,
         "us",
         Some(theirs.idle_p50),
         Bar::RatioAtMost(0.6),
     );
     add(
-        "busy_memory",
+        "memory",
         ours.memory,
         "MiB",
         Some(theirs.memory),
@@ -91,7 +88,7 @@ pub(super) fn measure(figures: &mut Figures, world: &World) -> Result<()> {
         stream(pair.near(), &pair.to, "to", 1, &pair.pids)?
     };
     add(
-        "tun_tcp_1_no_offloads",
+        "tcp_1_no_offloads",
         plain.gbits,
         "Gbit/s",
         Some(theirs.one.gbits),

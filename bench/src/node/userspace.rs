@@ -38,7 +38,7 @@ pub(super) fn measure(figures: &mut Figures, world: &World) -> Result<()> {
     };
     let ours = look(&ends)?;
     for (((way, count), ours), theirs) in STREAMS.into_iter().zip(&ours.streams).zip(&theirs.streams) {
-        let name = format!("node.userspace_tcp_{way}_{count}");
+        let name = format!("node.userspace.tcp_{way}_{count}");
         figures.add(
             &name,
             ours.gbits,
@@ -55,21 +55,21 @@ pub(super) fn measure(figures: &mut Figures, world: &World) -> Result<()> {
         );
     }
     figures.add(
-        "node.userspace_memory",
+        "node.userspace.memory",
         ours.memory,
         "MiB",
         Some(theirs.memory),
         Some(Bar::AtMost(64.0)),
     );
     figures.add(
-        "node.connections",
+        "node.userspace.connections",
         ours.connections,
         "1/s",
         Some(theirs.connections),
         Some(Bar::RatioAtLeast(3.0)),
     );
     figures.add(
-        "node.connections_hung",
+        "node.userspace.connections_hung",
         ours.hung,
         "",
         Some(theirs.hung),
@@ -126,11 +126,17 @@ fn idle(figures: &mut Figures, world: &World, ends: &Ends<'_>, alone: Carried) -
     let open = Process::start("idle", &mut command, &world.dir.path().join("idle.log"))?;
     said(&open, "{}", std::time::Duration::from_secs(60))?;
     let each = (resident(ends.pids[1])? - before) * 1024.0 / IDLE as f64;
-    figures.add("node.idle_connection", each, "KiB", None, Some(Bar::AtMost(20.0)));
+    figures.add(
+        "node.userspace.idle_connection",
+        each,
+        "KiB",
+        None,
+        Some(Bar::AtMost(20.0)),
+    );
     let beside = stream(ends.client, &ends.to, "to", 1, &ends.pids)?;
     ensure!(beside.gbits > 0.0, "nothing was carried beside idle connections");
     figures.add(
-        "node.flow_beside_idle",
+        "node.userspace.flow_beside_idle",
         beside.gbits,
         "Gbit/s",
         Some(alone.gbits),
