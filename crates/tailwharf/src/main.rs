@@ -1,9 +1,8 @@
 //! tailwharf: one binary, several processes. Arguments become settings, settings a running process.
 
-#![forbid(unsafe_code)]
-
 mod args;
 mod local;
+mod memory;
 mod run;
 mod settings;
 
@@ -13,10 +12,6 @@ use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::args::Args;
-
-/// musl's own allocator is slow under threads; this one also gives memory back.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     // With huge pages the first byte of each arena would cost 2 MiB; many small processes are what we are for.
