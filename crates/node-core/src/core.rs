@@ -3,6 +3,7 @@
 mod discovery;
 mod inner;
 mod pinging;
+mod transit;
 mod tun;
 
 use std::net::{IpAddr, SocketAddr};
@@ -31,6 +32,7 @@ use crate::packet::{proto, write_udp};
 use crate::paths::Path;
 use crate::pings::Pings;
 use crate::tcp::TcpStack;
+use crate::transit::TransitQueue;
 use crate::tunnel::Tunnel;
 use crate::udp::{Datagram, UdpStack};
 use crate::whois::{WhoIs, whois};
@@ -90,6 +92,7 @@ pub struct Core {
     conntrack: Conntrack,
     tcp: TcpStack,
     udp: UdpStack,
+    transit: TransitQueue,
     pings: Pings,
     fragments: Fragments,
     rejects: Limiter,
@@ -124,6 +127,7 @@ impl Core {
             conntrack: Conntrack::default(),
             tcp: TcpStack::new(config.budget, rng.next_u64(), now),
             udp: UdpStack::default(),
+            transit: TransitQueue::default(),
             pings: Pings::default(),
             fragments: Fragments::default(),
             rejects: Limiter::new(MAX_REJECTS),
@@ -155,10 +159,12 @@ impl Core {
         let tunnel = &self.tunnel;
         let peer_api_port = self.peer_api_port;
         let filter = tunnel.netmap.filter();
-        let revoked = self.tcp.revoke(|tuple| {
+        let transit = &self.transit;
+        let revoked = self.tcp.revoke(|tuple, is_routed| {
+            let is_here = !is_routed || transit.takes(tuple.local.ip());
             tunnel.route(tuple.remote.ip()).is_some_and(|peer| {
                 is_peer_api(&tunnel.netmap, peer_api_port, peer, tuple.local)
-                    || filter.admits(peer, tuple.remote.ip(), tuple.local)
+                    || (is_here && filter.admits(peer, tuple.remote.ip(), tuple.local))
             })
         });
         self.tunnel.counters.revoked += revoked;

@@ -30,6 +30,10 @@ handle! {
     /// A UDP socket.
     UdpId
 }
+handle! {
+    /// A connection that a peer asks for at an address which this node routes.
+    AskedId
+}
 
 /// A ping that was started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -37,7 +41,7 @@ pub struct PingId(pub(crate) u64);
 
 /// Something that the shell may want to act on.
 ///
-/// `Readable`, `Writable` and `UdpReadable` follow a verb that answered [`Io::Pending`], once for each such answer.
+/// `Readable`, `Writable`, `UdpReadable` and `Transit` follow a verb that answered [`Io::Pending`], once for each such answer.
 #[derive(Clone, Debug)]
 pub enum Event {
     /// A listener has a connection to accept.
@@ -57,6 +61,8 @@ pub enum Event {
     },
     /// A UDP socket has a datagram.
     UdpReadable(UdpId),
+    /// A peer sent something to an address that this node routes.
+    Transit,
     /// A ping was answered.
     PingReply {
         /// The ping.
@@ -67,6 +73,8 @@ pub enum Event {
         path: Path,
         /// Our address as the peer saw it, for disco pings.
         seen_as: Option<SocketAddr>,
+        /// The port of the peer's API, for TSMP pings of peers that have one.
+        peer_api_port: Option<u16>,
     },
     /// A ping had no answer in time.
     PingTimeout(PingId),
@@ -164,6 +172,17 @@ pub enum ConnectError {
         /// Where to.
         remote: SocketAddr,
     },
+    /// The budget for TCP buffers is spent.
+    #[error("the memory for TCP connections is used up; close some or raise the limit")]
+    NoMemory,
+}
+
+/// Why a connection that a peer asked for cannot be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AdmitError {
+    /// The peer has given up, left, or may not have it any more.
+    #[error("the peer asks no longer")]
+    Gone,
     /// The budget for TCP buffers is spent.
     #[error("the memory for TCP connections is used up; close some or raise the limit")]
     NoMemory,

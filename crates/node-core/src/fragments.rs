@@ -192,7 +192,7 @@ pub(crate) fn is_assembled(protocol: u8) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::{tests::fragmented, write_udp};
+    use crate::packet::{fragments, write_udp};
     use proptest::prelude::*;
 
     fn datagram(v6: bool, length: usize) -> Vec<u8> {
@@ -205,6 +205,10 @@ mod tests {
         let payload: Vec<u8> = (0..length).map(|n| (n % 251) as u8).collect();
         write_udp(&mut packet, from.parse().unwrap(), to.parse().unwrap(), &payload);
         packet
+    }
+
+    fn fragmented(packet: &[u8], size: usize, id: u32) -> Vec<Vec<u8>> {
+        fragments(packet, &Parsed::parse(packet).unwrap(), size, id).collect()
     }
 
     fn insert(fragments: &mut Fragments, packet: &[u8], now: Instant) -> Assembled {

@@ -13,6 +13,8 @@
 //! | `tunnel`, `session` | sessions with the peers that talk |
 //! | `disco`, `tsmp` | pings of both kinds |
 //! | `tcp`, `udp` | the userspace stack |
+//! | `transit` | what peers send to networks that this node routes without a kernel |
+//! | `app_connector` | the domains that peers reach through a node, and what it learns of them |
 //! | `core` | all of it together |
 //!
 //! **Exception to purity**: `boringtun` reads the monotonic and the system clock and the system's randomness inside `session`, the only module that uses it;
@@ -20,6 +22,7 @@
 
 #![forbid(unsafe_code)]
 
+mod app_connector;
 mod budget;
 mod buffers;
 mod core;
@@ -40,20 +43,23 @@ mod pings;
 mod session;
 mod slab;
 mod tcp;
+mod transit;
 mod tsmp;
 mod tunnel;
 mod udp;
 mod whois;
 
+pub use self::app_connector::AppConnector;
 pub use self::budget::MemoryBudget;
 pub use self::buffers::{BUFFER_LEN, BufferPool};
 pub use self::core::{Core, CoreConfig, Counters};
 pub use self::endpoints::NetFacts;
 pub use self::event::{
-    Accepted, BindError, CloseReason, ConnError, ConnId, ConnectError, Event, Io, ListenerId, PingError,
-    PingId, PingKind, Reason, UdpError, UdpId,
+    Accepted, AdmitError, AskedId, BindError, CloseReason, ConnError, ConnId, ConnectError, Event, Io,
+    ListenerId, PingError, PingId, PingKind, Reason, UdpError, UdpId,
 };
 pub use self::outbox::Transmit;
 pub use self::paths::{Path, PathState, PeerPath, RelayReason};
+pub use self::transit::{Echo, Transit, VIA, via};
 pub use self::udp::Datagram;
 pub use self::whois::{CapabilityError, WhoIs};

@@ -393,6 +393,37 @@ pub(crate) fn write_udp(out: &mut Vec<u8>, from: SocketAddr, to: SocketAddr, pay
     out[start + 6..start + 8].copy_from_slice(&sum.to_be_bytes());
 }
 
+/// The fragments of a packet, whose transport has `size` bytes in each but the last; `size` is a multiple of eight.
+pub(crate) fn fragments<'a>(
+    packet: &'a [u8],
+    parsed: &'a Parsed,
+    size: usize,
+    id: u32,
+) -> impl Iterator<Item = Vec<u8>> + 'a {
+    let body = &packet[parsed.transport..parsed.end];
+    body.chunks(size).enumerate().map(move |(index, piece)| {
+        let (offset, more) = (index * size, (index + 1) * size < body.len());
+        let mut out = Vec::with_capacity(V6_HEADER + 8 + piece.len());
+        if parsed.src.is_ipv4() {
+            ip_header(&mut out, parsed.src, parsed.dst, parsed.proto, piece.len());
+            let field = (offset / 8) as u16 | if more { 0x2000 } else { 0 };
+            out[4..6].copy_from_slice(&(id as u16).to_be_bytes());
+            out[6..8].copy_from_slice(&field.to_be_bytes());
+            out[10..12].fill(0);
+            let sum = checksum(&[&out[..V4_HEADER]]).to_be_bytes();
+            out[10..12].copy_from_slice(&sum);
+        } else {
+            let length = 8 + piece.len();
+            ip_header(&mut out, parsed.src, parsed.dst, proto::V6_FRAGMENT, length);
+            out.extend_from_slice(&[parsed.proto, 0]);
+            out.extend_from_slice(&(offset as u16 | u16::from(more)).to_be_bytes());
+            out.extend_from_slice(&id.to_be_bytes());
+        }
+        out.extend_from_slice(piece);
+        out
+    })
+}
+
 /// Writes a TSMP packet into `out`.
 pub(crate) fn write_tsmp(out: &mut Vec<u8>, src: IpAddr, dst: IpAddr, body: &[u8]) {
     ip_header(out, src, dst, proto::TSMP, body.len());
@@ -448,38 +479,6 @@ pub(crate) mod tests {
             parsed.proto,
             &packet[parsed.transport..parsed.end],
         ) == 0
-    }
-
-    /// The fragments of a packet, with up to `size` bytes each.
-    pub(crate) fn fragmented(packet: &[u8], size: usize, id: u32) -> Vec<Vec<u8>> {
-        let parsed = Parsed::parse(packet).unwrap();
-        let body = &packet[parsed.transport..parsed.end];
-        let pieces = body.chunks(size).enumerate();
-        pieces
-            .map(|(index, piece)| {
-                let (offset, more) = (index * size, (index + 1) * size < body.len());
-                let mut out = Vec::new();
-                if parsed.src.is_ipv4() {
-                    ip_header(&mut out, parsed.src, parsed.dst, parsed.proto, piece.len());
-                    let field = (offset / 8) as u16 | if more { 0x2000 } else { 0 };
-                    out[4..6].copy_from_slice(&(id as u16).to_be_bytes());
-                    out[6..8].copy_from_slice(&field.to_be_bytes());
-                } else {
-                    ip_header(
-                        &mut out,
-                        parsed.src,
-                        parsed.dst,
-                        proto::V6_FRAGMENT,
-                        8 + piece.len(),
-                    );
-                    out.extend_from_slice(&[parsed.proto, 0]);
-                    out.extend_from_slice(&(offset as u16 | u16::from(more)).to_be_bytes());
-                    out.extend_from_slice(&id.to_be_bytes());
-                }
-                out.extend_from_slice(piece);
-                out
-            })
-            .collect()
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 
 use futures::future::BoxFuture;
 use ipnet::IpNet;
@@ -15,9 +16,11 @@ use tokio::sync::watch;
 use url::Url;
 use zeroize::Zeroizing;
 
+use crate::funnel::FunnelListener;
 use crate::offload::NamedOffload;
 use crate::service::{ServiceListener, ServiceName};
 use crate::tcp::{TcpListener, TcpStream};
+use crate::transit::TransitCounts;
 use crate::udp::UdpSocket;
 
 /// How a node joins its tailnet. Fixed for the life of the node; what may change later is in [`Prefs`].
@@ -42,6 +45,14 @@ pub struct NodeConfig {
     pub udp_port: Option<u16>,
     /// Addresses outside by which peers reach that port because somebody saw to it: a port of a firewall, or of a Kubernetes node.
     pub endpoints: Vec<SocketAddr>,
+    /// As [`Prefs::routes`], from the start.
+    pub routes: Vec<IpNet>,
+    /// As [`Prefs::accept_routes`], from the start.
+    pub accept_routes: bool,
+    /// As [`Prefs::exit_node`], from the start.
+    pub exit_node: Option<String>,
+    /// As [`Prefs::app_connector`], from the start.
+    pub app_connector: bool,
     /// Peers that talked to this node before it moved here, at most 32 of them: the node starts handshakes with them, so
     /// that they need not find out by their timers.
     pub wake: Vec<StableId>,
@@ -61,6 +72,10 @@ impl NodeConfig {
             force_reauth: false,
             udp_port: None,
             endpoints: Vec::new(),
+            routes: Vec::new(),
+            accept_routes: false,
+            exit_node: None,
+            app_connector: false,
             wake: Vec::new(),
         }
     }
@@ -96,10 +111,20 @@ pub struct Prefs {
     pub hostname: String,
     /// Tags asked for, each with its `tag:` prefix.
     pub tags: Vec<String>,
-    /// Networks that this node offers to route for peers; an exit node offers `0.0.0.0/0` and `::/0`. The control server decides.
+    /// Networks that this node offers to route for peers; an exit node offers `0.0.0.0/0` and `::/0`. The control server decides; [`NodeStatus::routes`] says
+    /// which it approved. A node without a device of the kernel carries what peers send there by sockets of this machine, as far as the packet filter allows
+    /// it: nothing else has to be done for it. Default routes lead to the internet alone, not to private networks or this machine. Networks within
+    /// [`tailwharf_node_core::VIA`] lead to the IPv4 addresses in them.
     pub routes: Vec<IpNet>,
+    /// Lets dials and datagrams reach the subnets that peers route. Without, they reach peers and services alone. A device has its own setting.
+    pub accept_routes: bool,
+    /// The peer, by name or address, that takes dials and datagrams to what no other peer routes. A device has its own setting.
+    pub exit_node: Option<String>,
     /// Offers to resolve names for peers that may use this node as their exit.
     pub resolves_for_peers: bool,
+    /// Offers to be an app connector: to resolve for peers the domains that the control server says, and to route the addresses that it finds, beside
+    /// [`Prefs::routes`].
+    pub app_connector: bool,
 }
 
 /// How far a node has come.
@@ -186,6 +211,10 @@ pub struct NodeStatus {
     pub key_expiry: Option<Timestamp>,
     /// The addresses of the services that the control server lets this node host, by name (`svc:…`).
     pub services: BTreeMap<String, Vec<IpAddr>>,
+    /// Those of [`Prefs::routes`], and of the routes of an app connector, that the control server routes to this node.
+    pub routes: Vec<IpNet>,
+    /// The ports on which the node may be reached from the internet; none if it may not.
+    pub funnel_ports: Vec<RangeInclusive<u16>>,
     /// The names for which the node may get certificates.
     pub cert_domains: Vec<String>,
     /// What is wrong, for people: warnings of the control server, and our own.
@@ -208,6 +237,8 @@ impl NodeStatus {
             tags: Vec::new(),
             key_expiry: None,
             services: BTreeMap::new(),
+            routes: Vec::new(),
+            funnel_ports: Vec::new(),
             cert_domains: Vec::new(),
             health: Vec::new(),
         }
@@ -238,13 +269,21 @@ pub trait TailnetNode: Send + Sync + 'static {
     /// [`SocketError::PortInUse`] when this node serves the port already, [`SocketError::Closed`] after shutdown.
     fn listen_service(&self, service: &ServiceName, port: u16) -> Result<ServiceListener, SocketError>;
 
+    /// Accepts connections from the internet to `port`, which gateways of the tailnet pass on, and tells the control server that the node is to be reached from
+    /// there. Whether it may be says [`NodeStatus::funnel_ports`]; without that no connection comes.
+    ///
+    /// # Errors
+    /// As [`TailnetNode::listen_tcp`].
+    fn listen_funnel(&self, port: u16) -> Result<FunnelListener, SocketError>;
+
     /// Receives and sends UDP datagrams on `port` of all addresses of the node; port 0 picks a free one.
     ///
     /// # Errors
     /// As [`TailnetNode::listen_tcp`].
     fn bind_udp(&self, port: u16) -> Result<UdpSocket, SocketError>;
 
-    /// Opens a TCP connection to an address on the tailnet.
+    /// Opens a TCP connection to an address on the tailnet: of a node, of a service, or as [`Prefs`] say of a subnet that a peer routes, or any that an exit
+    /// node takes.
     ///
     /// # Errors
     /// [`DialError`] names what is in the way; the wait is bounded by 30 s.
@@ -270,7 +309,10 @@ pub trait TailnetNode: Send + Sync + 'static {
     /// The disco key of this run of the node; peers tell two runs of one node apart by it.
     fn disco_key(&self) -> DiscoPublic;
 
-    /// Changes what the node tells the control server about itself.
+    /// What the node has carried between peers and the networks of [`Prefs::routes`].
+    fn transit(&self) -> TransitCounts;
+
+    /// Changes what the node tells the control server about itself, and how it routes.
     fn set_prefs(&self, prefs: Prefs);
 
     /// Closes all sockets and connections. The node stays registered. Returns when everything has ended.

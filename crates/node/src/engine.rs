@@ -23,7 +23,7 @@ use crate::api::{NodeStatus, PathKind, PeerPath};
 use crate::derp::Relays;
 use crate::direct::{Reach, Socket};
 use crate::host::Host;
-use crate::inquiry::PingWaiters;
+use crate::inquiry::{Answered, PingWaiters};
 use crate::offload::NamedOffload;
 use crate::tun;
 
@@ -81,6 +81,7 @@ pub(crate) struct Waiters {
     pub(crate) connecting: HashMap<ConnId, Connecting>,
     pub(crate) acceptors: HashMap<ListenerId, Vec<Waker>>,
     pub(crate) udp: HashMap<UdpId, Vec<Waker>>,
+    pub(crate) transit: Option<Waker>,
     pub(crate) pings: PingWaiters,
 }
 
@@ -99,13 +100,14 @@ impl Waiters {
             connecting,
             acceptors,
             udp,
+            transit,
             // Whoever waits for a ping learns of the end by its channel.
             pings: _,
         } = std::mem::take(self);
         let single = readers.into_values().chain(writers.into_values());
         let connecting = connecting.into_values().filter_map(|connecting| connecting.waker);
         let many = acceptors.into_values().chain(udp.into_values()).flatten();
-        single.chain(connecting).chain(many).collect()
+        single.chain(connecting).chain(many).chain(transit).collect()
     }
 
     /// Takes who waits for `event`.
@@ -115,6 +117,7 @@ impl Waiters {
                 woken.extend(self.acceptors.remove(&listener).into_iter().flatten());
             }
             Event::UdpReadable(socket) => woken.extend(self.udp.remove(&socket).into_iter().flatten()),
+            Event::Transit => woken.extend(self.transit.take()),
             Event::Readable(conn) => woken.extend(self.readers.remove(&conn)),
             Event::Writable(conn) => woken.extend(self.writers.remove(&conn)),
             Event::Connected(conn) => self.connected(conn, Ok(()), woken),
@@ -124,8 +127,19 @@ impl Waiters {
                 woken.extend(self.writers.remove(&conn));
             }
             Event::PingReply {
-                ping, latency, path, ..
-            } => self.pings.answered(ping, latency, path),
+                ping,
+                latency,
+                path,
+                peer_api_port,
+                ..
+            } => {
+                let answer = Answered {
+                    latency,
+                    path,
+                    peer_api_port,
+                };
+                self.pings.answered(ping, answer);
+            }
             Event::PingTimeout(ping) => self.pings.timed_out(ping),
             Event::PeerActive { .. } | Event::PathChanged { .. } | Event::EndpointsChanged => {}
         }
@@ -396,6 +410,11 @@ impl Engine {
         self.relays.close();
         self.stop.cancel();
         woken.into_iter().for_each(Waker::wake);
+    }
+
+    /// Whether [`Engine::close`] was called.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.stop.is_cancelled()
     }
 
     /// Returns once [`Engine::close`] was called.

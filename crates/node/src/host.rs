@@ -31,6 +31,8 @@ pub struct HostConfig {
     pub max_handshakes: usize,
     /// How many bytes the TCP connections of all nodes may hold in their buffers.
     pub max_tcp_buffer_bytes: usize,
+    /// How many connections, UDP flows and pings of peers to the networks that nodes route may be under way at the same time.
+    pub max_transit: usize,
     /// Whether nodes look for direct paths to their peers; without them all packets go through relays.
     pub direct: bool,
     /// Which work the kernel may take over for whole batches of packets.
@@ -44,6 +46,7 @@ impl Default for HostConfig {
             http_proxies: HttpProxies::default(),
             max_handshakes: 64,
             max_tcp_buffer_bytes: 32 << 20,
+            max_transit: 16_384,
             direct: true,
             offloads: OffloadSwitches::default(),
         }
@@ -76,6 +79,7 @@ struct Inner {
     tcp_buffers: Arc<MemoryBudget>,
     buffers: Arc<BufferPool>,
     handshakes: Semaphore,
+    transit: Arc<Semaphore>,
     server_keys: Mutex<HashMap<ControlServer, MachinePublic>>,
     latencies: Latencies,
     direct: bool,
@@ -96,6 +100,7 @@ impl Host {
             tcp_buffers: MemoryBudget::new(config.max_tcp_buffer_bytes),
             buffers: BufferPool::new(),
             handshakes: Semaphore::new(config.max_handshakes),
+            transit: Arc::new(Semaphore::new(config.max_transit)),
             server_keys: Mutex::default(),
             latencies: Latencies::default(),
             direct: config.direct,
@@ -164,6 +169,11 @@ impl Host {
     /// The addresses of the machine.
     pub(crate) fn interfaces(&self) -> watch::Receiver<Arc<[IpAddr]>> {
         self.0.interfaces.watch()
+    }
+
+    /// The places for what peers send to networks that nodes route.
+    pub(crate) fn transit_room(&self) -> &Arc<Semaphore> {
+        &self.0.transit
     }
 
     /// The places for connections in the making.

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tailwharf_node_core::netmap::{Netmap, Peer};
-use tailwharf_node_core::{Path, PathState, PingError, PingId};
+use tailwharf_node_core::{Path, PathState, PingError, PingId, PingKind};
 use tailwharf_wire::tailcfg::RegionId;
 use tokio::sync::oneshot;
 
 use crate::api::{NodeStatus, Phase};
+use crate::engine::Engine;
 use crate::local::{Kind, NetworkReport, PathReport, PeerReport, Pong, StatusReport, Via};
 use crate::node::Node;
 
@@ -31,13 +32,22 @@ pub enum PingFailure {
 
 /// Who waits for the answers of pings.
 #[derive(Default)]
-pub(crate) struct PingWaiters(Vec<(PingId, oneshot::Sender<(Duration, Path)>)>);
+pub(crate) struct PingWaiters(Vec<(PingId, oneshot::Sender<Answered>)>);
+
+/// The answer to a ping.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Answered {
+    pub(crate) latency: Duration,
+    pub(crate) path: Path,
+    /// The port of the peer's API, if the answer tells it.
+    pub(crate) peer_api_port: Option<u16>,
+}
 
 impl PingWaiters {
-    pub(crate) fn answered(&mut self, ping: PingId, latency: Duration, path: Path) {
+    pub(crate) fn answered(&mut self, ping: PingId, answer: Answered) {
         if let Some(waiter) = self.take(ping) {
             // Whoever asked may have gone.
-            let _ = waiter.send((latency, path));
+            let _ = waiter.send(answer);
         }
     }
 
@@ -46,10 +56,28 @@ impl PingWaiters {
         drop(self.take(ping));
     }
 
-    fn take(&mut self, ping: PingId) -> Option<oneshot::Sender<(Duration, Path)>> {
+    fn take(&mut self, ping: PingId) -> Option<oneshot::Sender<Answered>> {
         let at = self.0.iter().position(|(id, _)| *id == ping)?;
         Some(self.0.swap_remove(at).1)
     }
+}
+
+/// Pings the peer that `find` finds, and waits for the answer.
+pub(crate) async fn ping(
+    engine: &Engine,
+    kind: PingKind,
+    find: impl FnOnce(&Netmap) -> Result<Arc<Peer>, PingFailure>,
+) -> Result<(Netmap, Arc<Peer>, Answered), PingFailure> {
+    let (netmap, peer, answer) = engine.with(|running, now| {
+        let netmap = running.core.netmap().clone();
+        let peer = find(&netmap)?;
+        let ping = running.core.ping(peer.id, kind, now)?;
+        let (sender, answer) = oneshot::channel();
+        running.waiters.pings.0.push((ping, sender));
+        Ok::<_, PingFailure>((netmap, peer, answer))
+    })?;
+    let answered = answer.await.map_err(|_| PingFailure::TimedOut)?;
+    Ok((netmap, peer, answered))
 }
 
 impl Node {
@@ -58,20 +86,15 @@ impl Node {
     /// # Errors
     /// [`PingFailure`] says what is in the way.
     pub async fn ping(&self, peer: &str, kind: Kind) -> Result<Pong, PingFailure> {
-        let (netmap, peer, answer) = self.engine().with(|running, now| {
-            let netmap = running.core.netmap().clone();
-            let peer = find(&netmap, peer).ok_or_else(|| PingFailure::UnknownPeer(peer.to_owned()))?;
-            let ping = running.core.ping(peer.id, kind.into(), now)?;
-            let (sender, answer) = oneshot::channel();
-            running.waiters.pings.0.push((ping, sender));
-            Ok::<_, PingFailure>((netmap, peer, answer))
-        })?;
-        let (latency, path) = answer.await.map_err(|_| PingFailure::TimedOut)?;
+        let (netmap, peer, answered) = ping(self.engine(), kind.into(), |netmap| {
+            find(netmap, peer).ok_or_else(|| PingFailure::UnknownPeer(peer.to_owned()))
+        })
+        .await?;
         Ok(Pong {
             name: peer.first_label().to_owned(),
             address: peer.addresses.first().copied().unwrap_or_else(|| [0; 4].into()),
-            latency_ms: milliseconds(latency),
-            via: match path {
+            latency_ms: milliseconds(answered.latency),
+            via: match answered.path {
                 Path::Udp(address) => Via::Direct(address),
                 Path::Derp { region, .. } => Via::Relay(region_name(&netmap, region)),
             },
@@ -140,7 +163,7 @@ fn find(netmap: &Netmap, peer: &str) -> Option<Arc<Peer>> {
     by_address.or_else(|| netmap.peer_by_name(peer)).cloned()
 }
 
-fn region_name(netmap: &Netmap, region: RegionId) -> String {
+pub(crate) fn region_name(netmap: &Netmap, region: RegionId) -> String {
     netmap
         .derp_map()
         .and_then(|map| map.regions.get(&region))

@@ -8,6 +8,7 @@
 
 pub mod acme;
 mod api;
+mod app_connector;
 mod backoff;
 mod control;
 mod derp;
@@ -15,6 +16,7 @@ mod direct;
 pub mod dns;
 mod engine;
 mod fetch;
+mod funnel;
 mod host;
 mod http1;
 mod http_proxy;
@@ -25,6 +27,7 @@ mod mark;
 mod node;
 mod offload;
 mod peerapi;
+mod routing;
 pub mod run;
 mod service;
 pub mod splice;
@@ -36,6 +39,7 @@ mod tcp;
 #[cfg(test)]
 mod testing;
 mod tls;
+mod transit;
 pub mod tun;
 mod udp;
 
@@ -44,6 +48,7 @@ pub use api::{
     SocketError, StartError, StateStore, StoreError, TailnetNode,
 };
 pub use backoff::Backoff;
+pub use funnel::{FunnelConnection, FunnelListener, FunnelStream};
 pub use host::{Host, HostConfig, HostError};
 pub use http_proxy::{HttpProxies, HttpProxyError};
 pub use inquiry::PingFailure;
@@ -53,4 +58,5 @@ pub use service::{ParseServiceNameError, ServiceListener, ServiceName};
 pub use store::{FileStore, MemoryStore, StoredLogin};
 pub use tailwharf_node_core::{CapabilityError, Datagram, RelayReason, UdpError, WhoIs, netmap::Peer};
 pub use tcp::{TcpListener, TcpStream};
+pub use transit::TransitCounts;
 pub use udp::{SendError, UdpSocket};

@@ -17,16 +17,20 @@ use crate::api::{
     DialError, LogoutError, NodeConfig, NodeStatus, Phase, Prefs, SocketError, StartError, StateStore,
     TailnetNode,
 };
+use crate::app_connector::Connector;
 use crate::control::{self, Announced, ControlServer, Introduction, Session, SessionError};
 use crate::direct::{self, Reader, Socket};
 use crate::dns::Resolver;
 use crate::engine::{Engine, Links};
+use crate::funnel::{Funnel, FunnelListener};
 use crate::host::Host;
 use crate::mark;
 use crate::peerapi::PeerApi;
+use crate::routing;
 use crate::service::{ServiceListener, ServiceName};
 use crate::state::StateKeeper;
 use crate::tcp::{TcpListener, TcpStream};
+use crate::transit::{Carrier, TransitCounts};
 use crate::tun;
 use crate::udp::UdpSocket;
 
@@ -41,12 +45,15 @@ struct Inner {
     server: ControlServer,
     announced: watch::Sender<Announced>,
     resolver: Resolver,
+    funnel: Funnel,
+    transit: Arc<Carrier>,
     disco_key: DiscoPublic,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         self.engine.close();
+        self.funnel.close();
     }
 }
 
@@ -70,7 +77,7 @@ impl Node {
             ..NodeStatus::starting()
         };
         let tun = tun.map(|(device, settings)| (Arc::new(device), settings));
-        let mut routes = Vec::new();
+        let mut routes = config.routes;
         if let Some((_, settings)) = &tun {
             mark::turn_on();
             routes = settings.advertised();
@@ -119,15 +126,24 @@ impl Node {
                 hostname: config.hostname,
                 tags: config.tags,
                 routes,
+                accept_routes: config.accept_routes,
+                exit_node: config.exit_node,
+                app_connector: config.app_connector,
                 ..Prefs::default()
             },
             ..Announced::default()
         });
         let resolver = Resolver::new(engine.clone());
+        engine.spawn(routing::follow(engine.clone(), watched.clone(), tun.is_some()));
+        let transit = Carrier::new(engine.clone());
+        engine.spawn(transit.clone().run());
         if let Some((device, settings)) = tun {
             engine.spawn(tun::follow(engine.clone(), resolver.clone(), device, settings));
         }
-        match PeerApi::bind(&engine, resolver.clone(), &announced) {
+        let funnel = Funnel::default();
+        let connector = Connector::new(announced.clone());
+        engine.spawn(connector.clone().follow(engine.clone()));
+        match PeerApi::bind(&engine, resolver.clone(), &announced, funnel.clone(), connector) {
             Ok(api) => engine.spawn(api.run()),
             Err(error) => tracing::warn!(%error, "no peer API"),
         }
@@ -149,6 +165,8 @@ impl Node {
             server,
             announced,
             resolver,
+            funnel,
+            transit,
             disco_key,
         })))
     }
@@ -191,6 +209,7 @@ impl Node {
 
     async fn stop(&self) {
         self.engine().close();
+        self.0.funnel.close();
         self.engine().ended().await;
         self.engine().update_status(|status| {
             status.phase = Phase::Stopped;
@@ -254,6 +273,13 @@ impl TailnetNode for Node {
         ServiceListener::bind(self.engine(), &self.0.announced, service, port)
     }
 
+    fn listen_funnel(&self, port: u16) -> Result<FunnelListener, SocketError> {
+        if self.engine().is_closed() {
+            return Err(SocketError::Closed);
+        }
+        self.0.funnel.listen(port, &self.0.announced)
+    }
+
     fn bind_udp(&self, port: u16) -> Result<UdpSocket, SocketError> {
         UdpSocket::bind(self.engine(), port)
     }
@@ -289,6 +315,10 @@ impl TailnetNode for Node {
 
     fn disco_key(&self) -> DiscoPublic {
         self.0.disco_key
+    }
+
+    fn transit(&self) -> TransitCounts {
+        self.0.transit.counts()
     }
 
     fn set_prefs(&self, prefs: Prefs) {

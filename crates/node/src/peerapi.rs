@@ -1,15 +1,17 @@
 //! The peer API: HTTP/1.1 for peers, on a port of the node's own addresses that the node announces.
 //!
-//! The packet filter lets every visible peer connect here, so each request is judged by who sends it.
+//! The packet filter lets every visible peer connect here, so each request is judged by who sends it. The head of the first request is read here, not by
+//! `hyper`: that of a Funnel gateway turns the connection into one from the internet, which needs no word of the gateway for it.
 
 use std::convert::Infallible;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Body;
 use hyper::header::{self, HeaderValue};
@@ -17,14 +19,17 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tailwharf_node_core::WhoIs;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::api::SocketError;
+use crate::app_connector::Connector;
 use crate::control::Announced;
 use crate::dns::Resolver;
 use crate::engine::Engine;
+use crate::funnel::{self, Funnel, IngressRequest};
 use crate::tcp::{TcpListener, TcpStream};
 
 /// The first port that is tried.
@@ -35,20 +40,23 @@ const PORTS: u16 = 64;
 const MAX_CONNECTIONS: usize = 32;
 /// How long the head of a request may take.
 const HEADER_TIME: Duration = Duration::from_secs(10);
+/// Bytes of the head of a request, and how many headers it may have.
+const MAX_HEAD: usize = 16 << 10;
+const MAX_HEADERS: usize = 64;
 /// How long a connection may live.
 const CONNECTION_TIME: Duration = Duration::from_secs(60);
 /// The longest DNS message.
 const MAX_QUERY: usize = 65_535;
 /// The media type of a DNS message.
 const DNS_MESSAGE: &str = "application/dns-message";
-/// Stands for the internet when the packet filter is asked whether a peer may use this node as its exit.
-const INTERNET: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 53);
 
 /// A listening peer API.
 pub(crate) struct PeerApi {
     engine: Arc<Engine>,
     resolver: Resolver,
     announced: watch::Receiver<Announced>,
+    funnel: Funnel,
+    connector: Connector,
     listener: TcpListener,
 }
 
@@ -58,6 +66,8 @@ impl PeerApi {
         engine: &Arc<Engine>,
         resolver: Resolver,
         announced: &watch::Sender<Announced>,
+        funnel: Funnel,
+        connector: Connector,
     ) -> Result<Self, SocketError> {
         let mut ports = FIRST_PORT..FIRST_PORT + PORTS;
         let listener = ports
@@ -70,6 +80,8 @@ impl PeerApi {
             engine: engine.clone(),
             resolver,
             announced: announced.subscribe(),
+            funnel,
+            connector,
             listener,
         })
     }
@@ -94,8 +106,23 @@ impl PeerApi {
         }
     }
 
-    async fn serve(&self, stream: TcpStream, from: SocketAddr) {
+    async fn serve(&self, mut stream: TcpStream, from: SocketAddr) {
         let local = stream.local_addr().ip();
+        let (read, ingress) = match timeout(HEADER_TIME, read_head(&mut stream)).await {
+            Ok(Ok(head)) => head,
+            Ok(Err(error)) => {
+                tracing::debug!(%from, %error, "a connection to the peer API broke off");
+                return;
+            }
+            Err(_) => return,
+        };
+        if let Some((request, end)) = ingress {
+            self.pass_on(&request, read.slice(end..), stream, from, local)
+                .await;
+            return;
+        }
+        let (reader, writer) = tokio::io::split(stream);
+        let stream = tokio::io::join(io::Cursor::new(read).chain(reader), writer);
         let service = service_fn(|request| async move {
             let who = self
                 .engine
@@ -116,6 +143,63 @@ impl PeerApi {
         }
     }
 
+    /// Passes a connection from the internet to the application that waits for it.
+    async fn pass_on(
+        &self,
+        request: &Request<()>,
+        early: Bytes,
+        mut stream: TcpStream,
+        from: SocketAddr,
+        local: IpAddr,
+    ) {
+        let refused = match self.judge_ingress(request, from, local) {
+            Ok(ingress) => match self.funnel.take(&ingress, early, stream).await {
+                Ok(()) => return,
+                Err((given_back, status, words)) => {
+                    stream = given_back;
+                    (status, words)
+                }
+            },
+            Err(refused) => refused,
+        };
+        let (status, words) = refused;
+        let answer = format!(
+            "HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{words}\n",
+            words.len() + 1
+        );
+        tracing::debug!(%from, words, "a connection from the internet was turned down");
+        let _ = stream.write_all(answer.as_bytes()).await;
+        let _ = stream.shutdown().await;
+    }
+
+    /// What a gateway asks for, if it is one and may ask for it.
+    fn judge_ingress(
+        &self,
+        request: &Request<()>,
+        from: SocketAddr,
+        local: IpAddr,
+    ) -> Result<IngressRequest, (StatusCode, &'static str)> {
+        let who = self
+            .engine
+            .with_core(|core, _| core.whois(from.ip(), Some(local)));
+        let is_gateway = who.is_some_and(|who| who.cap_map.contains_key(funnel::GATEWAY));
+        if !is_gateway || !is_for_peers(request, local) {
+            return Err((
+                StatusCode::FORBIDDEN,
+                "the tailnet policy does not let you pass connections on to this node",
+            ));
+        }
+        let ingress = IngressRequest::read(request)?;
+        let status = self.engine.watch_status();
+        let status = status.borrow();
+        let mut names = status.fqdn.iter().chain(&status.cert_domains);
+        if names.any(|name| name.eq_ignore_ascii_case(&ingress.host)) {
+            Ok(ingress)
+        } else {
+            Err((StatusCode::FORBIDDEN, "that is not a name of this node"))
+        }
+    }
+
     async fn answer<B>(
         &self,
         request: Request<B>,
@@ -131,7 +215,7 @@ impl PeerApi {
         }
         match request.uri().path() {
             "/" => self.greet(who),
-            "/dns-query" if !self.announced.borrow().prefs.resolves_for_peers => {
+            "/dns-query" if !self.announced.borrow().resolves() => {
                 text(StatusCode::NOT_FOUND, "this node resolves no names for others")
             }
             "/dns-query" if !self.may_resolve(who, from.ip()) => text(
@@ -161,7 +245,7 @@ impl PeerApi {
             let is_owner = netmap.self_node().is_some_and(|own| {
                 own.tags.is_empty() && who.node.tags.is_empty() && own.user == who.node.user
             });
-            is_owner || netmap.filter().admits(&who.node, source, INTERNET)
+            is_owner || netmap.filter().admits_to_internet(&who.node, source)
         })
     }
 
@@ -189,10 +273,44 @@ impl PeerApi {
             None => None,
         };
         match answer {
-            Some(answer) => respond(StatusCode::OK, DNS_MESSAGE, answer.into()),
+            Some(answer) => {
+                self.connector.observe(&answer);
+                respond(StatusCode::OK, DNS_MESSAGE, answer.into())
+            }
             None => text(StatusCode::BAD_REQUEST, "expected a DNS query"),
         }
     }
+}
+
+/// A request of a gateway, and the length of its head.
+type IngressHead = (Request<()>, usize);
+
+/// Reads the head of the first request, and understands it if it is one of a gateway. Gives back all bytes that were read.
+async fn read_head(stream: &mut TcpStream) -> io::Result<(Bytes, Option<IngressHead>)> {
+    let mut read = BytesMut::with_capacity(1024);
+    loop {
+        if stream.read_buf(&mut read).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+        let mut head = httparse::Request::new(&mut headers);
+        let end = match head.parse(&read) {
+            Ok(httparse::Status::Complete(end)) => end,
+            Ok(httparse::Status::Partial) if read.len() < MAX_HEAD => continue,
+            // It is not for us to say what is wrong with it.
+            Ok(httparse::Status::Partial) | Err(_) => return Ok((read.freeze(), None)),
+        };
+        let request = understand(&head).filter(funnel::is_ingress);
+        return Ok((read.freeze(), request.map(|request| (request, end))));
+    }
+}
+
+fn understand(head: &httparse::Request<'_, '_>) -> Option<Request<()>> {
+    let mut request = Request::builder().method(head.method?).uri(head.path?);
+    for header in head.headers.iter() {
+        request = request.header(header.name, header.value);
+    }
+    request.body(()).ok()
 }
 
 /// Requests of browsers, and for other hosts, are none of a peer: a web page may have caused them.

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tailwharf_node_core::{CloseReason, ConnError, ConnId, ConnectError, Io, ListenerId};
+use tailwharf_node_core::{
+    AdmitError, AskedId, CloseReason, ConnError, ConnId, ConnectError, Io, ListenerId,
+};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::api::{DialError, SocketError};
@@ -137,6 +139,23 @@ impl TcpStream {
                 CloseReason::PeerGone => DialError::UnknownAddress(to.ip()),
             }),
         }
+    }
+
+    /// Takes a connection that a peer asked for at an address which the node routes.
+    pub(crate) fn admit(engine: &Arc<Engine>, asked: AskedId) -> Result<Self, AdmitError> {
+        engine.with(|running, now| {
+            if running.closed {
+                return Err(AdmitError::Gone);
+            }
+            let conn = running.core.admit(asked, now)?;
+            let (local, remote) = running.core.connection_addresses(conn).ok_or(AdmitError::Gone)?;
+            Ok(Self {
+                engine: engine.clone(),
+                conn,
+                local,
+                remote,
+            })
+        })
     }
 
     /// `None`: the node was shut down.

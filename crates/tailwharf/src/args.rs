@@ -251,6 +251,9 @@ pub(crate) struct NodeArgs {
     pub(crate) tun: Option<String>,
     #[command(flatten)]
     pub(crate) system: SystemArgs,
+    /// Be an app connector: resolve the domains that the tailnet says for peers, and route the addresses that are found
+    #[arg(long)]
+    pub(crate) advertise_connector: bool,
     #[command(flatten)]
     pub(crate) offloads: OffloadArgs,
     /// Look for no direct paths to peers: all packets go through relays
@@ -269,26 +272,26 @@ pub(crate) struct NodeArgs {
     pub(crate) logout_on_exit: bool,
 }
 
-/// How a machine with a network interface takes part in the tailnet. The names are those of Tailscale's client.
+/// How a machine takes part in the tailnet. The names are those of Tailscale's client.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SystemArgs {
     /// Use the subnets that peers route
-    #[arg(long, requires = "tun")]
+    #[arg(long)]
     pub(crate) accept_routes: bool,
     /// Resolve names as the tailnet says
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     pub(crate) accept_dns: bool,
     /// Send everything that is not of the tailnet through this peer: its name or address
-    #[arg(long, requires = "tun", value_name = "PEER")]
+    #[arg(long, value_name = "PEER")]
     pub(crate) exit_node: Option<String>,
     /// Reach the networks around this machine directly even so
-    #[arg(long, requires = "exit_node")]
+    #[arg(long, requires = "exit_node", requires = "tun")]
     pub(crate) exit_node_allow_lan_access: bool,
     /// Route these subnets for peers, with commas between several
-    #[arg(long, requires = "tun", value_delimiter = ',', value_name = "PREFIXES")]
+    #[arg(long, value_delimiter = ',', value_name = "PREFIXES")]
     pub(crate) advertise_routes: Vec<IpNet>,
     /// Be an exit node for peers
-    #[arg(long, requires = "tun")]
+    #[arg(long)]
     pub(crate) advertise_exit_node: bool,
     /// Give packets for the subnets the address of this machine as their source
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]

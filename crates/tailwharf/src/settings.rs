@@ -121,6 +121,7 @@ pub(crate) fn node(args: NodeArgs) -> Result<tailwharf_node::run::Settings> {
             force_reauth: args.force_reauth,
             udp_port: args.port,
             endpoints: args.endpoints,
+            app_connector: args.advertise_connector,
             ..NodeConfig::new(login_server, hostname)
         },
         state_file: args.state,

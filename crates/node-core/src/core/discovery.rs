@@ -7,6 +7,7 @@ use tailwharf_wire::stun;
 use tailwharf_wire::tailcfg::EndpointType;
 
 use super::Core;
+use super::pinging::Told;
 use crate::disco::Heard;
 use crate::endpoints::NetFacts;
 use crate::event::Event;
@@ -95,7 +96,11 @@ impl Core {
                 let Tunnel { netmap, paths, .. } = &mut self.tunnel;
                 let is_from = |key: &_| netmap.peer_by_key(key).is_some_and(|peer| peer.disco == from);
                 if !paths.ponged(tx_id, is_from, now) {
-                    self.handle_pong(Token::Disco(tx_id), path, Some(seen_as), now);
+                    let told = Told {
+                        seen_as: Some(seen_as),
+                        ..Told::default()
+                    };
+                    self.handle_pong(Token::Disco(tx_id), path, told, now);
                 }
             }
             None => self.tunnel.counters.invalid += 1,

@@ -7,6 +7,7 @@ use std::time::Instant;
 use tailwharf_wire::disco;
 use tailwharf_wire::tsmp::Message;
 
+use super::pinging::Told;
 use super::{Core, is_peer_api};
 use crate::filter::{DropReason, Filter, Verdict};
 use crate::fragments::{self, Assembled};
@@ -124,7 +125,7 @@ impl Core {
             }
             if parsed.fragment != Fragment::No
                 && fragments::is_assembled(parsed.proto)
-                && self.is_own(parsed.dst)
+                && (self.is_own(parsed.dst) || self.transit.takes(parsed.dst))
             {
                 self.handle_fragment(run, length, &parsed, path, now);
                 return;
@@ -202,8 +203,11 @@ impl Core {
                 } else if let Some(complaint) = Complaint::read(packet, parsed) {
                     self.handle_complaint(&complaint);
                 } else if let Some(id) = parsed.echo_reply_id(packet) {
-                    self.handle_pong(Token::Icmp(id), path, None, now);
+                    self.handle_pong(Token::Icmp(id), path, Told::default(), now);
                 }
+            }
+            _ if is_whole && !is_own && self.transit.takes(parsed.dst) => {
+                self.handle_transit(length, parsed, now);
             }
             proto::ICMP | proto::ICMP6 => {}
             _ => self.tunnel.counters.undelivered += 1,
@@ -223,6 +227,7 @@ impl Core {
                 proto::TSMP => true,
                 _ => false,
             }
+            || self.transit.takes(parsed.dst)
     }
 
     /// Tells a peer what was wrong with its packet.
@@ -234,7 +239,7 @@ impl Core {
     }
 
     /// Takes an error about a packet that we sent.
-    fn handle_complaint(&mut self, complaint: &Complaint) {
+    pub(super) fn handle_complaint(&mut self, complaint: &Complaint) {
         let about = &complaint.about;
         if about.proto == proto::TCP {
             let tuple = FlowKey {
@@ -260,7 +265,13 @@ impl Core {
                 );
                 self.tunnel.send_to(peer, &self.scratch, now);
             }
-            Ok(Message::Pong { data, .. }) => self.handle_pong(Token::Tsmp(data), path, None, now),
+            Ok(Message::Pong { data, peer_api_port }) => {
+                let told = Told {
+                    peer_api_port: Some(peer_api_port),
+                    ..Told::default()
+                };
+                self.handle_pong(Token::Tsmp(data), path, told, now);
+            }
             Ok(Message::Reject {
                 protocol: proto::TCP,
                 src_port,

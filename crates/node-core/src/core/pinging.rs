@@ -13,6 +13,13 @@ use crate::packet::{write_echo_request, write_tsmp};
 use crate::paths::Path;
 use crate::pings::Token;
 
+/// What the answer to a ping says besides.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Told {
+    pub(super) seen_as: Option<SocketAddr>,
+    pub(super) peer_api_port: Option<u16>,
+}
+
 impl Core {
     /// Starts handshakes with peers that talked to this node before it moved here, so that they need not find out by their timers. Those that the netmap does
     /// not have are left out.
@@ -65,19 +72,14 @@ impl Core {
         Ok(self.pings.add(token, now))
     }
 
-    pub(super) fn handle_pong(
-        &mut self,
-        token: Token,
-        path: Path,
-        seen_as: Option<SocketAddr>,
-        now: Instant,
-    ) {
+    pub(super) fn handle_pong(&mut self, token: Token, path: Path, told: Told, now: Instant) {
         if let Some((ping, latency)) = self.pings.answered(token, now) {
             self.tunnel.events.push_back(Event::PingReply {
                 ping,
                 latency,
                 path,
-                seen_as,
+                seen_as: told.seen_as,
+                peer_api_port: told.peer_api_port.filter(|port| *port != 0),
             });
         }
     }

@@ -4,11 +4,11 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Bytes of a message's header.
-const HEADER: usize = 12;
+pub(super) const HEADER: usize = 12;
 /// The longest name, in wire form.
-const MAX_NAME: usize = 255;
+pub(super) const MAX_NAME: usize = 255;
 /// The longest label.
-const MAX_LABEL: usize = 63;
+pub(super) const MAX_LABEL: usize = 63;
 /// The largest answer over UDP to a client that does not say what it takes.
 const MIN_UDP: usize = 512;
 /// The largest answer over UDP that is ever given; larger ones would be fragmented on the way.
@@ -393,7 +393,7 @@ impl Record {
     }
 }
 
-fn u16_at(message: &[u8], at: usize) -> Option<u16> {
+pub(super) fn u16_at(message: &[u8], at: usize) -> Option<u16> {
     let bytes = message.get(at..at + 2)?;
     Some(u16::from_be_bytes([bytes[0], bytes[1]]))
 }

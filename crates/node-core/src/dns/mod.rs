@@ -1,6 +1,7 @@
 //! MagicDNS: what of a query the netmap answers, and whom to ask for the rest. Pure; whoever asks the others is in the shell.
 
 mod message;
+mod reading;
 #[cfg(test)]
 mod tests;
 
@@ -11,7 +12,9 @@ use tailwharf_wire::tailcfg::{DnsConfig, Resolver};
 pub use self::message::{
     Answer, MAX_UDP, Name, Query, QueryError, Record, RecordData, RecordType, ResponseCode, is_truncated,
 };
+pub use self::reading::Addresses;
 use crate::netmap::{Netmap, Peer, is_tailnet_address};
+use crate::transit::VIA;
 
 /// The address at which a node answers its own machine, over IPv4.
 pub const SERVICE_V4: Ipv4Addr = Ipv4Addr::new(100, 100, 100, 100);
@@ -133,7 +136,23 @@ fn known_always(netmap: &Netmap, config: &DnsConfig, name: &Name) -> Option<Vec<
         let parent = node(&name.parent()?)?;
         parent.cap_map.contains_key(SUBDOMAINS).then_some(parent)
     });
-    Some(found?.addresses.to_vec())
+    found
+        .map(|node| node.addresses.to_vec())
+        .or_else(|| Some(vec![site_address(netmap, config, name)?]))
+}
+
+/// The address that stands for one of IPv4 at a site, if a name of the tailnet, or one without a zone, asks for that: `10-1-2-3-via-7`.
+fn site_address(netmap: &Netmap, config: &DnsConfig, name: &Name) -> Option<IpAddr> {
+    let (label, zone) = name.as_str().split_once('.').unwrap_or((name.as_str(), ""));
+    let (address, site) = label.rsplit_once("-via-")?;
+    let address: Ipv4Addr = address.replace('-', ".").parse().ok()?;
+    let site: u16 = match site.strip_prefix("0x") {
+        Some(digits) => u16::from_str_radix(digits, 16).ok()?,
+        None => site.parse().ok()?,
+    };
+    let is_here = zone.is_empty() || own_zone(netmap, config, name).is_some_and(|own| own.as_str() == zone);
+    let bits = VIA.network().to_bits() | u128::from(site) << 32 | u128::from(address.to_bits());
+    is_here.then(|| Ipv6Addr::from_bits(bits).into())
 }
 
 /// The addresses of a record that the tailnet adds.

@@ -19,6 +19,32 @@ fn node(id: i64, name: &str) -> Node {
     }
 }
 
+#[test]
+fn names_of_addresses_at_sites() {
+    let netmap = netmap_with(config());
+    let found = |name: &str| {
+        let found = lookup(&netmap, name);
+        found.first().map(ToString::to_string)
+    };
+    let expected = Some("fd7a:115c:a1e0:b1a:0:7:a01:203".to_owned());
+    for name in [
+        "10-1-2-3-via-7",
+        "10-1-2-3-via-0x7.tail1.ts.net.",
+        "10-1-2-3-VIA-7.tail1.ts.net",
+    ] {
+        assert_eq!(found(name), expected, "{name}");
+    }
+    for name in [
+        "10-1-2-via-7",
+        "10-1-2-3-via-",
+        "10-1-2-3-via-70000",
+        "10-1-2-3-via-7.example.com",
+        "via-7",
+    ] {
+        assert_eq!(found(name), None, "{name}");
+    }
+}
+
 fn resolver(addr: &str) -> Resolver {
     Resolver {
         addr: addr.into(),

@@ -5,16 +5,17 @@
 
 mod addr_set;
 mod conntrack;
+mod local;
 mod rules;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use tailwharf_wire::tailcfg::CapMap;
 
-use self::addr_set::AddrSet;
 pub(crate) use self::conntrack::Conntrack;
+pub(crate) use self::local::Local;
 pub use self::rules::{FilterPart, RuleError};
 use self::rules::{Packet, Ports};
 use crate::netmap::Peer;
@@ -22,6 +23,10 @@ use crate::packet::{Fragment, Parsed, proto};
 
 /// The one link-local address that may be reached through the tailnet: the metadata service of cloud providers.
 const METADATA_SERVICE: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254));
+
+/// Where addresses of the internet begin in IPv6.
+const FIRST_GLOBAL_V6: Ipv6Addr = Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0);
+const DNS_PORT: u16 = 53;
 
 /// What the filter says about a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +51,7 @@ pub enum DropReason {
 /// A compiled packet filter. The default drops everything that needs a rule.
 #[derive(Debug, Default)]
 pub struct Filter {
-    local: AddrSet,
+    local: Local,
     parts: Box<[Arc<FilterPart>]>,
 }
 
@@ -55,7 +60,7 @@ impl Filter {
     #[must_use]
     pub fn new(local: &[IpNet], parts: Box<[Arc<FilterPart>]>) -> Self {
         Self {
-            local: AddrSet::from_nets(local),
+            local: Local::new(local),
             parts,
         }
     }
@@ -104,6 +109,22 @@ impl Filter {
             peer,
         };
         self.local.contains(destination.ip()) && self.allows(&packet, Ports::Exact(destination.port()))
+    }
+
+    /// Whether `peer` may use this node as its exit to the internet, for which two addresses stand as official nodes have it.
+    #[must_use]
+    pub fn admits_to_internet(&self, peer: &Peer, source: IpAddr) -> bool {
+        let destination = match source {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => FIRST_GLOBAL_V6.into(),
+        };
+        let packet = Packet {
+            source,
+            destination,
+            protocol: proto::TCP,
+            peer,
+        };
+        self.allows(&packet, Ports::Exact(DNS_PORT))
     }
 
     /// Capabilities that `peer`, talking from `source`, has at our address `destination`.

@@ -28,6 +28,8 @@ pub(super) struct Flow {
     pub(super) stage: Stage,
     /// Whether the peer asked for it, so that our packet filter decides over it.
     pub(super) is_inbound: bool,
+    /// Whether our address is one that this node routes.
+    pub(super) is_routed: bool,
     /// Whether the application waits for data, or for room.
     pub(super) want_read: bool,
     pub(super) want_write: bool,
@@ -48,6 +50,7 @@ impl Flow {
             conn,
             stage,
             is_inbound: matches!(stage, Stage::HalfOpen(_)),
+            is_routed: false,
             want_read: false,
             want_write: false,
             is_dirty: false,

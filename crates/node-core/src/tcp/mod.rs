@@ -10,7 +10,9 @@
 //! | `buffer` | bytes that wait to be sent or read |
 //! | `segment`, `seq` | segments on the wire, numbers in them |
 //! | `flow`, `time_wait`, `verbs` | connections in the stack, what is left of them, what applications do |
+//! | `asked` | connections to other addresses, which an application has to admit first |
 
+mod asked;
 mod buffer;
 mod congestion;
 mod conn;
@@ -36,6 +38,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use self::asked::Asked;
 use self::conn::{Conn, State};
 use self::flow::{Flow, Stage};
 use self::segment::{Options, Outgoing, Segment};
@@ -77,6 +80,7 @@ pub(crate) struct TcpStack {
     flows: Slab<Flow>,
     by_tuple: HashMap<FlowKey, Key>,
     listeners: Slab<Listener>,
+    asked: Asked,
     dirty: VecDeque<Key>,
     timers: BinaryHeap<Reverse<(Instant, Key)>>,
     time_wait: TimeWait,
@@ -111,6 +115,7 @@ impl TcpStack {
             flows: Slab::default(),
             by_tuple: HashMap::new(),
             listeners: Slab::default(),
+            asked: Asked::default(),
             dirty: VecDeque::new(),
             timers: BinaryHeap::new(),
             time_wait: TimeWait::default(),
@@ -130,6 +135,14 @@ impl TcpStack {
         (self.secret, key).hash(&mut hasher);
         let ticks = self.clock.duration_since(self.epoch).as_micros() / 4;
         Seq((hasher.finish() as u32).wrapping_add(ticks as u32))
+    }
+
+    /// The same for one whose 4-tuple had a connection before: numbers go on above those (RFC 9293, 3.6.1).
+    fn first_seq_after(&self, key: &FlowKey, remains: Option<Remains>) -> Seq {
+        match remains {
+            Some(remains) => self.first_seq(key).max(remains.seq + FIRST_STEP),
+            None => self.first_seq(key),
+        }
     }
 
     /// Takes a segment that the filter let pass.
@@ -256,11 +269,7 @@ impl TcpStack {
             tunnel.counters.syn_dropped += 1;
             return;
         };
-        // Numbers go on above those of the connection before (RFC 9293, 3.6.1).
-        let first = match remains {
-            Some(remains) => self.first_seq(&tuple).max(remains.seq + FIRST_STEP),
-            None => self.first_seq(&tuple),
-        };
+        let first = self.first_seq_after(&tuple, remains);
         let conn = Conn::accept(tuple, first, syn, &self.budget);
         let key = self
             .flows

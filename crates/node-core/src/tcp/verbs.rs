@@ -248,13 +248,14 @@ impl TcpStack {
         }
     }
 
-    /// Resets connections that peers opened and `allowed` does not admit any more. Returns how many.
-    pub(crate) fn revoke(&mut self, allowed: impl Fn(&FlowKey) -> bool) -> u64 {
+    /// Resets connections that peers opened and `allowed` does not admit any more; it is told whether this node routes their address. Returns how many.
+    pub(crate) fn revoke(&mut self, allowed: impl Fn(&FlowKey, bool) -> bool) -> u64 {
         let revoked: Vec<Key> = self
             .by_tuple
             .iter()
             .filter(|(tuple, key)| {
-                self.flows.get(**key).is_some_and(|flow| flow.is_inbound) && !allowed(tuple)
+                let flow = self.flows.get(**key).filter(|flow| flow.is_inbound);
+                flow.is_some_and(|flow| !allowed(tuple, flow.is_routed))
             })
             .map(|(_, key)| *key)
             .collect();

@@ -14,4 +14,5 @@ mod net;
 mod node;
 mod paths;
 mod tcp;
+mod transit;
 mod tun;

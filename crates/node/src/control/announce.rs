@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::IpNet;
 use ring::digest;
 use tailwharf_wire::tailcfg::{C2nVipServicesResponse, Service, VipService};
 
@@ -16,11 +17,33 @@ pub(crate) struct Announced {
     pub(crate) services: BTreeMap<ServiceName, BTreeSet<u16>>,
     /// The names for which a certificate was fetched.
     pub(crate) certified: BTreeSet<String>,
+    /// The routes of the domains that peers reach through this node, if it is an app connector.
+    pub(crate) app_routes: Vec<IpNet>,
+    /// Whether something is open to the internet.
+    pub(crate) funnel: bool,
     /// The port of the peer API, once it listens.
     pub(crate) peer_api: Option<u16>,
 }
 
 impl Announced {
+    /// All networks that are offered to peers.
+    pub(crate) fn routes(&self) -> Vec<IpNet> {
+        let mut routes = self.prefs.routes.clone();
+        if self.prefs.app_connector {
+            routes.extend(
+                self.app_routes
+                    .iter()
+                    .filter(|net| !self.prefs.routes.contains(net)),
+            );
+        }
+        routes
+    }
+
+    /// Whether names are resolved for peers.
+    pub(crate) fn resolves(&self) -> bool {
+        self.prefs.resolves_for_peers || self.prefs.app_connector
+    }
+
     /// The peer API, in the form of `Hostinfo.Services`.
     pub(super) fn hostinfo_services(&self) -> Vec<Service> {
         let Some(port) = self.peer_api else {
@@ -32,7 +55,7 @@ impl Announced {
             ..Service::default()
         };
         let mut services = vec![service("peerapi4", port), service("peerapi6", port)];
-        if self.prefs.resolves_for_peers {
+        if self.resolves() {
             // The field holds the version of what is offered in place of a port.
             services.push(service("peerapi-dns-proxy", 1));
         }

@@ -28,6 +28,7 @@ use super::session::Introduction;
 use crate::api::Phase;
 use crate::backoff::Backoff;
 use crate::engine::Engine;
+use crate::funnel;
 use crate::service;
 use crate::state::StateKeeper;
 
@@ -181,6 +182,7 @@ impl Follower<'_> {
             status.tags.clone_from(&own.tags);
             status.key_expiry = own.key_expiry;
             status.services = service::hosted(&own.cap_map);
+            status.funnel_ports = funnel::ports(&own.cap_map);
             status.cert_domains = netmap
                 .dns()
                 .map(|dns| dns.cert_domains.clone())
@@ -220,13 +222,13 @@ impl Follower<'_> {
             return;
         }
         let (client, server, node_key) = (self.client.clone(), self.server.clone(), self.node_key);
-        let host = self.engine.host().clone();
+        let engine = self.engine.clone();
         let about = c2n::About {
             announced: self.announced.borrow().clone(),
             status: self.engine.watch_status().borrow().clone(),
         };
         pings.spawn(async move {
-            let answered = ping::answer(&request, &server, &host, &client, node_key, &about);
+            let answered = ping::answer(&request, &server, &engine, &client, node_key, &about);
             match timeout(Duration::from_secs(30), answered).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::debug!(%error, "a ping of the control server was not answered"),

@@ -88,9 +88,11 @@ impl Introduction {
             no_logs_no_support: true,
             machine: std::env::consts::ARCH.to_owned(),
             request_tags: announced.prefs.tags.clone(),
-            routable_ips: announced.prefs.routes.clone(),
+            routable_ips: announced.routes(),
+            app_connector: announced.prefs.app_connector.then_some(true),
             services: announced.hostinfo_services(),
             services_hash: announced.services_hash(),
+            ingress_enabled: announced.funnel,
             net_info: Some(NetInfo {
                 preferred_derp: home.unwrap_or_default(),
                 mapping_varies_by_dest_ip: facts.mapping_varies,

@@ -61,7 +61,7 @@ pub struct Settings {
     pub direct: bool,
     /// The network interface to make, through which the machine's packets reach the tailnet.
     pub tun: Option<String>,
-    /// How the machine takes part in the tailnet, with a device.
+    /// How the machine takes part in the tailnet. Without a device, that concerns what the node routes for peers, and what its proxies reach.
     pub system: tun::TunSettings,
     /// Which work the kernel may do for whole batches of packets.
     pub offloads: OffloadSwitches,
@@ -147,12 +147,14 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         ),
         None => None,
     };
+    let mut config = settings.node;
+    if settings.tun.is_none() {
+        config.routes = settings.system.advertised();
+        config.accept_routes = settings.system.accept_routes;
+        config.exit_node.clone_from(&settings.system.exit_node);
+    }
     let store: Arc<dyn StateStore> = match settings.state_file {
-        Some(path) => Arc::new(FileStore::new(
-            path,
-            &settings.node.control_url,
-            &settings.node.hostname,
-        )),
+        Some(path) => Arc::new(FileStore::new(path, &config.control_url, &config.hostname)),
         None => Arc::new(MemoryStore::default()),
     };
     let host = Host::new(&HostConfig {
@@ -165,10 +167,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let node = Arc::new(match &settings.tun {
         Some(name) => {
             let device = tun::Device::open(name, settings.offloads)?;
-            host.start_with_tun(settings.node, store, device, settings.system)
+            host.start_with_tun(config, store, device, settings.system)
                 .await?
         }
-        None => host.start(settings.node, store).await?,
+        None => host.start(config, store).await?,
     });
     let shared = Shared {
         node: node.clone(),

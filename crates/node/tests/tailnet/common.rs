@@ -13,11 +13,19 @@ use tailwharf_node::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// Clients may reach ports 80 and 5353 of servers. Strangers see nobody.
+/// Clients may reach ports 80 and 5353 of servers, and the networks behind routers. Strangers see nobody.
 pub(crate) const POLICY: &str = r#"{
-    "tagOwners": {"tag:client": [], "tag:server": [], "tag:stranger": []},
-    "acls": [{"action": "accept", "src": ["tag:client"], "dst": ["tag:server:80,5353"]}],
+    "tagOwners": {"tag:client": [], "tag:server": [], "tag:stranger": [], "tag:router": [], "tag:gateway": []},
+    "acls": [
+        {"action": "accept", "src": ["tag:client"], "dst": ["tag:server:80,5353"]},
+        {"action": "accept", "src": ["tag:client"], "dst": ["127.7.0.0/16:*", "fd7a:115c:a1e0:b1a:0:3::/96:*"]},
+    ],
+    "autoApprovers": {
+        "routes": {"127.7.0.0/16": ["tag:router"], "fd7a:115c:a1e0:b1a:0:3::/96": ["tag:router"]},
+        "exitNode": ["tag:router"],
+    },
     "grants": [
+        {"src": ["tag:gateway"], "dst": ["tag:server"], "app": {"https://tailscale.com/cap/ingress": [{}]}},
         {"src": ["tag:client"], "dst": ["tag:server"], "app": {"example.com/cap/greet": [{"level": 3}]}},
         {"src": ["tag:client"], "dst": ["svc:web"], "ip": ["tcp:443"], "app": {"example.com/cap/order": ["tea"]}},
     ],

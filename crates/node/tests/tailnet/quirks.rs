@@ -8,7 +8,7 @@ use crate::common::{eventually, is_online, reached};
 use crate::scripted::{Call, Reply, Scripted, accepted, first_map, own_node};
 
 /// A node that is online at a server to whose map stream the test adds messages. `edit` changes the first one.
-async fn streamed(
+pub(crate) async fn streamed(
     edit: impl Fn(&Value, &mut Value) + Send + Sync + 'static,
 ) -> (Scripted, Node, mpsc::UnboundedSender<Value>) {
     let (messages, receiver) = mpsc::unbounded_channel();

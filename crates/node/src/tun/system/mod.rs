@@ -22,12 +22,13 @@ use tokio::net::{TcpListener, UdpSocket};
 
 use self::firewall::Firewall;
 use self::netlink::{Act, Action, Family, Link, Netlink, NetlinkError, Rule, Way};
-use self::plan::{EVERYTHING, Plan, RESOLVER, exit_node, plan};
+use self::plan::{EVERYTHING, Plan, RESOLVER, plan};
 use self::resolv::Resolv;
 use super::Device;
 use crate::dns::Resolver;
 use crate::engine::Engine;
 use crate::mark;
+use crate::routing::exit_node;
 
 /// Packets that may wait in the device for us: bursts of small ones. The carrier sees to it that large ones do not fill it.
 const QUEUE: u32 = 500;

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tailwharf_node_core::dns::SERVICE_V4;
 use tailwharf_node_core::netmap::{Netmap, Peer};
-use tailwharf_wire::tailcfg::{DnsConfig, StableId};
+use tailwharf_wire::tailcfg::DnsConfig;
 
 use super::TunSettings;
 
@@ -91,16 +91,6 @@ fn subnets(peer: &Peer) -> impl Iterator<Item = IpNet> + '_ {
         .copied()
 }
 
-/// The peer that a person calls `name`, if it lets others use it as their exit.
-pub(super) fn exit_node(netmap: &Netmap, name: &str) -> Option<StableId> {
-    let peer = match name.parse::<IpAddr>() {
-        Ok(address) => netmap.peer_by_address(address),
-        Err(_) => netmap.peer_by_name(name),
-    }?;
-    let offers = peer.allowed_ips.iter().any(|net| net.prefix_len() == 0);
-    offers.then(|| peer.stable_id.clone())
-}
-
 fn names(dns: &DnsConfig) -> Option<Dns> {
     if !dns.proxied && dns.resolvers.is_empty() && dns.routes.is_empty() {
         return None;
@@ -121,6 +111,7 @@ mod tests {
     use tailwharf_wire::tailcfg::{MapResponse, Node};
 
     use super::*;
+    use crate::routing::exit_node;
 
     fn node(id: i64, name: &str, address: &str, routes: &[&str]) -> Node {
         let net = |text: &str| text.parse::<IpNet>().unwrap();
