@@ -125,7 +125,7 @@ mod tests {
 
     use super::*;
 
-    fn own(apps: Value) -> Node {
+    fn own(apps: &Value) -> Node {
         Node {
             tags: vec!["tag:connector".into()],
             cap_map: [(
@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn addresses_of_its_domains_become_routes_once() {
         let mut connector = AppConnector::default();
-        connector.configure(&own(json!([
+        connector.configure(&own(&json!([
             {"name": "a", "connectors": ["tag:connector"], "domains": ["Example.com", "*.example.org"], "routes": ["192.0.2.0/24"]},
             {"name": "b", "connectors": ["tag:other"], "domains": ["example.net"]},
             {"name": "c", "connectors": ["*"], "domains": ["example.edu", 7, ""]},
@@ -184,14 +184,14 @@ mod tests {
             ]
         );
         // What was learned stays, whatever the control server says now.
-        connector.configure(&own(json!([])));
+        connector.configure(&own(&json!([])));
         assert_eq!(routes(&connector).len(), 3);
     }
 
     #[test]
     fn an_answer_leads_nobody_into_the_machine_or_the_tailnet() {
         let mut connector = AppConnector::default();
-        connector.configure(&own(json!([{"connectors": ["*"], "domains": ["example.com"]}])));
+        connector.configure(&own(&json!([{"connectors": ["*"], "domains": ["example.com"]}])));
         let inside = [
             [127, 0, 0, 1],
             [169, 254, 169, 254],
