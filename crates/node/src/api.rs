@@ -51,6 +51,8 @@ pub struct NodeConfig {
     pub accept_routes: bool,
     /// As [`Prefs::exit_node`], from the start.
     pub exit_node: Option<String>,
+    /// As [`Prefs::resolves_for_peers`], from the start.
+    pub resolves_for_peers: bool,
     /// As [`Prefs::app_connector`], from the start.
     pub app_connector: bool,
     /// Peers that talked to this node before it moved here, at most 32 of them: the node starts handshakes with them, so
@@ -75,6 +77,7 @@ impl NodeConfig {
             routes: Vec::new(),
             accept_routes: false,
             exit_node: None,
+            resolves_for_peers: false,
             app_connector: false,
             wake: Vec::new(),
         }

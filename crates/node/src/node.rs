@@ -128,6 +128,7 @@ impl Node {
                 routes,
                 accept_routes: config.accept_routes,
                 exit_node: config.exit_node,
+                resolves_for_peers: config.resolves_for_peers,
                 app_connector: config.app_connector,
                 ..Prefs::default()
             },

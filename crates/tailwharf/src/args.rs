@@ -290,7 +290,7 @@ pub(crate) struct SystemArgs {
     /// Route these subnets for peers, with commas between several
     #[arg(long, value_delimiter = ',', value_name = "PREFIXES")]
     pub(crate) advertise_routes: Vec<IpNet>,
-    /// Be an exit node for peers
+    /// Be an exit node for peers, and resolve names for them
     #[arg(long)]
     pub(crate) advertise_exit_node: bool,
     /// Give packets for the subnets the address of this machine as their source

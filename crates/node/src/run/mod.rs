@@ -148,6 +148,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         None => None,
     };
     let mut config = settings.node;
+    config.resolves_for_peers = settings.system.advertise_exit_node;
     if settings.tun.is_none() {
         config.routes = settings.system.advertised();
         config.accept_routes = settings.system.accept_routes;

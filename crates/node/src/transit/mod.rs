@@ -101,6 +101,8 @@ impl Carrier {
         let mut batch = Vec::new();
         loop {
             self.next(&mut batch).await;
+            // A flood is taken in turns with the other tasks.
+            tokio::task::coop::consume_budget().await;
             while tasks.try_join_next().is_some() {}
             for transit in batch.drain(..) {
                 match transit {

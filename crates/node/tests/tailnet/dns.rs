@@ -31,13 +31,13 @@ pub(crate) fn query(id: u16, name: &str, kind: u16) -> Vec<u8> {
 }
 
 /// The code of an answer, and the address at its end.
-fn answered(answer: &[u8]) -> (u8, Ipv4Addr) {
+pub(crate) fn answered(answer: &[u8]) -> (u8, Ipv4Addr) {
     let address: [u8; 4] = *answer.last_chunk().unwrap();
     (answer[3] & 0x0f, address.into())
 }
 
 /// An answer with one address.
-fn answer_with(query: &[u8], address: [u8; 4]) -> Vec<u8> {
+pub(crate) fn answer_with(query: &[u8], address: [u8; 4]) -> Vec<u8> {
     let mut answer = query.to_vec();
     answer[2] |= 0x80;
     answer[7] = 1;

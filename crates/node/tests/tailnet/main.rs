@@ -11,6 +11,7 @@ mod command;
 mod common;
 mod direct;
 mod dns;
+mod doh;
 mod funnel;
 mod hostile;
 mod http_proxy;
