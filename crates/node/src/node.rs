@@ -130,7 +130,6 @@ impl Node {
                 exit_node: config.exit_node,
                 resolves_for_peers: config.resolves_for_peers,
                 app_connector: config.app_connector,
-                ..Prefs::default()
             },
             ..Announced::default()
         });
