@@ -1,6 +1,7 @@
 //! The configuration file.
 
 use std::{
+    collections::BTreeSet,
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -50,6 +51,14 @@ pub struct Config {
     /// Platforms whose tokens are believed, so that programs there need no secret of this server.
     #[serde(default)]
     pub issuers: Vec<IssuerConfig>,
+    /// What supervisors are told.
+    #[serde(default)]
+    pub metrics: MetricsSettings,
+    /// The public gateway.
+    #[serde(default)]
+    pub funnel: FunnelSettings,
+    /// The identity provider by which people sign in.
+    pub oidc: Option<OidcConfig>,
 }
 
 /// A platform that signs tokens for its programs, such as a Kubernetes cluster.
@@ -62,6 +71,51 @@ pub struct IssuerConfig {
     pub jwks_file: Option<PathBuf>,
     /// The certificates to trust when keys are fetched; those of the system when absent.
     pub ca_file: Option<PathBuf>,
+}
+
+/// An identity provider that knows people: OpenID Connect.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OidcConfig {
+    /// Its name and address, such as `https://accounts.google.com`: what its tokens say, and below which it publishes what it is.
+    pub issuer: String,
+    /// The name by which it knows this server. Register `<server_url>/login/callback` there.
+    pub client_id: String,
+    /// The file with the secret for that name; none for a public client.
+    pub client_secret_file: Option<PathBuf>,
+    /// The certificates to trust when it is called; those of the system when absent.
+    pub ca_file: Option<PathBuf>,
+    /// What it is asked for.
+    #[serde(default = "oidc_scopes")]
+    pub scopes: Vec<String>,
+    /// People whose e-mail address is of one of these domains may sign in; `*` for everybody whom the provider knows.
+    #[serde(default)]
+    pub allowed_domains: Vec<String>,
+    /// These people may sign in, by e-mail address.
+    #[serde(default)]
+    pub allowed_users: Vec<String>,
+    /// People of these groups may sign in.
+    #[serde(default)]
+    pub allowed_groups: Vec<String>,
+    /// The claim that names the groups of a person.
+    #[serde(default = "oidc_groups_claim")]
+    pub groups_claim: String,
+    /// Whether the provider has to say that it has verified an e-mail address. Turn it off only for a provider that says nothing of the kind and sets
+    /// the addresses itself.
+    #[serde(default = "yes")]
+    pub require_verified_email: bool,
+}
+
+fn oidc_scopes() -> Vec<String> {
+    ["openid", "email", "profile"].map(str::to_owned).to_vec()
+}
+
+fn oidc_groups_claim() -> String {
+    "groups".to_owned()
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// A certificate chain and its key, both as PEM.
@@ -179,6 +233,67 @@ impl Default for RelaySettings {
             region_id: RegionId(900),
             region_code: "tailwharf".to_owned(),
         }
+    }
+}
+
+/// A listener for supervisors. It answers `/metrics` (`OpenMetrics`) and `/health` to whoever reaches it, so it has an address of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricsSettings {
+    /// Where it listens, such as `127.0.0.1:9090`; nowhere, if absent.
+    pub listen: Option<SocketAddr>,
+}
+
+/// The public gateway: it brings the internet to nodes that the policy lets be reached so.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FunnelSettings {
+    /// Where it listens; nowhere, and it does not run.
+    pub listeners: Vec<FunnelListener>,
+    /// Limits of its connections.
+    pub limits: FunnelLimits,
+}
+
+/// One port of the gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FunnelListener {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// The port that the internet sees, if something in front maps it: 443, 8443 or 10000. The one of `listen` when absent.
+    pub port: Option<u16>,
+}
+
+/// Limits of the gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FunnelLimits {
+    /// Connections at one time.
+    pub connections: usize,
+    /// Connections of one source address at one time.
+    pub connections_per_source: usize,
+}
+
+impl Default for FunnelLimits {
+    fn default() -> Self {
+        Self {
+            connections: 4_096,
+            connections_per_source: 128,
+        }
+    }
+}
+
+impl FunnelListener {
+    /// The port that the internet sees.
+    pub fn public_port(&self) -> u16 {
+        self.port.unwrap_or_else(|| self.listen.port())
+    }
+}
+
+impl FunnelSettings {
+    /// The ports that the internet sees.
+    pub fn ports(&self) -> BTreeSet<u16> {
+        self.listeners.iter().map(FunnelListener::public_port).collect()
     }
 }
 
@@ -312,6 +427,43 @@ impl Config {
                 return wrong("issuers.url", "it is there twice: name each issuer once");
             }
         }
+        // Those that official clients know.
+        if !self
+            .funnel
+            .ports()
+            .is_subset(&BTreeSet::from([443, 8443, 10_000]))
+        {
+            return wrong(
+                "funnel.listeners",
+                "clients know the ports 443, 8443 and 10000: listen there, or say by `port` which of them leads here",
+            );
+        }
+        if self.funnel.limits.connections == 0 || self.funnel.limits.connections_per_source == 0 {
+            return wrong("funnel.limits", "0 would let nobody in");
+        }
+        if let Some(oidc) = &self.oidc {
+            if !oidc.issuer.starts_with("https://") {
+                return wrong(
+                    "oidc.issuer",
+                    "people are signed in by https alone: use an https:// address",
+                );
+            }
+            if !oidc.scopes.iter().any(|scope| scope == "openid") {
+                return wrong(
+                    "oidc.scopes",
+                    "without `openid` the provider names nobody: add it",
+                );
+            }
+            if [&oidc.allowed_domains, &oidc.allowed_users, &oidc.allowed_groups]
+                .iter()
+                .all(|list| list.is_empty())
+            {
+                return wrong(
+                    "oidc.allowed_domains",
+                    "nobody could sign in: name domains, or people in `allowed_users`, or groups in `allowed_groups`; `[\"*\"]` is for everybody whom the provider knows",
+                );
+            }
+        }
         if self.derp.replace && self.derp.map_file.is_none() {
             return wrong("derp.map_file", "without it there would be no relay: name a file");
         }
@@ -366,6 +518,22 @@ mod tests {
             ("[prefixes]\nv4 = \"100.64.0.0/31\"", "prefixes.v4"),
             ("[prefixes]\nv6 = \"fd7a::/97\"", "prefixes.v6"),
             ("[limits]\nconnections = 0", "limits"),
+            (
+                "[[funnel.listeners]]\nlisten = \"0.0.0.0:80\"",
+                "funnel.listeners",
+            ),
+            (
+                "[oidc]\nissuer = \"https://a\"\nclient_id = \"b\"",
+                "oidc.allowed_domains",
+            ),
+            (
+                "[oidc]\nissuer = \"http://a\"\nclient_id = \"b\"\nallowed_domains = [\"*\"]",
+                "oidc.issuer",
+            ),
+            (
+                "[oidc]\nissuer = \"https://a\"\nclient_id = \"b\"\nallowed_domains = [\"*\"]\nscopes = [\"email\"]",
+                "oidc.scopes",
+            ),
             ("[relay]\nregion_id = 0", "relay.region_id"),
             ("[limits]\ncalls_per_second = 0", "limits"),
             ("[[issuers]]\nurl = \"http://a\"", "issuers.url"),

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     machine::Control,
-    model::{Action, Author, Node},
+    model::{Action, Author, CONFIRMATION_MEMORY, Confirmation, Node},
     ops::{Context, Decision, OpError, Subject, note, removal},
     world::{Change, Presence, World},
 };
@@ -177,6 +177,21 @@ fn due(world: &World, now: Timestamp) -> Due {
             .is_ok_and(|end| due.has_ended(end, now))
         {
             due.changes.push(Change::DeleteDnsTxt(record.name.clone()));
+        }
+    }
+    for confirmation in world.confirmations() {
+        if confirmation
+            .at
+            .checked_add(CONFIRMATION_MEMORY)
+            .is_ok_and(|end| due.has_ended(end, now))
+        {
+            let id = Confirmation::id(confirmation.source, &confirmation.target);
+            due.changes.push(Change::DeleteConfirmation(id));
+        }
+    }
+    for check in world.checks() {
+        if due.has_ended(check.expires, now) {
+            due.changes.push(Change::DeleteCheck(check.id.clone()));
         }
     }
     for registration in world.registrations() {

@@ -63,6 +63,7 @@ pub(crate) fn facts() -> Facts {
     Facts {
         prefixes: crate::ipam::Prefixes::default(),
         suffix: "tail1234.ts.net".to_owned().try_into().unwrap(),
+        funnel_ports: BTreeSet::from([443, 8443]),
     }
 }
 

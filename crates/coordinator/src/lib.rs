@@ -24,9 +24,11 @@ pub mod ipam;
 mod lab;
 mod machine;
 mod mapper;
+mod metrics;
 pub mod model;
 pub mod names;
 mod noise;
+mod oidc;
 pub mod ops;
 mod poll;
 mod questions;
@@ -38,6 +40,7 @@ pub mod server;
 mod sessions;
 mod site;
 pub mod store;
+mod tls;
 mod web;
 mod workload;
 pub mod world;
@@ -47,6 +50,8 @@ pub use self::{
     config::{Config, ConfigError},
     derp_map::DerpMapError,
     noise::NoiseStream,
+    oidc::OidcError,
     ops::{OpError, Operations},
-    server::{Coordinator, Handle, StartError, run},
+    server::{Coordinator, Handle, StartError},
+    tls::TlsError,
 };

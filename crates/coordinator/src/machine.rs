@@ -1,5 +1,7 @@
 //! The requests of a node whose machine key is proved: `/machine/…` inside a Noise connection.
 
+mod check;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::body::Body;
@@ -20,9 +22,13 @@ use tailwharf_wire::{
 };
 use tokio::time::{sleep, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use url::Url;
+
+pub(crate) use self::check::ssh_check_url;
 
 use crate::{
     mapper::{self, MapStream},
+    metrics::Counters,
     model::{Author, Node},
     ops::{Attribute, Decision, OpError, Operations},
     poll::{self, Kind},
@@ -52,8 +58,12 @@ pub(crate) struct Control {
     pub(crate) ops: Operations,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) server_key: MachinePrivate,
+    /// The address by which people and nodes reach this server.
+    pub(crate) server_url: Url,
     /// What nodes were asked and have not answered yet.
     pub(crate) questions: Questions,
+    /// What the store did.
+    pub(crate) counters: Arc<Counters>,
     /// Ends streams and connections.
     pub(crate) stop: CancellationToken,
     /// What runs beside the connections.
@@ -75,6 +85,8 @@ enum Fault {
     UnknownNode,
     #[error("this node key belongs to another machine")]
     OtherMachine,
+    #[error("this node is no approved host of the service")]
+    NotHost,
     #[error("{0}")]
     Operation(#[from] OpError),
     #[error("the answer could not be made")]
@@ -90,7 +102,7 @@ impl Fault {
             Self::Json(_) => StatusCode::BAD_REQUEST,
             Self::Body => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Slow => StatusCode::REQUEST_TIMEOUT,
-            Self::OtherMachine => StatusCode::FORBIDDEN,
+            Self::OtherMachine | Self::NotHost => StatusCode::FORBIDDEN,
             Self::Operation(OpError::Store(_) | OpError::Stopped) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Operation(OpError::Busy(_)) => StatusCode::TOO_MANY_REQUESTS,
             Self::Operation(_) => StatusCode::BAD_REQUEST,
@@ -135,6 +147,10 @@ impl Control {
             (&Method::POST, "/machine/set-dns") => self.set_dns(machine, read(body).await?).await,
             (&Method::PATCH, "/machine/set-device-attr") => {
                 self.set_attributes(machine, read(body).await?).await
+            }
+            (&Method::POST, "/machine/check") => self.check(machine, read(body).await?).await,
+            (&Method::GET, path) if path.starts_with(check::SSH_PATH) => {
+                self.ssh_action(machine, path, parts.uri.query()).await
             }
             (&Method::POST, "/machine/feature/query") => self.query_feature(machine, &read(body).await?),
             (&Method::POST, "/machine/update-health" | "/machine/audit-log") => {

@@ -20,6 +20,7 @@ use tailwharf_wire::{
 };
 
 pub use self::{
+    check::{CONFIRMATION_MEMORY, CheckId, CheckTarget, Confirmation, PendingCheck},
     federation::{Federation, Proof},
     log::{Action, Author, LogEntry, TargetKind},
     registration::{PendingRegistration, RegistrationId},
@@ -28,6 +29,7 @@ pub use self::{
 };
 use crate::secret::SecretHash;
 
+mod check;
 mod federation;
 mod log;
 mod registration;
@@ -164,6 +166,12 @@ impl Node {
     /// Whether the node key has ended.
     pub fn is_expired(&self, now: Timestamp) -> bool {
         self.expires.is_some_and(|at| at <= now)
+    }
+
+    /// Whether the node is this server's public gateway.
+    pub fn is_funnel_gateway(&self) -> bool {
+        let tags = self.owner.tags().into_iter().flatten();
+        tags.into_iter().any(|tag| tag.as_str() == Tag::FUNNEL_GATEWAY)
     }
 
     /// The region of the relay at which the node listens; none until the node has told.

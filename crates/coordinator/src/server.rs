@@ -16,7 +16,6 @@ use rand::{
     SeedableRng,
     rngs::{OsRng, StdRng},
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tailwharf_ca::{CaConfig, CaError, CertificateAuthority, TxtRecords};
 use tailwharf_policy::{Policy, PolicyError};
 use tailwharf_relay::{Admission, Relay, RelayConfig, RelayError, RelayHandle};
@@ -26,21 +25,23 @@ use tokio::{
     sync::{mpsc, watch},
     time::timeout,
 };
-use tokio_rustls::{TlsAcceptor, rustls};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin, api,
-    config::{Config, TlsFiles},
+    config::Config,
     derp_map::{DerpMapError, Relays},
     gc, http,
     machine::Control,
+    metrics::{self, Counters, Metrics},
     model::{Actor, PolicyVersion},
+    oidc::{OidcError, Provider},
     ops::{Context, OpError, Operations},
     questions::Questions,
     sessions::Sessions,
     site::Site,
     store::{Saved, SqliteStore, Store, StoreError},
+    tls::{Certificates, TlsError},
     web,
     workload::Issuers,
     world::{ActivePolicy, Facts, World},
@@ -94,17 +95,17 @@ pub enum StartError {
         source: OpError,
     },
     /// The TLS files are of no use.
-    #[error("the TLS files cannot be used: {what}")]
-    Tls {
-        /// What is wrong with which.
-        what: String,
-    },
+    #[error("the TLS files cannot be used: {0}")]
+    Tls(#[from] TlsError),
     /// The certificates to trust for an issuer are of no use.
     #[error("the keys of the issuers cannot be fetched: {what}")]
     Issuer {
         /// What is wrong with which.
         what: String,
     },
+    /// The identity provider cannot be used.
+    #[error("`oidc` in the configuration cannot be used")]
+    Oidc(#[from] OidcError),
     /// The address is taken or not one of this machine.
     #[error("cannot listen on {addr}: choose another `listen`")]
     Listen {
@@ -139,6 +140,7 @@ pub struct Coordinator;
 /// A running coordinator. It stops when [`Handle::stop`] is called, or the token that it was started with is cancelled.
 pub struct Handle {
     local_addr: SocketAddr,
+    metrics_addr: Option<SocketAddr>,
     server_key: MachinePublic,
     relay: Option<RelayHandle>,
     ops: Operations,
@@ -176,7 +178,16 @@ pub(crate) async fn start_on(
     admin_socket: UnixListener,
     stop: CancellationToken,
 ) -> Result<Handle, StartError> {
-    let tls = config.tls.as_ref().map(acceptor).transpose()?;
+    let certificates = config.tls.as_ref().map(Certificates::open).transpose()?;
+    let tls = certificates
+        .as_ref()
+        .map(|certificates| certificates.acceptor())
+        .transpose()?;
+    let provider = config
+        .oidc
+        .as_ref()
+        .map(|oidc| Provider::new(oidc, &config.server_url))
+        .transpose()?;
     let issuers = Issuers::new(&config.issuers).map_err(|what| StartError::Issuer { what })?;
     let saved = store.load()?;
     let server_key = server_key(store.as_mut(), &saved)?;
@@ -189,12 +200,14 @@ pub(crate) async fn start_on(
     };
     let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
     let local_addr = listener.local_addr().map_err(listen)?;
+    let (metrics_listener, metrics_addr) = bind_metrics(&config).await?.unzip();
     let admitted = Arc::new(OnceLock::new());
     let relay = start_relay(&config, admitted.clone(), stop.clone()).await?;
 
     let facts = Facts {
         prefixes: config.prefixes,
         suffix: config.magic_dns_suffix.clone(),
+        funnel_ports: config.funnel.ports(),
     };
     let relays = Relays::new(&config, relay.as_ref());
     let derp_map = relays.load()?;
@@ -206,8 +219,10 @@ pub(crate) async fn start_on(
     admitted.get_or_init(|| worlds.clone());
     let (jobs, queue) = mpsc::channel(writer::QUEUE);
     let context = context(&config);
+    let counters = Arc::new(Counters::default());
     let writer = Writer {
         store,
+        counters: counters.clone(),
         context,
         clock: Timestamp::now,
         sessions: sessions.clone(),
@@ -228,7 +243,9 @@ pub(crate) async fn start_on(
         ops: ops.clone(),
         sessions,
         server_key,
+        server_url: config.server_url.clone(),
         questions: Questions::new(&config.server_url),
+        counters: counters.clone(),
         stop: stop.clone(),
         tasks: tasks.clone(),
     });
@@ -236,6 +253,7 @@ pub(crate) async fn start_on(
         ops.clone(),
         config.server_url.clone(),
         issuers,
+        provider,
         &config.limits,
     ));
     let router = http::routes(control.clone())
@@ -243,6 +261,19 @@ pub(crate) async fn start_on(
         .merge(web::router(site.clone()))
         .merge(certificate_authority(&config, &ops)?);
     let permits = http::Permits::new(config.limits);
+    if let Some(listener) = metrics_listener {
+        let metrics = Metrics {
+            counters,
+            operations: ops.clone(),
+            sessions: control.sessions.clone(),
+            permits: permits.clone(),
+            relay: relay.clone(),
+        };
+        tasks.spawn(metrics::listen(metrics, listener, stop.clone(), tasks.clone()));
+    }
+    if let Some(certificates) = certificates {
+        tasks.spawn(certificates.watch(stop.clone()));
+    }
     tasks.spawn(gc::run(control.clone(), config.nodes.ephemeral_grace()));
     tasks.spawn(control.clone().probe());
     tasks.spawn(relays.watch(control.clone()));
@@ -251,6 +282,7 @@ pub(crate) async fn start_on(
     tracing::info!(%local_addr, server_url = %config.server_url, key = %public, "coordinator started");
     Ok(Handle {
         local_addr,
+        metrics_addr,
         server_key: public,
         relay,
         ops,
@@ -258,6 +290,17 @@ pub(crate) async fn start_on(
         tasks,
         writer,
     })
+}
+
+/// Listens for supervisors, if the configuration says where.
+async fn bind_metrics(config: &Config) -> Result<Option<(TcpListener, SocketAddr)>, StartError> {
+    let Some(addr) = config.metrics.listen else {
+        return Ok(None);
+    };
+    let failed = |source| StartError::Listen { addr, source };
+    let listener = TcpListener::bind(addr).await.map_err(failed)?;
+    let local = listener.local_addr().map_err(failed)?;
+    Ok(Some((listener, local)))
 }
 
 impl fmt::Debug for Handle {
@@ -272,6 +315,11 @@ impl Handle {
     /// Where nodes and the API are served.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// Where supervisors are answered, if anywhere.
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics_addr
     }
 
     /// The server's static Noise key.
@@ -312,17 +360,6 @@ impl Handle {
         }
         tracing::info!("coordinator stopped");
     }
-}
-
-/// Runs a coordinator until `stop` is cancelled.
-///
-/// # Errors
-/// When it does not start.
-pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
-    let handle = Coordinator::start(config, stop.clone()).await?;
-    stop.cancelled().await;
-    handle.stop().await;
-    Ok(())
 }
 
 /// Where the certificate authority looks for proofs: what nodes had set by `/machine/set-dns`.
@@ -432,25 +469,6 @@ async fn set_first_policy(ops: &Operations, config: &Config) -> Result<(), Start
         .await
         .map(drop)
         .map_err(|source| StartError::Policy { path, source })
-}
-
-fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, StartError> {
-    let wrong = |path: &Path, error: &dyn fmt::Display| StartError::Tls {
-        what: format!("{}: {error}", path.display()),
-    };
-    let chain = CertificateDer::pem_file_iter(&files.cert_file)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| wrong(&files.cert_file, &error))?;
-    let key =
-        PrivateKeyDer::from_pem_file(&files.key_file).map_err(|error| wrong(&files.key_file, &error))?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| wrong(&files.cert_file, &error))?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map_err(|error| wrong(&files.cert_file, &error))?;
-    Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
 #[cfg(test)]

@@ -195,6 +195,11 @@ impl Sessions {
         was_last
     }
 
+    /// How many streams are open.
+    pub(crate) fn count(&self) -> usize {
+        lock(&self.0).open.len()
+    }
+
     /// Puts a question to a node. `false`: it has no stream, or does not keep up with what it is asked.
     pub(crate) fn ask(&self, node: NodeId, ping: PingRequest) -> bool {
         let session = lock(&self.0).open.get(&node).cloned();
@@ -203,6 +208,9 @@ impl Sessions {
 
     /// Tells the streams that a step concerns of it. The work grows with those who see what has changed.
     pub(crate) fn publish(&self, old: &Arc<World>, new: &Arc<World>, effects: &Effects) {
+        for check in effects.answered.iter().filter_map(|id| old.check(id)) {
+            check.decided.cancel();
+        }
         for registration in effects.decided.iter().filter_map(|id| old.registration(id)) {
             registration.decided.cancel();
         }

@@ -10,6 +10,7 @@ use url::Url;
 use crate::config::Limits;
 use crate::http::{Rate, Source};
 use crate::model::CredentialId;
+use crate::oidc::Provider;
 use crate::ops::Operations;
 use crate::web::Sessions;
 use crate::workload::Issuers;
@@ -26,6 +27,8 @@ pub(crate) struct Site {
     /// The address by which people and nodes reach this server.
     pub(crate) url: Url,
     pub(crate) issuers: Issuers,
+    /// By whom people sign in, if not by links alone.
+    pub(crate) provider: Option<Provider>,
     /// Who is signed in at the console.
     pub(crate) sessions: Sessions,
     /// Failed attempts to prove who one is.
@@ -39,12 +42,19 @@ pub(crate) struct Site {
 pub(crate) struct TooMany(pub(crate) Duration);
 
 impl Site {
-    pub(crate) fn new(operations: Operations, url: Url, issuers: Issuers, limits: &Limits) -> Self {
+    pub(crate) fn new(
+        operations: Operations,
+        url: Url,
+        issuers: Issuers,
+        provider: Option<Provider>,
+        limits: &Limits,
+    ) -> Self {
         let calls = f64::from(limits.calls_per_second);
         Self {
             operations,
             url,
             issuers,
+            provider,
             sessions: Sessions::default(),
             attempts: Rate::new(ATTEMPTS.1, ATTEMPTS.0),
             calls: Rate::new(calls, calls * CALL_BURST),

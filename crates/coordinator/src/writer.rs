@@ -4,11 +4,17 @@
 //! one transaction, and only then publishes the new world and gives the answers. When the transaction fails, the copy is dropped: all of the batch
 //! are refused, and the world is what it was, but for who is online, which is never stored.
 
-use std::{path::PathBuf, sync::Arc, thread};
+use std::{
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+    thread,
+    time::Instant,
+};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
+    metrics::Counters,
     ops::Context,
     sessions::Sessions,
     store::{Store, StoreError},
@@ -66,6 +72,7 @@ impl Settled {
 /// Makes worlds out of worlds.
 pub(crate) struct Writer {
     pub(crate) store: Box<dyn Store>,
+    pub(crate) counters: Arc<Counters>,
     pub(crate) context: Context,
     pub(crate) clock: fn() -> jiff::Timestamp,
     pub(crate) sessions: Arc<Sessions>,
@@ -153,7 +160,19 @@ impl Writer {
         if changes.iter().all(Change::is_volatile) {
             return Ok(());
         }
-        self.store.commit(&changes, world.counters())
+        let begun = Instant::now();
+        let stored = self.store.commit(&changes, world.counters());
+        let counters = &self.counters;
+        let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        counters.commit_micros.add(micros);
+        counters.store_fails.store(stored.is_err(), Ordering::Relaxed);
+        if stored.is_ok() {
+            counters.commits.add(1);
+            counters.changes.add(changes.len() as u64);
+        } else {
+            counters.commits_failed.add(1);
+        }
+        stored
     }
 }
 

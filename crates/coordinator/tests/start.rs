@@ -133,6 +133,78 @@ async fn the_first_policy_comes_from_the_file_and_later_ones_stay() {
     handle.stop().await;
 }
 
+async fn get(addr: SocketAddr, path: &str) -> String {
+    let mut socket = TcpStream::connect(addr).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    socket.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn supervisors_are_answered_at_an_address_of_their_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path(), loopback(), "", NO_RELAY);
+    config.metrics.listen = Some(loopback());
+    let handle = start(config).await.unwrap();
+    let addr = handle.metrics_addr().unwrap();
+    let metrics = get(addr, "/metrics").await;
+    assert!(metrics.starts_with("HTTP/1.1 200 "), "{metrics}");
+    assert!(metrics.contains("application/openmetrics-text"), "{metrics}");
+    assert!(
+        metrics.contains("tailwharf_coordinator_nodes{state=\"online\"} 0\n"),
+        "{metrics}"
+    );
+    assert!(metrics.ends_with("# EOF\n"), "{metrics}");
+    for addr in [addr, handle.local_addr()] {
+        let health = get(addr, "/health").await;
+        assert!(
+            health.starts_with("HTTP/1.1 200 ") && health.ends_with("{\"status\":\"pass\"}"),
+            "{health}"
+        );
+    }
+    let hidden = get(handle.local_addr(), "/metrics").await;
+    assert!(hidden.starts_with("HTTP/1.1 404 "), "{hidden}");
+    handle.stop().await;
+}
+
+fn deployed(name: &str) -> String {
+    fs::read_to_string(format!("{}/../../deploy/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+}
+
+#[test]
+fn the_configuration_of_the_manifest_is_one() {
+    let manifest = deployed("coordinator.yaml");
+    let (_, text) = manifest.split_once("coordinator.toml: |\n").unwrap();
+    let text: Vec<&str> = text
+        .lines()
+        .take_while(|line| line.is_empty() || line.starts_with("    "))
+        .map(str::trim)
+        .collect();
+    Config::parse(&text.join("\n"), Path::new("coordinator.yaml")).unwrap();
+}
+
+#[test]
+fn systemd_understands_the_unit() {
+    let dir = tempfile::tempdir().unwrap();
+    let unit = dir.path().join("tailwharf-coordinator.service");
+    // Only the program is another one: systemd looks whether it is there.
+    let text = deployed("tailwharf-coordinator.service").replace("/usr/local/bin/tailwharf", "/bin/true");
+    fs::write(&unit, text).unwrap();
+    let verified = std::process::Command::new("systemd-analyze")
+        .arg("verify")
+        .arg(&unit)
+        .output();
+    let Ok(verified) = verified else {
+        // Not a machine with systemd.
+        return;
+    };
+    let said = String::from_utf8_lossy(&verified.stderr);
+    let about_ours = said.lines().filter(|line| line.contains("tailwharf-coordinator"));
+    assert_eq!(about_ours.collect::<Vec<_>>(), Vec::<&str>::new());
+}
+
 #[tokio::test]
 async fn the_embedded_relay_stands_in_the_derp_map() {
     let dir = tempfile::tempdir().unwrap();

@@ -48,6 +48,7 @@ pub use api::{
     SocketError, StartError, StateStore, StoreError, TailnetNode,
 };
 pub use backoff::Backoff;
+pub use control::CheckError;
 pub use funnel::{FunnelConnection, FunnelListener, FunnelStream};
 pub use host::{Host, HostConfig, HostError};
 pub use http_proxy::{HttpProxies, HttpProxyError};

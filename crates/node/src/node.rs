@@ -10,6 +10,7 @@ use rand::{RngCore, SeedableRng};
 use tailwharf_node_core::WhoIs;
 use tailwharf_node_core::dns::lookup;
 use tailwharf_wire::key::{DiscoPrivate, DiscoPublic};
+use tailwharf_wire::tailcfg::{CheckRequest, CheckResponse};
 use tokio::sync::watch;
 
 use crate::acme::{self, AcmeAccount, AcmeError, Certificate};
@@ -18,7 +19,7 @@ use crate::api::{
     TailnetNode,
 };
 use crate::app_connector::Connector;
-use crate::control::{self, Announced, ControlServer, Introduction, Session, SessionError};
+use crate::control::{self, Announced, CheckError, ControlServer, Introduction, Session, SessionError};
 use crate::direct::{self, Reader, Socket};
 use crate::dns::Resolver;
 use crate::engine::{Engine, Links};
@@ -201,6 +202,15 @@ impl Node {
             false
         });
         Ok(certificate)
+    }
+
+    /// Asks the control server whether the owner of a device has confirmed lately that it is they who use it. The fields `version` and `node_key` of the
+    /// request are filled in.
+    ///
+    /// # Errors
+    /// [`CheckError`] when nobody could be asked.
+    pub async fn check(&self, request: CheckRequest) -> Result<CheckResponse, CheckError> {
+        control::check(self.engine().host(), &self.0.server, &self.0.keeper, request).await
     }
 
     pub(crate) fn engine(&self) -> &Arc<Engine> {

@@ -114,6 +114,9 @@ pub enum Problem {
         /// How much there may be.
         limit: usize,
     },
+    /// The tag of the public gateway.
+    #[error("this tag is for the control server's own Funnel gateway; choose another")]
+    ReservedTag,
     /// An attribute that no node has.
     #[error("nodes have no attribute {0:?}")]
     UnknownAttribute(String),
@@ -136,6 +139,9 @@ pub enum Problem {
         /// What it should be.
         expected: &'static str,
     },
+    /// A definition of a cluster that cannot be used.
+    #[error("this definition of a cluster cannot be used: {0}")]
+    Cluster(String),
     /// One of the policy's own tests does not hold.
     #[error("{destination} is {found} for {source_name}, but the test says {expected}")]
     TestFailed {

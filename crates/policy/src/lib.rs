@@ -24,6 +24,7 @@ mod limits;
 mod model;
 mod parse;
 mod posture;
+mod preview;
 mod tag;
 mod tailnet;
 
@@ -32,7 +33,8 @@ pub use error::{PolicyError, Problem};
 pub use graph::{Affected, Change, Graph, Visibility};
 pub use hujson::to_json;
 pub use limits::MAX_TEXT;
-pub use model::Policy;
+pub use model::{FUNNEL, Policy};
 pub use posture::{AttributeValue, Attributes, host_attributes};
+pub use preview::Match;
 pub use tag::{InvalidTag, Tag};
 pub use tailnet::{Node, Owner, Role, Service, Tailnet, User};

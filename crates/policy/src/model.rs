@@ -67,6 +67,8 @@ pub(crate) enum Autogroup {
     NonRoot,
     /// As a source: every address there is.
     DangerAll,
+    /// The public gateway. No policy can name it.
+    FunnelGateway,
 }
 
 /// The postures that a source needs: one of them must hold. None: every source is good.
@@ -75,6 +77,8 @@ pub(crate) type Postures = Vec<Arc<[Assertion]>>;
 /// One entry of `acls` or `grants`.
 #[derive(Clone, Debug)]
 pub(crate) struct Rule {
+    /// The line of the entry, from 1; 0 for a rule that no entry says.
+    pub(crate) line: u32,
     pub(crate) sources: Vec<Selector>,
     pub(crate) postures: Postures,
     pub(crate) flows: Vec<Flow>,
@@ -90,6 +94,11 @@ pub(crate) struct Flow {
     pub(crate) protocols: Vec<u8>,
     pub(crate) targets: Vec<(Selector, Arc<[PortRange]>)>,
 }
+
+/// The node attribute with which a node may be reached from the internet.
+pub const FUNNEL: &str = "funnel";
+/// The capability by which nodes know the gateway.
+const INGRESS: &str = "https://tailscale.com/cap/ingress";
 
 /// Protocols that have ports: TCP, UDP, DCCP, SCTP.
 pub(crate) const WITH_PORTS: &[u8] = &[6, 17, 33, 132];
@@ -240,12 +249,29 @@ impl Rule {
             targets,
         }];
         Self {
+            line: 0,
             sources: vec![Selector::Any],
             postures: Vec::new(),
             flows,
             application: None,
             via: BTreeSet::new(),
         }
+    }
+
+    /// What lets the public gateway come to nodes that an entry of `nodeAttrs` gives [`FUNNEL`]. It says nothing of ports: nodes let everybody whom they
+    /// see connect to their peer API, and look for this capability there.
+    pub(crate) fn funnel(entry: &NodeAttributes) -> Option<Self> {
+        entry.attributes.contains_key(FUNNEL).then(|| Self {
+            line: 0,
+            sources: vec![Selector::Auto(Autogroup::FunnelGateway)],
+            postures: Vec::new(),
+            flows: Vec::new(),
+            application: Some(Application {
+                destinations: entry.targets.clone(),
+                capabilities: BTreeMap::from([(INGRESS.to_owned(), Vec::new())]),
+            }),
+            via: BTreeSet::new(),
+        })
     }
 
     /// Everything that the rule leads to, as often as it is written.
@@ -327,6 +353,7 @@ impl Autogroup {
             Self::Shared => "autogroup:shared",
             Self::NonRoot => "autogroup:nonroot",
             Self::DangerAll => "autogroup:danger-all",
+            Self::FunnelGateway => "the Funnel gateway",
         }
     }
 

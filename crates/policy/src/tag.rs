@@ -19,6 +19,9 @@ pub struct InvalidTag(pub String);
 const MAX_LENGTH: usize = 68;
 
 impl Tag {
+    /// The tag by which a control server knows its public gateway. Policies cannot give it to anybody.
+    pub const FUNNEL_GATEWAY: &'static str = "tag:funnel-gateway";
+
     /// The tag as it is written, with its prefix.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -128,4 +128,6 @@ pub enum Owner {
     User(UserId),
     /// A tagged device.
     Tags(BTreeSet<Tag>),
+    /// The public gateway, which brings the internet to nodes with the attribute `funnel`, and which no rule names.
+    FunnelGateway,
 }

@@ -183,7 +183,8 @@ impl Relay {
     }
 }
 
-/// A running relay.
+/// A running relay. Clones are handles of the same one.
+#[derive(Clone)]
 pub struct RelayHandle {
     node: DerpNode,
     address: SocketAddr,

@@ -60,7 +60,7 @@ fn start(args: Args) -> Result<ExitCode> {
             Command::Node(node) => Box::pin(tailwharf_node::run::run(settings::node(node)?, stop)).await,
             Command::Coordinator(coordinator) => {
                 let config = Config::load(&coordinator.config)?;
-                Box::pin(tailwharf_coordinator::run(config, stop)).await
+                Box::pin(tailwharf_funnel::run(config, stop)).await
             }
             Command::Status(status) => return local::status(status).await,
             Command::Ping(ping) => return local::ping(ping).await,

@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | [`key`] | node, machine, disco and challenge keys, NaCl boxes |
 //! | [`noise`] | the ts2021 handshake and the records after it |
+//! | [`cluster`] | definitions of Kubernetes clusters, published by a policy |
 //! | [`tailcfg`] | messages between a node and its control server |
 //! | [`json`] | JSON by the rules of Go, in which these messages are written |
 //! | [`map_frame`] | framing and compression of map responses |
@@ -17,6 +18,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cluster;
 pub mod derp;
 pub mod disco;
 pub mod json;

@@ -4,13 +4,14 @@ use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tailwharf_policy::PolicyError;
 
-use super::caller::{Caller, bytes};
+use super::caller::{Caller, Query, bytes};
 use super::error::policy_faults;
 use super::{Api, ApiError, POLICY_LIMIT};
-use crate::ops::{OpError, PolicyTag};
+use crate::ops::{OpError, PolicyTag, PreviewOf};
 use crate::scope;
 
 const HUJSON: &str = "application/hujson";
@@ -62,6 +63,42 @@ pub(super) async fn validate(
         Err(OpError::PolicyInvalid(errors)) => Ok(Json(policy_faults(&errors))),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Of whom or what a preview is asked for.
+#[derive(Deserialize)]
+pub(super) struct PreviewQuery {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(rename = "previewFor")]
+    of: String,
+}
+
+/// The rules of a policy that concern a person (`type=user`), or an address and port (`type=ipport`).
+pub(super) async fn preview(
+    State(api): State<Api>,
+    caller: Caller,
+    Query(query): Query<PreviewQuery>,
+    request: Request,
+) -> Result<Json<Value>, ApiError> {
+    caller.require(scope::POLICY.read())?;
+    let of = match query.kind.as_str() {
+        "user" => PreviewOf::User(query.of.clone()),
+        "ipport" => PreviewOf::Address(query.of.parse().map_err(|_| {
+            ApiError::Invalid(
+                "`previewFor` is not an address and port: write it like `100.64.0.1:443`".to_owned(),
+            )
+        })?),
+        _ => return Err(ApiError::Invalid("`type` is `user` or `ipport`".to_owned())),
+    };
+    let matches = api.operations.preview_policy(&text(request).await?, of)?;
+    let matches: Vec<Value> = matches
+        .iter()
+        .map(|found| json!({"users": found.sources, "ports": found.openings, "lineNumber": found.line}))
+        .collect();
+    Ok(Json(
+        json!({"matches": matches, "type": query.kind, "previewFor": query.of}),
+    ))
 }
 
 async fn text(request: Request) -> Result<String, ApiError> {

@@ -118,6 +118,7 @@ fn calls() -> Router<Api> {
     let policy = Router::new()
         .route("/tailnet/{tailnet}/acl", get(acl::get).post(acl::set))
         .route("/tailnet/{tailnet}/acl/validate", post(acl::validate))
+        .route("/tailnet/{tailnet}/acl/preview", post(acl::preview))
         .layer(DefaultBodyLimit::max(POLICY_LIMIT));
     Router::new()
         .route("/tailnet/{tailnet}/keys", get(keys::list).post(keys::create))
@@ -133,6 +134,10 @@ fn calls() -> Router<Api> {
         .route("/device/{id}/key", post(edit::<KeyExpiry>))
         .route("/device/{id}/expire", post(edit::<Expire>))
         .route("/device/{id}/ip", post(edit::<Address>))
+        .route(
+            "/device/{id}/confirmations",
+            delete(devices::revoke_confirmations),
+        )
         .route(
             "/device/{id}/routes",
             get(devices::routes).post(devices::set_routes),

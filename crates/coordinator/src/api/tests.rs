@@ -105,6 +105,7 @@ impl Site {
             operations,
             config.server_url.clone(),
             Issuers::new(&config.issuers).unwrap(),
+            None,
             &config.limits,
         );
         let shared = Arc::new(shared);

@@ -21,6 +21,7 @@ const RATE_KEYS: usize = 65_536;
 #[derive(Debug, Default)]
 struct Counts {
     total: usize,
+    refused: u64,
     by_source: HashMap<IpAddr, OfSource>,
 }
 
@@ -76,6 +77,7 @@ impl Permits {
             || of_source.open >= limits.connections_per_source
             || of_source.half_open >= limits.half_open_per_source
         {
+            counts.refused += 1;
             return None;
         }
         counts.total += 1;
@@ -91,6 +93,29 @@ impl Permits {
             source,
             half_open: AtomicBool::new(true),
         })))
+    }
+}
+
+/// How many permits are out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct InUse {
+    /// Of all connections.
+    pub(crate) open: usize,
+    /// Of those that have not shown yet what they are for.
+    pub(crate) half_open: usize,
+    /// How many connections got none.
+    pub(crate) refused: u64,
+}
+
+impl Permits {
+    /// How many permits are out now.
+    pub(crate) fn in_use(&self) -> InUse {
+        let counts = self.0.counts();
+        InUse {
+            open: counts.total,
+            half_open: counts.by_source.values().map(|source| source.half_open).sum(),
+            refused: counts.refused,
+        }
     }
 }
 

@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use self::limits::Permit;
 pub(crate) use self::limits::{Permits, Rate, Source};
 use crate::machine::Control;
+use crate::metrics;
 
 /// How long a client may take for a TLS handshake, or for the headers of a request.
 const HEADER_TIME: Duration = Duration::from_secs(5);
@@ -49,7 +50,7 @@ pub(crate) fn routes(control: Arc<Control>) -> Router {
         .route(TS2021, axum::routing::post(ts2021::upgrade))
         .route(
             "/health",
-            get(|| async { Json(serde_json::json!({ "status": "pass" })) }),
+            get(async |State(control): State<Arc<Control>>| metrics::health(&control.counters)),
         )
         .route("/generate_204", get(generate_204))
         .with_state(control)

@@ -7,6 +7,7 @@ use std::{
 
 use ipnet::IpNet;
 use jiff::Timestamp;
+use tailwharf_policy::FUNNEL;
 use tailwharf_wire::tailcfg::{
     CapMap, Debug, DnsConfig, FilterRule, MapResponse, Node as WireNode, NodeId, RegionId, SshPolicy, UserId,
     UserProfile,
@@ -17,6 +18,7 @@ use super::{
     message::{Message, Told},
 };
 use crate::{
+    machine::ssh_check_url,
     model::{Node, Role, User, VipService},
     world::{TAGGED_DEVICES, World, node_of_profile, own_profile_id},
 };
@@ -158,6 +160,15 @@ impl<'a> View<'a> {
         if self.world.settings().https {
             grant("https");
         }
+        let ports = &self.world.facts().funnel_ports;
+        if ports.is_empty() || !self.world.settings().https {
+            // Without a gateway, or certificates, clients had better say so than wait.
+            capabilities.remove(FUNNEL);
+        } else if capabilities.contains_key(FUNNEL) {
+            let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+            let name = format!("https://tailscale.com/cap/funnel-ports?ports={}", ports.join(","));
+            capabilities.entry(name).or_default();
+        }
         let hosted: BTreeMap<String, Vec<String>> = self
             .hosted_services()
             .map(|service| {
@@ -183,7 +194,7 @@ impl<'a> View<'a> {
 
     /// Who may log in to this node by SSH.
     pub(super) fn ssh(&self) -> Option<SshPolicy> {
-        self.world.graph().ssh_policy_for(self.me, None)
+        self.world.graph().ssh_policy_for(self.me, Some(&ssh_check_url()))
     }
 
     pub(super) fn dns(&self) -> DnsConfig {

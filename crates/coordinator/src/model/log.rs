@@ -65,6 +65,8 @@ pub enum Action {
     Approve,
     /// It may not be used.
     Deny,
+    /// A person signed in for it anew.
+    Confirm,
     /// Its key has ended, or was ended.
     Expire,
     /// A device logged in again.

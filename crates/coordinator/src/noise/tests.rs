@@ -1,5 +1,6 @@
 //! The control protocol over loopback, as a client sees it.
 
+mod check;
 mod hostile;
 mod life;
 
@@ -166,6 +167,14 @@ impl Client {
         let response = self
             .send(Method::POST, path, serde_json::to_vec(body).unwrap())
             .await;
+        (
+            response.status(),
+            response.into_body().collect().await.unwrap().to_bytes(),
+        )
+    }
+
+    async fn get(&mut self, path: &str) -> (StatusCode, Bytes) {
+        let response = self.send(Method::GET, path, Vec::new()).await;
         (
             response.status(),
             response.into_body().collect().await.unwrap().to_bytes(),

@@ -4,9 +4,11 @@
 //! answers. [`Operations`] is the handle by which the API, the administrator's commands and the control protocol ask for them.
 
 mod backup;
+mod checks;
 mod clients;
 mod credentials;
 mod dns_txt;
+mod funnel;
 mod log;
 mod nodes;
 mod policy;
@@ -22,18 +24,20 @@ use rand::rngs::StdRng;
 use tokio::sync::{mpsc, oneshot, watch};
 use url::Url;
 
+pub(crate) use self::{
+    checks::{CheckAnswer, CheckQuestion, confirmations_of},
+    log::{Subject, note},
+    nodes::{removal, replacement},
+};
 pub use self::{
     clients::{CLIENT_TOKEN_LIFE, NewFederation, NewOauthClient},
     credentials::{AUTH_KEY_LIFE, Access, AccessError, Minted, NewApiToken, NewAuthKey},
+    funnel::{FunnelRefusal, FunnelTarget, GATEWAY_NAME},
     log::LogQuery,
     nodes::{Attribute, NodeRef},
-    policy::PolicyTag,
+    policy::{PolicyTag, PreviewOf},
     services::{NewService, ServiceHost},
     users::NewUser,
-};
-pub(crate) use self::{
-    log::{Subject, note},
-    nodes::{removal, replacement},
 };
 use crate::{
     ipam::Prefixes,

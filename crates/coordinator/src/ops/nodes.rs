@@ -310,6 +310,7 @@ pub(crate) fn removal(world: &World, id: NodeId) -> Vec<Change> {
         service.hosts.remove(&id);
         Change::PutService(Arc::new(service))
     }));
+    changes.extend(super::confirmations_of(world, id));
     changes.push(Change::DeleteNode(id));
     changes
 }

@@ -1,6 +1,6 @@
 //! The policy.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, net::SocketAddr, sync::Arc};
 
 use sha2::{Digest, Sha256};
 use tailwharf_policy::{Policy, PolicyError};
@@ -28,6 +28,15 @@ impl fmt::Display for PolicyTag {
     }
 }
 
+/// Whom or what a preview is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PreviewOf {
+    /// A person, by login.
+    User(String),
+    /// What is reached there.
+    Address(SocketAddr),
+}
+
 impl Operations {
     /// The text in force and its tag.
     pub fn policy(&self) -> (Arc<PolicyVersion>, PolicyTag) {
@@ -44,6 +53,19 @@ impl Operations {
         parse(&self.world(), text)
             .map(|policy| policy.warnings().to_vec())
             .map_err(OpError::PolicyInvalid)
+    }
+
+    /// The rules of a text that concern a person, or what is reached at an address.
+    ///
+    /// # Errors
+    /// `PolicyInvalid`.
+    pub fn preview_policy(&self, text: &str, of: PreviewOf) -> Result<Vec<tailwharf_policy::Match>, OpError> {
+        let tailnet = self.world().tailnet();
+        let policy = Policy::parse(text).map_err(OpError::PolicyInvalid)?;
+        Ok(match of {
+            PreviewOf::User(login) => policy.preview_user(&tailnet, &login),
+            PreviewOf::Address(to) => policy.preview_address(&tailnet, to.ip(), to.port()),
+        })
     }
 
     /// Puts a text in force, if it is valid and passes its own tests.

@@ -6,7 +6,7 @@ use tailwharf_wire::tailcfg::UserId;
 
 use super::{Context, Decision, OpError, Operations, Subject};
 use crate::{
-    model::{Action, Actor, Role, User},
+    model::{Action, Actor, Author, Role, User},
     world::{Change, World},
 };
 
@@ -29,8 +29,27 @@ impl Operations {
     /// # Errors
     /// `Conflict` when the login name is taken, `Invalid` when it is not one.
     pub async fn create_user(&self, actor: Actor, new: NewUser) -> Result<Arc<User>, OpError> {
-        self.submit(move |world, context| create_user(world, context, &actor, new))
+        self.submit(move |world, context| create_user(world, context, actor.into(), new))
             .await
+    }
+
+    /// The person whom the identity provider signed in, created as a member if they come for the first time.
+    ///
+    /// # Errors
+    /// `Invalid` when the login name is none.
+    pub(crate) async fn admit_user(&self, login: String, display_name: String) -> Result<Arc<User>, OpError> {
+        self.submit(move |world, context| {
+            if let Some(user) = world.user_by_login(&login) {
+                return Ok(Decision::unchanged(user.clone()));
+            }
+            let new = NewUser {
+                login,
+                display_name,
+                role: Role::Member,
+            };
+            create_user(world, context, Author::Coordinator, new)
+        })
+        .await
     }
 
     /// Gives a person another role.
@@ -64,7 +83,7 @@ impl Operations {
 fn create_user(
     world: &World,
     context: &Context,
-    actor: &Actor,
+    author: Author,
     new: NewUser,
 ) -> Result<Decision<Arc<User>>, OpError> {
     let login = if new.login.contains('@') {
@@ -99,7 +118,7 @@ fn create_user(
     });
     let subject = Subject::user(&user).detail(user.role.name());
     let decision = Decision::new(vec![Change::PutUser(user.clone())], user);
-    Ok(decision.noted(world, context, actor, Action::Create, subject))
+    Ok(decision.noted(world, context, author, Action::Create, subject))
 }
 
 fn delete_user(world: &World, context: &Context, actor: &Actor, id: UserId) -> Result<Decision<()>, OpError> {

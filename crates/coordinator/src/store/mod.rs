@@ -13,8 +13,8 @@ pub use self::{
 };
 use crate::{
     model::{
-        ApiToken, AuthKey, DnsSettings, DnsTxt, LogEntry, Node, OauthClient, PolicyVersion, Settings, User,
-        VipService,
+        ApiToken, AuthKey, Confirmation, DnsSettings, DnsTxt, LogEntry, Node, OauthClient, PolicyVersion,
+        Settings, User, VipService,
     },
     world::{Change, Counters},
 };
@@ -40,6 +40,8 @@ pub struct Saved {
     pub tokens: Vec<ApiToken>,
     /// All TXT records.
     pub dns_txt: Vec<DnsTxt>,
+    /// All that people confirmed.
+    pub confirmations: Vec<Confirmation>,
     /// The policy in force; none before the first was set.
     pub policy: Option<PolicyVersion>,
     /// Rules for devices; none before the first were set.

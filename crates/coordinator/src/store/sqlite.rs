@@ -14,6 +14,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tailwharf_wire::key::MachinePrivate;
 
 use super::{Saved, Store, StoreError};
+use crate::model::Confirmation;
 use crate::world::{Change, Counters, LOG_LIMIT};
 
 /// Statements by schema version, from 1. A statement that was released is never changed; a new one is added behind it.
@@ -32,10 +33,13 @@ const MIGRATIONS: &[&str] = &[
     CREATE TABLE services      (id TEXT PRIMARY KEY,    body TEXT NOT NULL) STRICT;
     CREATE TABLE log           (id INTEGER PRIMARY KEY, body TEXT NOT NULL) STRICT;
 ",
+    "
+    CREATE TABLE confirmations (id TEXT PRIMARY KEY,    body TEXT NOT NULL) STRICT;
+",
 ];
 
 /// Every table of rows, for exports.
-pub(super) const TABLES: [&str; 10] = [
+pub(super) const TABLES: [&str; 11] = [
     "meta",
     "users",
     "nodes",
@@ -44,6 +48,7 @@ pub(super) const TABLES: [&str; 10] = [
     "oauth_clients",
     "tokens",
     "dns_txt",
+    "confirmations",
     "policies",
     "log",
 ];
@@ -249,6 +254,7 @@ impl Store for SqliteStore {
             oauth_clients: self.rows("oauth_clients")?,
             tokens: self.rows("tokens")?,
             dns_txt: self.rows("dns_txt")?,
+            confirmations: self.rows("confirmations")?,
             policy: self.rows("policies")?.pop(),
             services: self.rows("services")?,
             settings: self.meta("settings")?,
@@ -299,6 +305,12 @@ impl Store for SqliteStore {
             fs::remove_file(to).map_err(copy_failed)?;
         }
         copied.map_err(StoreError::sql("copy the store"))?;
+        let dir = self.db.path().map(Path::new).and_then(Path::parent);
+        let added = dir.map_or(Ok(()), |dir| super::backup::add_files(to, dir));
+        if added.is_err() {
+            fs::remove_file(to).map_err(copy_failed)?;
+        }
+        added?;
         fs::File::open(to)
             .and_then(|file| file.sync_all())
             .map_err(copy_failed)
@@ -319,6 +331,11 @@ fn write(to: &Transaction<'_>, change: &Change) -> Result<(), StoreError> {
         Change::DeleteToken(id) => delete(to, "tokens", &id.0),
         Change::PutDnsTxt(record) => put(to, "dns_txt", &record.name, record.as_ref()),
         Change::DeleteDnsTxt(name) => delete(to, "dns_txt", name),
+        Change::PutConfirmation(confirmation) => {
+            let id = Confirmation::id(confirmation.source, &confirmation.target);
+            put(to, "confirmations", &id, confirmation.as_ref())
+        }
+        Change::DeleteConfirmation(id) => delete(to, "confirmations", id),
         Change::PutPolicy(active) => {
             let version = active.version.as_ref();
             put(to, "policies", &version.version, version)?;
@@ -340,6 +357,8 @@ fn write(to: &Transaction<'_>, change: &Change) -> Result<(), StoreError> {
         Change::SetPresence(..)
         | Change::PutRegistration(_)
         | Change::DeleteRegistration(_)
+        | Change::PutCheck(_)
+        | Change::DeleteCheck(_)
         | Change::SetDerpMap(_) => Ok(()),
     }
 }

@@ -43,7 +43,15 @@ fn rich() -> (Lab, Vec<Change>) {
         node: tailwharf_wire::tailcfg::NodeId(1),
         created: now,
     };
+    let confirmation = Confirmation {
+        source: tailwharf_wire::tailcfg::NodeId(1),
+        key: crate::lab::node_key(1),
+        user: tailwharf_wire::tailcfg::UserId(1),
+        target: crate::model::CheckTarget::Service("svc:kube".parse().unwrap()),
+        at: now,
+    };
     lab.apply(&[
+        Change::PutConfirmation(Arc::new(confirmation)),
         Change::PutToken(Arc::new(token)),
         Change::PutOauthClient(Arc::new(client)),
         Change::PutDnsTxt(Arc::new(record)),
@@ -60,6 +68,7 @@ fn everything(world: &World) -> Vec<Change> {
     changes.extend(world.oauth_clients().cloned().map(Change::PutOauthClient));
     changes.extend(world.tokens().cloned().map(Change::PutToken));
     changes.extend(world.dns_txt().cloned().map(Change::PutDnsTxt));
+    changes.extend(world.confirmations().cloned().map(Change::PutConfirmation));
     changes.push(Change::PutPolicy(Arc::new(active(
         world.policy().version.version,
         &world.policy().version.text,
@@ -142,8 +151,9 @@ fn what_is_deleted_is_gone_but_numbers_are_not_given_again() {
         saved.oauth_clients.len(),
         saved.tokens.len(),
         saved.dns_txt.len(),
+        saved.confirmations.len(),
     ];
-    assert_eq!(counts(rows), [(0, 6)].into());
+    assert_eq!(counts(rows), [(0, 7)].into());
     assert_eq!((saved.counters.next_node, saved.counters.next_user), (2, 3));
 }
 

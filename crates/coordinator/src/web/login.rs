@@ -13,8 +13,8 @@ use super::{COOKIE, Page, Refusal, Signed, pages, see};
 use crate::site::{Origin, Site};
 
 /// Says how to sign in.
-pub(super) async fn explain() -> Page {
-    Page(StatusCode::OK, pages::sign_in_hint())
+pub(super) async fn explain(State(site): State<Arc<Site>>) -> Page {
+    Page(StatusCode::OK, pages::sign_in_hint(site.provider.is_some()))
 }
 
 /// Asks whether to sign in. Opening the link alone does not use it up, and the browser sends what follows from our own page.
@@ -44,7 +44,11 @@ pub(super) async fn sign_in(
         site.failed(origin);
         return Err(Refusal::NotFound);
     };
-    Ok(with_cookie(&site, &cookie))
+    Ok((
+        [(header::SET_COOKIE, session_cookie(&site, &cookie))],
+        see("/console"),
+    )
+        .into_response())
 }
 
 #[derive(Deserialize)]
@@ -61,17 +65,21 @@ pub(super) async fn sign_out(
 }
 
 /// The cookie ends with the browser, and before that with the session.
-fn with_cookie(site: &Site, cookie: &str) -> Response {
-    let secure = if site.url.scheme() == "https" {
+pub(super) fn session_cookie(site: &Site, cookie: &str) -> String {
+    let secure = secure(site);
+    format!("{COOKIE}={cookie}; Path=/; HttpOnly; SameSite=Strict{secure}")
+}
+
+/// What keeps a cookie from being sent in the clear, where nothing has to be.
+pub(super) fn secure(site: &Site) -> &'static str {
+    if site.url.scheme() == "https" {
         "; Secure"
     } else {
         ""
-    };
-    let cookie = format!("{COOKIE}={cookie}; Path=/; HttpOnly; SameSite=Strict{secure}");
-    ([(header::SET_COOKIE, cookie)], see("/console")).into_response()
+    }
 }
 
-fn may_try(site: &Site, origin: Origin) -> Result<(), Refusal> {
+pub(super) fn may_try(site: &Site, origin: Origin) -> Result<(), Refusal> {
     site.may_try(origin)
         .map_err(|crate::site::TooMany(wait)| Refusal::TooMany(wait.as_secs() + 1))
 }

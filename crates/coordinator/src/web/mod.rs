@@ -3,9 +3,11 @@
 //! Plain HTML, made here, without a script. What changes something is a form from this very site that carries a token of the session; the cookie is not
 //! sent with requests that another site starts; and no page may be framed, or load anything from elsewhere.
 
+mod check;
 mod console;
 mod login;
 mod pages;
+mod provider;
 mod register;
 mod sessions;
 #[cfg(test)]
@@ -28,7 +30,8 @@ use url::Url;
 
 use self::sessions::Session;
 pub(crate) use self::sessions::Sessions;
-use crate::model::{Actor, RegistrationId, User};
+use crate::model::{Actor, CheckId, RegistrationId, User};
+use crate::oidc::SignInError;
 use crate::ops::OpError;
 use crate::site::Site;
 use crate::world::World;
@@ -63,7 +66,10 @@ pub(crate) fn router(site: Arc<Site>) -> Router {
     Router::new()
         .route("/", get(async || see("/console")))
         .route("/a/{id}", get(register::page).post(register::decide))
+        .route("/check/{id}", get(check::page).post(check::decide))
         .route("/login", get(login::explain))
+        .route("/login/provider", get(provider::depart))
+        .route("/login/callback", get(provider::arrive))
         .route("/login/{token}", get(login::page).post(login::sign_in))
         .route("/logout", post(login::sign_out))
         .route("/console", get(console::page))
@@ -85,6 +91,11 @@ pub(crate) fn login_url(base: &Url, token: &str) -> Url {
 /// The address at which it is decided on a device that wants to join.
 pub(crate) fn registration_url(base: &Url, id: &RegistrationId) -> Url {
     below(base, ["a", &id.0])
+}
+
+/// The address at which a person confirms that it is they who use a device.
+pub(crate) fn check_url(base: &Url, id: &CheckId) -> Url {
+    below(base, ["check", &id.0])
 }
 
 fn below(base: &Url, segments: [&str; 2]) -> Url {
@@ -158,6 +169,10 @@ pub(super) enum Refusal {
     Form,
     #[error("There is nothing here. The link may have been used already, or be too old.")]
     NotFound,
+    #[error("This needs a fresh sign-in, and yours is some time ago. Go back, and sign in again.")]
+    Stale,
+    #[error("{0}.")]
+    SignIn(#[from] SignInError),
     #[error("Too many attempts. Wait {0} seconds and try again.")]
     TooMany(u64),
     #[error("{0}.")]
@@ -168,7 +183,7 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let status = match &self {
             Self::SignedOut => StatusCode::UNAUTHORIZED,
-            Self::NotAdministrator => StatusCode::FORBIDDEN,
+            Self::NotAdministrator | Self::Stale | Self::SignIn(_) => StatusCode::FORBIDDEN,
             Self::Form => StatusCode::BAD_REQUEST,
             Self::NotFound | Self::Operation(OpError::NotFound { .. }) => StatusCode::NOT_FOUND,
             Self::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
@@ -196,15 +211,15 @@ impl Visitor {
     }
 }
 
-/// The value of the session's cookie.
-fn cookie(parts: &Parts) -> Option<&str> {
-    let values = parts.headers.get_all(header::COOKIE).into_iter();
+/// The value of a cookie.
+fn cookie_named<'h>(headers: &'h HeaderMap, wanted: &str) -> Option<&'h str> {
+    let values = headers.get_all(header::COOKIE).into_iter();
     let pairs = values
         .filter_map(|value| value.to_str().ok())
         .flat_map(|text| text.split(';'));
     pairs
         .filter_map(|pair| pair.trim().split_once('='))
-        .find(|(name, _)| *name == COOKIE)
+        .find(|(name, _)| *name == wanted)
         .map(|(_, value)| value)
 }
 
@@ -215,7 +230,7 @@ impl FromRequestParts<Arc<Site>> for Maybe {
     type Rejection = std::convert::Infallible;
 
     async fn from_request_parts(parts: &mut Parts, site: &Arc<Site>) -> Result<Self, Self::Rejection> {
-        let visitor = cookie(parts).and_then(|cookie| {
+        let visitor = cookie_named(&parts.headers, COOKIE).and_then(|cookie| {
             let session = site.sessions.find(cookie, Timestamp::now())?;
             let user = site.operations.world().user(session.user)?.clone();
             let cookie = cookie.to_owned();

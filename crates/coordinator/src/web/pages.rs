@@ -7,7 +7,8 @@ use url::Url;
 use super::console::Action;
 use super::register::hostname;
 use super::{Refusal, Visitor};
-use crate::model::{Node, NodeOwner, PendingRegistration, User};
+use crate::model::{Node, NodeOwner, PendingCheck, PendingRegistration, User};
+use crate::site::Site;
 use crate::world::World;
 
 /// The frame of all pages.
@@ -62,28 +63,85 @@ pub(super) fn refusal(refusal: &Refusal) -> Markup {
         Refusal::SignedOut => "Sign in first",
         Refusal::NotFound => "Nothing here",
         Refusal::TooMany(_) => "Slow down",
-        Refusal::NotAdministrator | Refusal::Form | Refusal::Operation(_) => "Not done",
+        Refusal::SignIn(_) => "Not signed in",
+        Refusal::NotAdministrator | Refusal::Form | Refusal::Stale | Refusal::Operation(_) => "Not done",
     };
     let content = html! {
         p.lead { (refusal) }
         @match refusal {
-            Refusal::SignedOut => { (how_to_sign_in()) }
+            Refusal::SignedOut => { p { a href="/login" { "How to sign in" } } }
+            Refusal::SignIn(_) => { p { a href="/login" { "Sign in" } } }
             _ => { p { a href="/console" { "All devices" } } }
         }
     };
     frame(None, title, &content)
 }
 
-fn how_to_sign_in() -> Markup {
+fn how_to_sign_in(has_provider: bool, to: &str) -> Markup {
     html! {
+        @if has_provider {
+            p { a.button href={ "/login/provider?to=" (to) } { "Sign in" } }
+        }
         p { "Whoever runs this server makes you a link, which is good for one sign-in:" }
         pre { code { "tailwharf coordinator user login-link you@example.com" } }
     }
 }
 
 /// How to sign in.
-pub(super) fn sign_in_hint() -> Markup {
-    frame(None, "Sign in", &how_to_sign_in())
+pub(super) fn sign_in_hint(has_provider: bool) -> Markup {
+    frame(None, "Sign in", &how_to_sign_in(has_provider, "/console"))
+}
+
+/// Leads on after a sign-in.
+pub(super) fn signed_in(login: &str, to: &str) -> Markup {
+    let content = html! {
+        meta http-equiv="refresh" content={ "0; url=" (to) };
+        p.lead { "You are signed in as " strong { (login) } "." }
+        p { a href=(to) { "Go on" } }
+    };
+    frame(None, "Signed in", &content)
+}
+
+/// Says that the owner of a device is asked, to anybody else.
+pub(super) fn check_for_owner(site: &Site, check: &PendingCheck) -> Markup {
+    let content = html! {
+        p.lead { "The owner of a device is asked to confirm something here. If it is yours, sign in and open this page again." }
+        (how_to_sign_in(site.provider.is_some(), &format!("/check/{}", check.id)))
+    };
+    frame(None, "Is it you?", &content)
+}
+
+/// Asks the owner of a device.
+pub(super) fn check(
+    visitor: &Visitor,
+    check: &PendingCheck,
+    device: &Node,
+    fresh: bool,
+    now: Timestamp,
+) -> Markup {
+    let content = html! {
+        p.lead { "Your device " strong { (device.name) } " asks for: " strong { (check.purpose) } }
+        dl {
+            dt { "Code" } dd { code { (check.code) } }
+            dt { "Asked" } dd { (ago(check.created, now)) }
+            dt { "Good for" } dd { (span(check.expires, now)) }
+        }
+        p { "Confirm it only if you started it, and the code is the one that you were shown there." }
+        @if fresh {
+            form.decision method="post" {
+                (token(visitor))
+                button name="decision" value="confirm" { "It is me" }
+                button.danger name="decision" value="deny" { "It is not me" }
+            }
+        } @else {
+            p { a.button href={ "/login/provider?again=true&to=/check/" (check.id) } { "Sign in again to confirm" } }
+            form.decision method="post" {
+                (token(visitor))
+                button.danger name="decision" value="deny" { "It is not me" }
+            }
+        }
+    };
+    frame(Some(visitor), "Is it you?", &content)
 }
 
 /// Asks whether to sign in.
@@ -101,6 +159,7 @@ pub(super) fn registration(
     pending: &PendingRegistration,
     visitor: Option<&Visitor>,
     owners: &[&User],
+    has_provider: bool,
     now: Timestamp,
 ) -> Markup {
     let hostinfo = pending.request.hostinfo.clone().unwrap_or_default();
@@ -140,7 +199,7 @@ pub(super) fn registration(
             }
         } @else {
             p { "Send the address of this page to an administrator, or sign in and open it again." }
-            (how_to_sign_in())
+            (how_to_sign_in(has_provider, &format!("/a/{}", pending.id)))
         }
     };
     frame(visitor, "Add a device", &content)

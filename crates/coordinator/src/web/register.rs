@@ -24,7 +24,14 @@ pub(super) async fn page(
         .as_ref()
         .map(|visitor| owners(visitor, world.users()))
         .unwrap_or_default();
-    let shown = pages::registration(&pending, visitor.as_ref(), &owners, Timestamp::now());
+    let has_provider = site.provider.is_some();
+    let shown = pages::registration(
+        &pending,
+        visitor.as_ref(),
+        &owners,
+        has_provider,
+        Timestamp::now(),
+    );
     Ok(Page(StatusCode::OK, shown))
 }
 

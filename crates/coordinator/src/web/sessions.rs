@@ -25,6 +25,8 @@ const LINK_LIFE: SignedDuration = SignedDuration::from_mins(10);
 const SESSION_LIFE: SignedDuration = SignedDuration::from_hours(12);
 /// How long a session lasts that nobody uses.
 const IDLE_LIFE: SignedDuration = SignedDuration::from_hours(1);
+/// How long a sign-in is fresh.
+const FRESH: SignedDuration = SignedDuration::from_mins(5);
 /// Links, and sessions, at one time. The one that ends first makes room.
 const ENTRY_LIMIT: usize = 1_000;
 
@@ -44,6 +46,8 @@ pub(crate) struct Session {
     pub(crate) user: UserId,
     /// What each form must send back, so that no other site can send one in this person's name.
     pub(crate) form_token: String,
+    /// When the identity provider signed the person in; none when a link did.
+    proved: Option<Timestamp>,
     ends: Timestamp,
     idle_ends: Timestamp,
 }
@@ -100,17 +104,31 @@ impl Sessions {
             .links
             .remove(&hash(token))
             .filter(|link| link.expires > now)?;
+        drop(tables);
+        Some(self.open(link.user, None, now, rng))
+    }
+
+    /// Signs a person in who was proved to be it. The cookie of the new session.
+    pub(crate) fn open(
+        &self,
+        user: UserId,
+        proved: Option<Timestamp>,
+        now: Timestamp,
+        rng: &mut (impl Rng + CryptoRng),
+    ) -> Zeroizing<String> {
         let cookie = Zeroizing::new(random_text(TOKEN_LENGTH, rng));
         let session = Session {
-            user: link.user,
+            user,
             form_token: random_text(TOKEN_LENGTH, rng),
+            proved,
             ends: after(now, SESSION_LIFE),
             idle_ends: after(now, IDLE_LIFE),
         };
+        let mut tables = self.lock();
         tables.sessions.retain(|_, session| session.is_open(now));
         make_room(&mut tables.sessions, |session| session.idle_ends);
         tables.sessions.insert(hash(&cookie), session);
-        Some(cookie)
+        cookie
     }
 
     /// The session of a cookie, which is used by this.
@@ -143,6 +161,15 @@ impl fmt::Debug for Session {
 }
 
 impl Session {
+    /// Whether the person may confirm with this session that it is they: where there is an identity provider, it has to have signed them in a moment
+    /// ago; where there is none, they are asked no more than to be signed in.
+    pub(crate) fn is_fresh(&self, has_provider: bool, now: Timestamp) -> bool {
+        !has_provider
+            || self
+                .proved
+                .is_some_and(|at| at <= now && now.duration_since(at) <= FRESH)
+    }
+
     fn is_open(&self, now: Timestamp) -> bool {
         self.ends > now && self.idle_ends > now
     }

@@ -1,5 +1,7 @@
 //! The console over HTTP, in process.
 
+mod provider;
+
 use axum::Router;
 use axum::body::Body;
 use http::{Method, Request};
@@ -55,6 +57,7 @@ impl Console {
             operations,
             config.server_url,
             Issuers::default(),
+            None,
             &limits,
         ));
         Self {

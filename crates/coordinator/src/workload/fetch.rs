@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, StatusCode, Uri};
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http::{Method, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -35,7 +35,7 @@ pub(crate) enum FetchError {
 
 /// Fetches documents from servers whose certificates it trusts.
 #[derive(Clone, Debug)]
-pub(crate) struct Fetcher(Client<HttpsConnector<HttpConnector>, Empty<Bytes>>);
+pub(crate) struct Fetcher(Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
 
 impl Fetcher {
     /// Trusts the certificates in a file, or those of the system.
@@ -72,11 +72,36 @@ impl Fetcher {
 
     /// The document at `url`.
     pub(crate) async fn get(&self, url: &str) -> Result<Bytes, FetchError> {
+        self.send(url, Request::new(Full::default())).await
+    }
+
+    /// The answer to a form.
+    pub(crate) async fn post_form(
+        &self,
+        url: &str,
+        form: String,
+        authorization: Option<&str>,
+    ) -> Result<Bytes, FetchError> {
+        let mut request = Request::new(Full::from(form));
+        *request.method_mut() = Method::POST;
+        let kind = header::HeaderValue::from_static("application/x-www-form-urlencoded");
+        request.headers_mut().insert(header::CONTENT_TYPE, kind);
+        let json = header::HeaderValue::from_static("application/json");
+        request.headers_mut().insert(header::ACCEPT, json);
+        if let Some(text) = authorization {
+            let mut value =
+                header::HeaderValue::from_str(text).map_err(|error| FetchError::Broken(error.into()))?;
+            value.set_sensitive(true);
+            request.headers_mut().insert(header::AUTHORIZATION, value);
+        }
+        self.send(url, request).await
+    }
+
+    async fn send(&self, url: &str, mut request: Request<Full<Bytes>>) -> Result<Bytes, FetchError> {
         let uri: Uri = url.parse().map_err(|_| FetchError::Address)?;
         if uri.scheme_str() != Some("https") {
             return Err(FetchError::Address);
         }
-        let mut request = Request::new(Empty::new());
         *request.uri_mut() = uri;
         let exchange = async {
             let answer = self

@@ -1,11 +1,12 @@
 //! The issuers that the configuration names, and their keys.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -56,8 +57,9 @@ enum Source {
     Discovery(Box<Fetcher>),
 }
 
+/// One issuer, and what it published last.
 #[derive(Debug)]
-struct Issuer {
+pub(crate) struct Issuer {
     url: String,
     source: Source,
     known: Mutex<Known>,
@@ -98,12 +100,7 @@ impl Issuers {
                 Some(file) => Source::File(file.clone()),
                 None => Source::Discovery(Box::new(Fetcher::new(ca_file.as_deref())?)),
             };
-            let issuer = Issuer {
-                url: url.clone(),
-                source,
-                known: Mutex::default(),
-            };
-            issuers.insert(url.clone(), issuer);
+            issuers.insert(url.clone(), Issuer::new(url, source));
         }
         Ok(Self(issuers))
     }
@@ -119,18 +116,42 @@ impl Issuers {
             .0
             .get(url)
             .ok_or_else(|| IssuerError::Unknown(url.chars().take(256).collect()))?;
-        let mut known = issuer.known.lock().await;
+        issuer.keys(key_id).await
+    }
+}
+
+impl Issuer {
+    /// An issuer that publishes its keys by `OpenID Connect Discovery`.
+    ///
+    /// # Errors
+    /// What is wrong with the certificates to trust, in words.
+    pub(crate) fn discovered(url: &str, ca_file: Option<&Path>) -> Result<Self, String> {
+        let fetcher = Fetcher::new(ca_file)?;
+        Ok(Self::new(url, Source::Discovery(Box::new(fetcher))))
+    }
+
+    fn new(url: &str, source: Source) -> Self {
+        Self {
+            url: url.to_owned(),
+            source,
+            known: Mutex::default(),
+        }
+    }
+
+    /// The keys, read again if none has the id.
+    pub(crate) async fn keys(&self, key_id: Option<&str>) -> Result<Arc<KeySet>, IssuerError> {
+        let mut known = self.known.lock().await;
         let fresh = known.read.is_some_and(|read| read.elapsed() < KEYS_LIFE);
         let tried_lately = known.tried.is_some_and(|tried| tried.elapsed() < READ_INTERVAL);
         if fresh && (known.keys.has(key_id) || tried_lately) {
             return Ok(known.keys.clone());
         }
         if tried_lately {
-            let issuer = issuer.url.clone();
+            let issuer = self.url.clone();
             return Err(IssuerError::Away { issuer });
         }
         known.tried = Some(Instant::now());
-        match issuer.read().await {
+        match self.read().await {
             Ok(keys) => {
                 known.keys = Arc::new(keys);
                 known.read = known.tried;
@@ -144,9 +165,44 @@ impl Issuers {
             Err(error) => Err(error),
         }
     }
-}
 
-impl Issuer {
+    /// What the issuer publishes about itself.
+    pub(crate) async fn document<T: DeserializeOwned>(&self) -> Result<T, IssuerError> {
+        let Source::Discovery(fetcher) = &self.source else {
+            return Err(IssuerError::Unknown(self.url.clone()));
+        };
+        let url = self.document_url();
+        let text = self.fetch(fetcher, &url).await?;
+        let about: Discovery = self.parse(&url, &text, |text| serde_json::from_slice(text))?;
+        if about.issuer != self.url {
+            return Err(IssuerError::Other {
+                issuer: self.url.clone(),
+                url,
+            });
+        }
+        self.parse(&url, &text, |text| serde_json::from_slice(text))
+    }
+
+    /// Sends a form to one of the issuer's addresses.
+    pub(crate) async fn post_form(
+        &self,
+        url: &str,
+        form: String,
+        authorization: Option<&str>,
+    ) -> Result<bytes::Bytes, FetchError> {
+        match &self.source {
+            Source::Discovery(fetcher) => fetcher.post_form(url, form, authorization).await,
+            Source::File(_) => Err(FetchError::Address),
+        }
+    }
+
+    fn document_url(&self) -> String {
+        format!(
+            "{}/.well-known/openid-configuration",
+            self.url.trim_end_matches('/')
+        )
+    }
+
     async fn read(&self) -> Result<KeySet, IssuerError> {
         let fetcher = match &self.source {
             Source::File(path) => {
@@ -159,18 +215,7 @@ impl Issuer {
             }
             Source::Discovery(fetcher) => fetcher,
         };
-        let url = format!(
-            "{}/.well-known/openid-configuration",
-            self.url.trim_end_matches('/')
-        );
-        let document = self.fetch(fetcher, &url).await?;
-        let discovery: Discovery = self.parse(&url, &document, |text| serde_json::from_slice(text))?;
-        if discovery.issuer != self.url {
-            return Err(IssuerError::Other {
-                issuer: self.url.clone(),
-                url,
-            });
-        }
+        let discovery: Discovery = self.document().await?;
         let keys = self.fetch(fetcher, &discovery.jwks_uri).await?;
         self.parse(&discovery.jwks_uri, &keys, KeySet::parse)
     }

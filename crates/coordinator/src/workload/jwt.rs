@@ -138,6 +138,21 @@ impl<'a> Token<'a> {
 }
 
 impl Claims {
+    /// The claim with this name, of those that are not registered for every token.
+    pub(crate) fn get(&self, name: &str) -> Option<&Value> {
+        self.more.get(name)
+    }
+
+    /// Whether the token was made for this client, and for it alone if it names the one who asked for it.
+    pub(crate) fn is_for(&self, client: &str) -> bool {
+        let named = match &self.aud {
+            Audience::One(audience) => audience == client,
+            Audience::Many(all) => all.iter().any(|audience| audience == client),
+        };
+        let party = self.get("azp").and_then(Value::as_str);
+        named && party.is_none_or(|party| party == client)
+    }
+
     /// Refuses claims that are not those of a client's binding.
     pub(crate) fn check(&self, bound: &Federation) -> Result<(), TokenError> {
         let audience = match &self.aud {

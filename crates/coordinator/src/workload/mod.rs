@@ -9,5 +9,6 @@ mod issuers;
 mod jwk;
 mod jwt;
 
-pub(crate) use self::issuers::{IssuerError, Issuers};
-pub(crate) use self::jwt::{Token, TokenError};
+pub(crate) use self::fetch::FetchError;
+pub(crate) use self::issuers::{Issuer, IssuerError, Issuers};
+pub(crate) use self::jwt::{Claims, Token, TokenError};

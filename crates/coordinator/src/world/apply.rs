@@ -11,7 +11,8 @@ use super::{
 };
 use crate::{
     model::{
-        DnsSettings, LogEntry, Node, PendingRegistration, RegistrationId, ServiceName, Settings, VipService,
+        Confirmation, DnsSettings, LogEntry, Node, PendingRegistration, RegistrationId, ServiceName,
+        Settings, VipService,
     },
     store::Saved,
 };
@@ -43,6 +44,8 @@ impl World {
             tokens: Table::default(),
             dns_txt: Table::default(),
             registrations: Table::default(),
+            checks: Table::default(),
+            confirmations: Table::default(),
             log: Table::default(),
             settings: Arc::new(Settings::default()),
             dns: Arc::new(DnsSettings::default()),
@@ -82,6 +85,7 @@ impl World {
             .chain(puts(saved.oauth_clients, Change::PutOauthClient))
             .chain(puts(saved.tokens, Change::PutToken))
             .chain(puts(saved.dns_txt, Change::PutDnsTxt))
+            .chain(puts(saved.confirmations, Change::PutConfirmation))
             .chain(puts(saved.log, Change::Log))
             .chain(
                 saved
@@ -144,6 +148,23 @@ impl World {
             Change::PutDnsTxt(record) => self.dns_txt.insert_mut(record.name.clone(), record.clone()),
             Change::DeleteDnsTxt(name) => {
                 self.dns_txt.remove_mut(name);
+            }
+            Change::PutConfirmation(confirmation) => {
+                let id = Confirmation::id(confirmation.source, &confirmation.target);
+                self.confirmations.insert_mut(id, confirmation.clone());
+            }
+            Change::DeleteConfirmation(id) => {
+                self.confirmations.remove_mut(id);
+            }
+            Change::PutCheck(check) => {
+                if check.denied {
+                    effects.answered.insert(check.id.clone());
+                }
+                self.checks.insert_mut(check.id.clone(), check.clone());
+            }
+            Change::DeleteCheck(id) => {
+                self.checks.remove_mut(id);
+                effects.answered.insert(id.clone());
             }
             Change::Log(entry) => self.append(entry),
             Change::PutRegistration(registration) => self.put_registration(registration, effects),

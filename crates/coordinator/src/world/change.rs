@@ -6,8 +6,9 @@ use tailwharf_policy::{self as policy, Policy};
 use tailwharf_wire::tailcfg::{DerpMap, NodeId, UserId};
 
 use crate::model::{
-    ApiToken, AuthKey, CredentialId, DnsSettings, DnsTxt, LogEntry, Node, OauthClient, PendingRegistration,
-    PolicyVersion, RegistrationId, ServiceName, Settings, User, VipService,
+    ApiToken, AuthKey, CheckId, Confirmation, CredentialId, DnsSettings, DnsTxt, LogEntry, Node, OauthClient,
+    PendingCheck, PendingRegistration, PolicyVersion, RegistrationId, ServiceName, Settings, User,
+    VipService,
 };
 
 /// A policy in force.
@@ -90,6 +91,10 @@ pub enum Change {
     PutDnsTxt(Arc<DnsTxt>),
     /// Deletes a TXT record.
     DeleteDnsTxt(String),
+    /// Creates or replaces what a person confirmed.
+    PutConfirmation(Arc<Confirmation>),
+    /// Takes back what a person confirmed, by [`Confirmation::id`].
+    DeleteConfirmation(String),
     /// Notes what was done.
     Log(Arc<LogEntry>),
     /// Changes what is known of a running node. Not stored.
@@ -98,6 +103,10 @@ pub enum Change {
     PutRegistration(Arc<PendingRegistration>),
     /// Ends a registration. Not stored.
     DeleteRegistration(RegistrationId),
+    /// Creates or replaces a question to a person. Not stored.
+    PutCheck(Arc<PendingCheck>),
+    /// Ends a question to a person. Not stored.
+    DeleteCheck(CheckId),
     /// Replaces the relays. Not stored: they come from the configuration.
     SetDerpMap(Arc<DerpMap>),
 }
@@ -110,6 +119,8 @@ impl Change {
             Self::SetPresence(..)
                 | Self::PutRegistration(_)
                 | Self::DeleteRegistration(_)
+                | Self::PutCheck(_)
+                | Self::DeleteCheck(_)
                 | Self::SetDerpMap(_)
         )
     }
@@ -130,6 +141,8 @@ pub struct Effects {
     pub users: BTreeSet<UserId>,
     /// Registrations that were decided.
     pub decided: BTreeSet<RegistrationId>,
+    /// Questions to people that were decided.
+    pub answered: BTreeSet<CheckId>,
     /// Whether every node's view may differ.
     pub everyone: bool,
     /// What the policy makes of it, once settled.

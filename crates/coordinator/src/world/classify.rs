@@ -23,6 +23,7 @@ pub(super) fn node(world: &World, node: &Node) -> policy::Node {
         id: node.id,
         owner: match &node.owner {
             NodeOwner::User(user) => policy::Owner::User(*user),
+            NodeOwner::Tags(_) if node.is_funnel_gateway() => policy::Owner::FunnelGateway,
             NodeOwner::Tags(tags) => policy::Owner::Tags(tags.clone()),
         },
         addresses: vec![node.ipv4.into(), node.ipv6.into()],

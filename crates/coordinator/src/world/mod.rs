@@ -10,6 +10,7 @@ mod index;
 mod record;
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
 };
@@ -30,8 +31,9 @@ use crate::{
     hosts::{Choice, Hosts},
     ipam::Prefixes,
     model::{
-        Actor, ApiToken, AuthKey, CredentialId, DnsSettings, DnsTxt, LogEntry, Node, NodeOwner, OauthClient,
-        PendingRegistration, RegistrationId, ServiceName, Settings, Tag, User, VipService,
+        Actor, ApiToken, AuthKey, CheckId, Confirmation, CredentialId, DnsSettings, DnsTxt, LogEntry, Node,
+        NodeOwner, OauthClient, PendingCheck, PendingRegistration, RegistrationId, ServiceName, Settings,
+        Tag, User, VipService,
     },
     names::{self, Suffix},
     routes::Primaries,
@@ -44,6 +46,8 @@ pub struct Facts {
     pub prefixes: Prefixes,
     /// The MagicDNS domain.
     pub suffix: Suffix,
+    /// The ports at which the public gateway listens; none without one.
+    pub funnel_ports: BTreeSet<u16>,
 }
 
 /// The state of the tailnet at one moment. Cloning shares all tables.
@@ -64,6 +68,8 @@ pub struct World {
     tokens: Table<CredentialId, Arc<ApiToken>>,
     dns_txt: Table<String, Arc<DnsTxt>>,
     registrations: Table<RegistrationId, Arc<PendingRegistration>>,
+    checks: Table<CheckId, Arc<PendingCheck>>,
+    confirmations: Table<String, Arc<Confirmation>>,
     log: Table<i64, Arc<LogEntry>>,
     settings: Arc<Settings>,
     dns: Arc<DnsSettings>,
@@ -303,6 +309,26 @@ impl World {
     /// All registrations that were not let in yet, by id.
     pub fn registrations(&self) -> impl Iterator<Item = &Arc<PendingRegistration>> {
         self.registrations.values()
+    }
+
+    /// The question to a person with this id, decided or not.
+    pub fn check(&self, id: &CheckId) -> Option<&Arc<PendingCheck>> {
+        self.checks.get(id)
+    }
+
+    /// All questions to people that were not confirmed yet.
+    pub fn checks(&self) -> impl Iterator<Item = &Arc<PendingCheck>> {
+        self.checks.values()
+    }
+
+    /// What a person confirmed, by [`Confirmation::id`].
+    pub fn confirmation(&self, id: &str) -> Option<&Arc<Confirmation>> {
+        self.confirmations.get(id)
+    }
+
+    /// All that people confirmed.
+    pub fn confirmations(&self) -> impl Iterator<Item = &Arc<Confirmation>> {
+        self.confirmations.values()
     }
 
     /// The log of changes, the latest first.

@@ -47,6 +47,7 @@ impl Bench {
                 read_only: read_only.clone(),
             }),
             context,
+            counters: Arc::default(),
             clock: jiff::Timestamp::now,
             sessions: sessions.clone(),
             published,

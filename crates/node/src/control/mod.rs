@@ -2,6 +2,7 @@
 
 mod announce;
 mod c2n;
+mod check;
 mod client;
 mod dial;
 mod follow;
@@ -15,6 +16,8 @@ mod tell;
 use tailwharf_wire::map_frame::MapFrameError;
 
 pub(crate) use self::announce::Announced;
+pub use self::check::CheckError;
+pub(crate) use self::check::check;
 use self::client::CallError;
 pub(crate) use self::dial::ControlServer;
 use self::dial::DialError;

@@ -317,7 +317,7 @@ async fn address_gone(host: &Host, local: IpAddr) {
 }
 
 /// Opens a connection to the control server.
-async fn connect(
+pub(super) async fn connect(
     host: &Host,
     server: &ControlServer,
     keeper: &StateKeeper,

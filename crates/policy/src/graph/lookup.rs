@@ -195,6 +195,7 @@ impl Subject<'_> {
             Selector::Auto(Autogroup::Tagged) => {
                 matches!(&self.node.owner, Owner::Tags(tags) if !tags.is_empty())
             }
+            Selector::Auto(Autogroup::FunnelGateway) => self.node.owner == Owner::FunnelGateway,
             Selector::Auto(group) => self.user.is_some_and(|user| group.has_role(user.role)),
             Selector::Any | Selector::Addresses(_) | Selector::Service(_) => false,
         }
@@ -202,6 +203,10 @@ impl Subject<'_> {
 
     /// Whether the node belongs to a set, postures aside.
     fn belongs(&self, policy: &Policy, plan: &Plan, key: &SetKey) -> bool {
+        if self.node.owner == Owner::FunnelGateway {
+            // What `*` and its address mean is for the devices of the tailnet.
+            return key.selector == Selector::Auto(Autogroup::FunnelGateway);
+        }
         match (&key.selector, key.side) {
             (Selector::Any | Selector::Auto(Autogroup::DangerAll), _) => true,
             (Selector::Addresses(set), Side::Source(postures)) => {

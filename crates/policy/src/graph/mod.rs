@@ -239,7 +239,7 @@ impl Graph {
     fn classify(&self, node: Arc<Node>) -> Entry {
         let user = match &node.owner {
             Owner::User(user) => self.users.get(user),
-            Owner::Tags(_) => None,
+            Owner::Tags(_) | Owner::FunnelGateway => None,
         };
         let services: Vec<Arc<Service>> = node
             .services
@@ -275,7 +275,7 @@ impl Graph {
         fn owner(entry: Option<&Entry>) -> Option<UserId> {
             match entry?.node.owner {
                 Owner::User(user) => Some(user),
-                Owner::Tags(_) => None,
+                Owner::Tags(_) | Owner::FunnelGateway => None,
             }
         }
         if owner(old) != owner(new) {

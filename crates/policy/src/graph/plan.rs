@@ -134,6 +134,9 @@ impl Plan {
         for rule in policy.rules.as_deref().unwrap_or(&allow_all) {
             planner.add_rule(rule);
         }
+        for rule in policy.node_attributes.iter().filter_map(Rule::funnel) {
+            planner.add_rule(&rule);
+        }
         let (checks, accepts): (Vec<_>, Vec<_>) = policy.ssh.iter().partition(|entry| entry.check.is_some());
         for entry in checks.into_iter().chain(accepts) {
             planner.add_ssh(entry);

@@ -19,7 +19,7 @@ impl Graph {
     /// Who may log in to a node by SSH, and as whom. `None` if the policy has no SSH rule for the node.
     ///
     /// `check_url` is where a node asks for the verdict of a rule with action `check`; Go's placeholders such as
-    /// `$SRC_NODE_ID` may stand in it. Without one, such a rule refuses, since nobody could be asked.
+    /// `$SRC_NODE_ID` may stand in it, and `$CHECK_PERIOD` for the rule's period in seconds. Without one, such a rule refuses, since nobody could be asked.
     pub fn ssh_policy_for(&self, node: NodeId, check_url: Option<&str>) -> Option<SshPolicy> {
         let slot = *self.by_id.get(&node)?;
         let mut rules = Vec::new();
@@ -77,7 +77,7 @@ impl Graph {
         let mut action = match (plan.entry.check, check_url) {
             (None, _) => allowed(true),
             (Some(CheckPeriod(seconds)), Some(url)) => SshAction {
-                hold_and_delegate: url.to_owned(),
+                hold_and_delegate: url.replace("$CHECK_PERIOD", &seconds.to_string()),
                 session_duration: i64::try_from(seconds * NANOS).unwrap_or(i64::MAX),
                 ..allowed(false)
             },

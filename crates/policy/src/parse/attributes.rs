@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
+use tailwharf_wire::cluster::{self, ClusterDefinition};
 use tailwharf_wire::tailcfg::DerpMap;
 
 use super::reader::{Fields, Reader};
@@ -10,6 +11,7 @@ use super::{Definitions, rules, selector};
 use crate::hujson::{Item, Member, Value};
 use crate::limits;
 use crate::model::{Approvers, NodeAttributes, Settings};
+use crate::{PolicyError, Problem};
 
 /// Reads the section `autoApprovers`.
 pub(super) fn read_approvers(reader: &mut Reader, defined: &Definitions, item: &Item) -> Approvers {
@@ -69,6 +71,7 @@ pub(super) fn read_node_attributes(
             attributes.extend(names.into_iter().map(|(_, name)| (name.to_owned(), Vec::new())));
         }
         if let Some(app) = fields.get("app") {
+            check_clusters(reader, app);
             attributes.extend(rules::read_capabilities(reader, app));
         }
         if fields.get("target").is_none() {
@@ -87,6 +90,28 @@ pub(super) fn read_node_attributes(
         });
     }
     entries
+}
+
+/// Refuses definitions of clusters that are of no use to anybody, or tell everybody a secret.
+fn check_clusters(reader: &mut Reader, app: &Item) {
+    let Value::Object(members) = &app.value else {
+        return;
+    };
+    let clusters = members.iter().filter(|member| member.name == cluster::CAPABILITY);
+    for member in clusters {
+        let Value::Array(definitions) = &member.item.value else {
+            continue;
+        };
+        for item in definitions {
+            let flaw = match serde_json::from_value::<ClusterDefinition>(item.to_json()) {
+                Ok(definition) => definition.check().err().map(|flaw| flaw.to_string()),
+                Err(error) => Some(error.to_string()),
+            };
+            if let Some(flaw) = flaw {
+                reader.report(PolicyError::new(item.at, Problem::Cluster(flaw)));
+            }
+        }
+    }
 }
 
 /// The prefixes that addresses come from: inside the range that is set aside for tailnets.

@@ -272,6 +272,9 @@ pub(super) fn read_tag_names(reader: &mut Reader, item: &Item) -> BTreeSet<Tag> 
     let mut tags = BTreeSet::new();
     for Member { at, name, .. } in reader.definitions(item, "\"tagOwners\"") {
         match name.parse() {
+            Ok(_) if name == Tag::FUNNEL_GATEWAY => {
+                reader.report(PolicyError::new(*at, Problem::ReservedTag));
+            }
             Ok(tag) => {
                 tags.insert(tag);
             }

@@ -70,6 +70,7 @@ fn read_acl(reader: &mut Reader, defined: &Definitions, item: &Item) -> Option<R
     };
     let postures = read_rule_postures(reader, defined, fields.get("srcPosture"));
     Some(Rule {
+        line: item.at.line,
         sources,
         postures,
         flows: vec![flow],
@@ -148,6 +149,7 @@ fn read_grant(reader: &mut Reader, defined: &Definitions, item: &Item) -> Option
     });
     let postures = read_rule_postures(reader, defined, fields.get("srcPosture"));
     Some(Rule {
+        line: item.at.line,
         sources,
         postures,
         flows,

@@ -3,6 +3,7 @@
 //! The names are those of Go's `tailcfg` package in snake case. Decode with [`crate::json::from_slice`], which knows Go's
 //! rules for keys and `null`. Fields that hold their zero value are left out of the output wherever Go leaves them out.
 
+mod check;
 mod dns;
 mod filter;
 mod hostinfo;
@@ -18,6 +19,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::check::{CheckRequest, CheckResponse};
 pub use self::dns::{DnsConfig, DnsRecord, Resolver};
 pub use self::filter::{CapGrant, FilterRule, NetPortRange, PortRange};
 pub use self::hostinfo::{C2nVipServicesResponse, Hostinfo, Location, NetInfo, Service, VipService};

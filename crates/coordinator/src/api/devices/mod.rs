@@ -11,7 +11,7 @@ use axum::extract::State;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tailwharf_policy::{AttributeValue, Attributes, host_attributes};
 
 use self::view::Selection;
@@ -177,4 +177,16 @@ async fn change_attribute(
     let actor = caller.actor();
     let node = api.operations.set_node_attributes(actor, node.id, update).await?;
     Ok(Json(AttributesView::new(&node)))
+}
+
+/// Takes back the fresh sign-ins that were confirmed for a device, and for what it offers. How many there were.
+pub(super) async fn revoke_confirmations(
+    State(api): State<Api>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let node = api.device(&caller, scope::DEVICES, id)?;
+    let actor = caller.actor().clone();
+    let revoked = api.operations.revoke_confirmations(actor, node.id).await?;
+    Ok(Json(json!({ "revoked": revoked })))
 }

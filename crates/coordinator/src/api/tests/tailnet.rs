@@ -191,4 +191,24 @@ async fn a_bad_policy_is_refused_with_line_and_column_and_the_old_one_stays() {
     .await
     .ok();
     assert_eq!(good, json!({}));
+    let preview = format!("{ACL}/preview?type=user&previewFor=eve@example.com");
+    let open = r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["100.64.0.9:22"]}]}"#;
+    let shown = exchange(&site.public, request(Method::POST, &preview, Some(&bearer), open))
+        .await
+        .ok();
+    assert_eq!(
+        shown,
+        json!({"type": "user", "previewFor": "eve@example.com",
+               "matches": [{"users": ["*"], "ports": ["100.64.0.9:22"], "lineNumber": 1}]})
+    );
+    for query in ["type=user", "type=ipport&previewFor=x", "type=other&previewFor=x"] {
+        let path = format!("{ACL}/preview?{query}");
+        let refused = exchange(&site.public, request(Method::POST, &path, Some(&bearer), open)).await;
+        assert_eq!(
+            refused.status,
+            StatusCode::BAD_REQUEST,
+            "{query}: {}",
+            refused.text
+        );
+    }
 }

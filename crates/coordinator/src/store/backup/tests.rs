@@ -30,6 +30,37 @@ fn names(file: &Path) -> Vec<String> {
 }
 
 #[test]
+fn what_stands_beside_the_store_goes_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let other = tempfile::tempdir().unwrap();
+    let (file, copy) = (dir.path().join("a.db"), dir.path().join("copy.db"));
+    filled(&file);
+    fs::write(dir.path().join("ca.json"), "the root").unwrap();
+    fs::write(dir.path().join("relay.json"), "the relay").unwrap();
+    SqliteStore::open(&file).unwrap().back_up(&copy).unwrap();
+    // On another machine, where a relay ran before.
+    let moved = other.path().join("a.db");
+    fs::write(other.path().join("relay.json"), "another relay").unwrap();
+    for _ in 0..2 {
+        restore(&copy, &moved).unwrap();
+        assert_eq!(names(&moved), ["web", "db"]);
+        let read = |name: &str| fs::read_to_string(other.path().join(name)).unwrap();
+        assert_eq!(
+            (read("ca.json"), read("relay.json")),
+            ("the root".to_owned(), "the relay".to_owned())
+        );
+    }
+    assert!(other.path().join("relay.json.replaced").exists());
+    assert!(!other.path().join("ca-accounts.json").exists());
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode = fs::metadata(other.path().join("ca.json"))
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
 fn a_store_is_as_it_was_when_it_was_copied() {
     let dir = tempfile::tempdir().unwrap();
     let (file, copy) = (dir.path().join("a.db"), dir.path().join("copy.db"));
