@@ -6,6 +6,8 @@ use crate::contract::MAX_IDENTITY_NAME;
 
 /// The identity of the operator's own device.
 pub const OPERATOR_IDENTITY: &str = "ts-operator";
+/// The pool of the API-server proxy, which hosts that identity where it is on. Its objects are the administrator's.
+pub const API_SERVER_PROXY_POOL: &str = "apiserver-proxy";
 
 const PREFIX: &str = "ts-";
 const SUFFIX: usize = 5;

@@ -1,4 +1,7 @@
-//! The operator's own device, which shows on the tailnet that the operator runs. The pool hosts it; it serves nothing.
+//! The operator's own device, which shows on the tailnet that the operator runs. Where the API-server proxy is on, its pods host the device
+//! and serve on it; else the pool does, and it serves nothing.
+
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use tailwharf_kube_types::{IdentitySpec, Parent, ParentKind, names};
@@ -21,19 +24,26 @@ pub fn parent(settings: &Settings) -> Parent {
 #[must_use]
 pub fn build(observed: &Observed, settings: &Settings, now: Timestamp) -> Plan {
     let mut plan = Plan::default();
+    let mut observed = observed.clone();
+    let mut pool = settings.pool.name.as_str();
+    if settings.api_server_proxy {
+        pool = names::API_SERVER_PROXY_POOL;
+        // Its Role is the administrator's and names this one Secret.
+        Arc::make_mut(&mut observed.granted).insert(names::secret_name(names::OPERATOR_IDENTITY));
+    }
     let wanted = Wanted {
         parent: parent(settings),
         name: names::OPERATOR_IDENTITY.to_owned(),
         spec: IdentitySpec {
             hostname: settings.operator_hostname.clone(),
             tags: settings.operator_tags.clone(),
-            pool: settings.pool.name.clone(),
+            pool: pool.to_owned(),
             login_server: settings.login_server.clone(),
             ephemeral: false,
             listeners: Vec::new(),
             egress: None,
         },
     };
-    identity::provision(&mut plan, &wanted, observed, &settings.namespace, now);
+    identity::provision(&mut plan, &wanted, &observed, &settings.namespace, now);
     plan
 }

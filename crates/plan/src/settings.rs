@@ -19,6 +19,9 @@ pub struct Settings {
     pub operator_hostname: Hostname,
     /// Tags of the operator's own device, sorted.
     pub operator_tags: Vec<Tag>,
+    /// Whether the API-server proxy is on, whose pods host the operator's own device then.
+    #[serde(default)]
+    pub api_server_proxy: bool,
     /// Whether Services of type LoadBalancer without a class are exposed, too.
     pub default_load_balancer: bool,
     /// The default pool.

@@ -29,6 +29,8 @@ struct Case {
     about: String,
     now: Timestamp,
     #[serde(default)]
+    api_server_proxy: bool,
+    #[serde(default)]
     default_load_balancer: bool,
     /// The Service, as `namespace/name`; only for cases of Services.
     #[serde(default)]
@@ -101,10 +103,13 @@ fn pools() {
 
 #[test]
 fn the_operators_device() {
-    each(
-        "operator-device",
-        |case, mut world| json!({"plan": world.reconcile_operator(&settings(), case.now, 0)}),
-    );
+    each("operator-device", |case, mut world| {
+        let settings = tailwharf_plan::Settings {
+            api_server_proxy: case.api_server_proxy,
+            ..settings()
+        };
+        json!({"plan": world.reconcile_operator(&settings, case.now, 0)})
+    });
 }
 
 fn each(kind: &str, plan: impl Fn(&Case, World) -> Value) {

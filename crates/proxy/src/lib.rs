@@ -33,8 +33,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use anyhow::Context;
+use futures::future::BoxFuture;
 use kube::Client;
-use tailwharf_node::{Host, HostConfig, HttpProxies, OffloadSwitches};
+use tailwharf_node::{Host, HostConfig, HttpProxies, Node, OffloadSwitches};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -69,18 +70,28 @@ pub struct Settings {
     pub limits: Limits,
 }
 
+/// Something that runs on the devices of a pod besides the listeners of their identities.
+pub trait DeviceService: Send + Sync + 'static {
+    /// Serves on a device whose node was started, until `end`.
+    fn serve(&self, node: Node, end: CancellationToken) -> BoxFuture<'static, ()>;
+}
+
 /// Runs a pool member until `stop`, then hands its identities over and gives its Lease back.
 ///
 /// # Errors
 /// When it cannot start, and when an identity could not be ended after the member Lease was lost: the process must exit
 /// then, as another pod takes over.
-pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(
+    settings: Settings,
+    service: Option<Arc<dyn DeviceService>>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     let config = kube::Config::incluster().context("cannot find the API server; run inside a pod")?;
     let client = Client::try_from(config).context("cannot set up the connection to the API server")?;
     let listener = TcpListener::bind(settings.listen)
         .await
         .with_context(|| format!("cannot listen on {}", settings.listen))?;
-    run_with(settings, client, listener, stop).await
+    run_with(settings, service, client, listener, stop).await
 }
 
 /// As [`run`], with the connection to the API server and the listener for probes given.
@@ -89,6 +100,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
 /// As [`run`].
 pub async fn run_with(
     settings: Settings,
+    service: Option<Arc<dyn DeviceService>>,
     client: Client,
     listener: TcpListener,
     stop: CancellationToken,
@@ -124,6 +136,7 @@ pub async fn run_with(
         room: Arc::new(Semaphore::new(settings.limits.connections)),
         pod_uid: settings.pod_uid,
         pod_addresses: settings.pod_addresses,
+        service,
     });
     let server = board::Server {
         board: board.clone(),

@@ -146,7 +146,7 @@ impl Bed {
         };
         let stop = CancellationToken::new();
         let client = client(&self.server, Some(ACCOUNT)).await?;
-        let task = tokio::spawn(run_with(settings, client, listener, stop.clone()));
+        let task = tokio::spawn(run_with(settings, None, client, listener, stop.clone()));
         Ok(Member { task, stop, address })
     }
 

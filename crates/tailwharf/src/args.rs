@@ -51,6 +51,10 @@ pub(crate) enum LogFormat {
 pub(crate) enum Command {
     /// Run the controllers of a cluster
     Operator(OperatorArgs),
+    /// Run a pod of the API-server proxy: kubectl through the tailnet
+    ApiserverProxy(ApiServerProxyArgs),
+    /// Write settings of other programs
+    Configure(ConfigureArgs),
     /// Run a pod of a pool, which hosts devices of the tailnet
     Proxy(ProxyArgs),
     /// Run the built-in control server, or administer it
@@ -156,6 +160,12 @@ pub(crate) struct OperatorArgs {
     /// Pods in the default pool
     #[arg(long, env = "TAILWHARF_POOL_REPLICAS", default_value_t = 2)]
     pub(crate) pool_replicas: u16,
+    /// Whether the API-server proxy is on: true or noauth; its own pods say how it works
+    #[arg(long, env = "APISERVER_PROXY", value_enum, default_value_t = ApiServerProxyMode::Off)]
+    pub(crate) apiserver_proxy: ApiServerProxyMode,
+    /// Older name of APISERVER_PROXY=true
+    #[arg(long, env = "AUTH_PROXY", hide = true, default_value_t = false, action = clap::ArgAction::Set)]
+    pub(crate) auth_proxy: bool,
     /// Take Services of type LoadBalancer that name no class, too
     #[arg(long, env = "OPERATOR_DEFAULT_LOAD_BALANCER", default_value_t = false, action = clap::ArgAction::Set)]
     pub(crate) default_load_balancer: bool,
@@ -172,6 +182,13 @@ pub(crate) struct ProxyArgs {
     /// The pool that this pod belongs to
     #[arg(long, env = "TAILWHARF_POOL", default_value = "default")]
     pub(crate) pool: String,
+    #[command(flatten)]
+    pub(crate) member: MemberArgs,
+}
+
+/// A pod that hosts devices.
+#[derive(Debug, clap::Args)]
+pub(crate) struct MemberArgs {
     /// Namespace of the pool
     #[arg(long, env = "POD_NAMESPACE")]
     pub(crate) namespace: String,
@@ -192,6 +209,119 @@ pub(crate) struct ProxyArgs {
     /// Look for no direct paths to peers: all packets go through relays
     #[arg(long, env = "TAILWHARF_RELAY_ONLY")]
     pub(crate) relay_only: bool,
+}
+
+/// How the API-server proxy works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ApiServerProxyMode {
+    /// It is not there
+    #[value(name = "false", alias = "")]
+    Off,
+    /// Callers are who the tailnet says, with the groups that its policy grants
+    #[value(name = "true", alias = "auth")]
+    Auth,
+    /// Callers bring credentials of their own
+    #[value(name = "noauth")]
+    NoAuth,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ApiServerProxyArgs {
+    #[command(flatten)]
+    pub(crate) member: MemberArgs,
+    /// How callers are known to the API server: true (by the tailnet) or noauth (by credentials of their own)
+    #[arg(long, env = "APISERVER_PROXY", value_enum, default_value_t = ApiServerProxyMode::Auth)]
+    pub(crate) mode: ApiServerProxyMode,
+    /// API server, as host:port; that of the cluster if not given
+    #[arg(long, env = "APISERVER_PROXY_UPSTREAM", value_name = "HOST:PORT")]
+    pub(crate) upstream: Option<String>,
+    /// Certificate authorities (PEM) of the API server
+    #[arg(
+        long,
+        env = "APISERVER_PROXY_CA_FILE",
+        default_value = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"
+    )]
+    pub(crate) upstream_ca: PathBuf,
+    /// Token of the account that may impersonate and do nothing else
+    #[arg(
+        long,
+        env = "APISERVER_PROXY_TOKEN_FILE",
+        default_value = "/var/run/secrets/tailwharf/impersonator/token"
+    )]
+    pub(crate) token_file: PathBuf,
+    /// Groups of the cluster itself that the tailnet policy may grant
+    #[arg(
+        long,
+        env = "APISERVER_PROXY_SYSTEM_GROUPS",
+        default_value = "system:masters",
+        value_delimiter = ','
+    )]
+    pub(crate) system_groups: Vec<String>,
+    /// Make device and request a part of the user (extra); the account must be allowed to
+    #[arg(long, env = "APISERVER_PROXY_EXTRAS", default_value_t = true, action = clap::ArgAction::Set)]
+    pub(crate) extras: bool,
+    /// Watches and sessions that one user may have open
+    #[arg(long, env = "APISERVER_PROXY_STREAMS_PER_USER", default_value_t = 2048)]
+    pub(crate) streams_per_user: usize,
+    /// Seconds between two looks at whether what is open is still granted
+    #[arg(long, env = "APISERVER_PROXY_REVIEW_SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) review_seconds: u64,
+    /// Certificate (PEM) to show instead of one for the device's name
+    #[arg(long, env = "APISERVER_PROXY_CERT_FILE", requires = "key_file")]
+    pub(crate) cert_file: Option<PathBuf>,
+    /// Its key (PEM)
+    #[arg(long, env = "APISERVER_PROXY_KEY_FILE", requires = "cert_file")]
+    pub(crate) key_file: Option<PathBuf>,
+    /// Directory of the ACME server; by default that of the control server, or of Let's Encrypt for Tailscale's service
+    #[arg(long, env = "APISERVER_PROXY_ACME_DIRECTORY")]
+    pub(crate) acme_directory: Option<Url>,
+    /// Control server of the tailnet
+    #[arg(long, env = "OPERATOR_LOGIN_SERVER", default_value = TAILSCALE, value_parser = server)]
+    pub(crate) login_server: Url,
+    /// Folder that keeps the certificate while the container starts anew
+    #[arg(long, env = "APISERVER_PROXY_STATE_DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Where the audit log goes: a file, - for standard output, or none
+    #[arg(long, env = "APISERVER_PROXY_AUDIT", default_value = "-")]
+    pub(crate) audit: String,
+    /// Largest audit file, in MiB
+    #[arg(long, env = "APISERVER_PROXY_AUDIT_MAX_SIZE", default_value_t = 100)]
+    pub(crate) audit_max_size: u64,
+    /// Older audit files that are kept
+    #[arg(long, env = "APISERVER_PROXY_AUDIT_KEEP", default_value_t = 5)]
+    pub(crate) audit_keep: u32,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ConfigureArgs {
+    #[command(subcommand)]
+    pub(crate) command: ConfigureCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigureCommand {
+    /// Let kubectl reach a cluster through its API-server proxy
+    Kubeconfig(KubeconfigArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct KubeconfigArgs {
+    /// The proxy: its name on the tailnet, short or full, its address, or its URL
+    pub(crate) target: String,
+    /// Use HTTP, where the tailnet has no certificates
+    #[arg(long)]
+    pub(crate) http: bool,
+    /// Name of the context; the proxy's full name if not given
+    #[arg(long)]
+    pub(crate) context: Option<String>,
+    /// Leave the current context as it is
+    #[arg(long)]
+    pub(crate) keep_current: bool,
+    /// Print the kubeconfig instead of writing it
+    #[arg(long)]
+    pub(crate) print: bool,
+    #[command(flatten)]
+    pub(crate) socket: SocketArgs,
 }
 
 #[derive(Debug, clap::Args)]

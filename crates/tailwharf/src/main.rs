@@ -1,6 +1,7 @@
 //! tailwharf: one binary, several processes. Arguments become settings, settings a running process.
 
 mod args;
+mod kubeconfig;
 mod local;
 mod memory;
 mod run;

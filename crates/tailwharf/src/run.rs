@@ -2,17 +2,22 @@
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Result, anyhow};
+use futures::future::BoxFuture;
+use tailwharf_apiproxy::DeviceSettings;
 use tailwharf_coordinator::Config;
 use tailwharf_coordinator::admin::cli;
+use tailwharf_node::Node;
+use tailwharf_proxy::DeviceService;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use crate::args::{Args, Command, CoordinatorArgs, LogArgs, LogFormat};
-use crate::{local, settings};
+use crate::args::{Args, Command, ConfigureArgs, ConfigureCommand, CoordinatorArgs, LogArgs, LogFormat};
+use crate::{kubeconfig, local, settings};
 
 /// Worker threads of a process: more than two bring nothing to what waits for sockets.
 const THREADS: usize = 2;
@@ -56,7 +61,14 @@ fn start(args: Args) -> Result<ExitCode> {
                 ))
                 .await
             }
-            Command::Proxy(proxy) => Box::pin(tailwharf_proxy::run(settings::proxy(proxy)?, stop)).await,
+            Command::Proxy(proxy) => {
+                Box::pin(tailwharf_proxy::run(settings::proxy(proxy)?, None, stop)).await
+            }
+            Command::ApiserverProxy(proxy) => {
+                let (member, device) = settings::api_server_proxy(proxy)?;
+                let service = Arc::new(ApiServerProxy(device));
+                Box::pin(tailwharf_proxy::run(member, Some(service), stop)).await
+            }
             Command::Node(node) => Box::pin(tailwharf_node::run::run(settings::node(node)?, stop)).await,
             Command::Coordinator(coordinator) => {
                 let config = Config::load(&coordinator.config)?;
@@ -64,9 +76,29 @@ fn start(args: Args) -> Result<ExitCode> {
             }
             Command::Status(status) => return local::status(status).await,
             Command::Ping(ping) => return local::ping(ping).await,
+            Command::Configure(ConfigureArgs {
+                command: ConfigureCommand::Kubeconfig(args),
+            }) => return kubeconfig::configure(args).await,
         }?;
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// The API-server proxy on the device that its pod hosts.
+struct ApiServerProxy(DeviceSettings);
+
+impl DeviceService for ApiServerProxy {
+    fn serve(&self, node: Node, end: CancellationToken) -> BoxFuture<'static, ()> {
+        let settings = self.0.clone();
+        Box::pin(async move {
+            if let Err(error) = tailwharf_apiproxy::serve(settings, node, end).await {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "the API-server proxy cannot serve"
+                );
+            }
+        })
+    }
 }
 
 /// Logs go to standard error, so that standard output is free for results.

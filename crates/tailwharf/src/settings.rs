@@ -3,9 +3,14 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use tailwharf_apiproxy::{
+    CertificateSource, DeviceSettings, FileSettings, Output, SystemGroups, UpstreamSettings,
+};
 use tailwharf_control_api::{ClientConfig, Credentials, Secret};
+use tailwharf_kube_types::names::API_SERVER_PROXY_POOL;
 use tailwharf_kube_types::values::{Hostname, Tag};
 use tailwharf_node::run::LocalSocket;
 use tailwharf_node::{AuthKey, FileStore, HttpProxies, NodeConfig};
@@ -13,10 +18,13 @@ use tailwharf_plan::PoolSettings;
 use tailwharf_proxy::Limits;
 use url::Url;
 
-use crate::args::{NodeArgs, OperatorArgs, ProxyArgs, TAILSCALE};
+use crate::args::{
+    ApiServerProxyArgs, ApiServerProxyMode, MemberArgs, NodeArgs, OperatorArgs, ProxyArgs, TAILSCALE,
+};
 
 /// The control server of Tailscale's service has its API at another address.
 const TAILSCALE_CONTROL: &str = "controlplane.tailscale.com";
+const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
 const TAILSCALE_API: &str = "https://api.tailscale.com";
 /// The name of the pool that hosts everything that asks for no other.
 const DEFAULT_POOL: &str = "default";
@@ -42,6 +50,13 @@ pub(crate) fn operator(args: OperatorArgs, log: &str) -> Result<tailwharf_operat
         default_tags: tags(&args.proxy_tags).context("PROXY_TAGS")?,
         operator_hostname: args.hostname.parse::<Hostname>().context("OPERATOR_HOSTNAME")?,
         operator_tags: tags(&args.operator_tags).context("OPERATOR_INITIAL_TAGS")?,
+        api_server_proxy: match (args.apiserver_proxy, args.auth_proxy) {
+            (ApiServerProxyMode::Off, legacy) => legacy,
+            (_, false) => true,
+            (_, true) => {
+                bail!("APISERVER_PROXY and AUTH_PROXY are both set; AUTH_PROXY is the old name, remove it")
+            }
+        },
         default_load_balancer: args.default_load_balancer,
         pool: PoolSettings {
             name: DEFAULT_POOL.to_owned(),
@@ -78,12 +93,91 @@ fn searched_domain(resolv_conf: &str, namespace: &str) -> Option<String> {
 }
 
 pub(crate) fn proxy(args: ProxyArgs) -> Result<tailwharf_proxy::Settings> {
+    member(args.member, args.pool)
+}
+
+/// The pod of the API-server proxy: what hosts its device, and what it serves there.
+pub(crate) fn api_server_proxy(
+    args: ApiServerProxyArgs,
+) -> Result<(tailwharf_proxy::Settings, DeviceSettings)> {
+    let (host, port) = match args.upstream {
+        Some(upstream) => endpoint(&upstream)?,
+        None => in_cluster()?,
+    };
+    let token_file = match args.mode {
+        ApiServerProxyMode::Auth => Some(args.token_file),
+        ApiServerProxyMode::NoAuth => None,
+        ApiServerProxyMode::Off => {
+            bail!("APISERVER_PROXY is false: there is nothing to run; set it to true or noauth")
+        }
+    };
+    let audit = match args.audit.as_str() {
+        "none" => None,
+        "-" => Some(Output::Stdout),
+        path => Some(Output::File(FileSettings {
+            path: path.into(),
+            max_bytes: args.audit_max_size << 20,
+            keep: args.audit_keep,
+        })),
+    };
+    let certificate = match (args.cert_file, args.key_file) {
+        (Some(chain), Some(key)) => CertificateSource::Files { chain, key },
+        _ => CertificateSource::Acme {
+            directory: match args.acme_directory {
+                Some(directory) => directory,
+                None if args.login_server.host_str() == Some(TAILSCALE_CONTROL) => Url::parse(LETS_ENCRYPT)?,
+                None => args.login_server.join("/acme/directory")?,
+            },
+            keep: args.state_dir,
+        },
+    };
+    let device = DeviceSettings {
+        proxy: tailwharf_apiproxy::Settings {
+            upstream: UpstreamSettings {
+                host,
+                port,
+                ca_file: args.upstream_ca,
+                token_file,
+            },
+            system_groups: SystemGroups::only(args.system_groups),
+            extras: args.extras,
+            streams_per_user: args.streams_per_user,
+            review_interval: Duration::from_secs(args.review_seconds),
+            audit,
+        },
+        certificate,
+    };
+    Ok((member(args.member, API_SERVER_PROXY_POOL.to_owned())?, device))
+}
+
+/// The API server of the cluster in which this process runs.
+#[expect(clippy::disallowed_methods, reason = "this is the settings module")]
+fn in_cluster() -> Result<(String, u16)> {
+    let variable = |name: &str| {
+        std::env::var(name).with_context(|| format!("{name} is not set; run in a pod or give --upstream"))
+    };
+    let host = variable("KUBERNETES_SERVICE_HOST")?;
+    let port = variable("KUBERNETES_SERVICE_PORT")?;
+    Ok((host, port.parse().context("KUBERNETES_SERVICE_PORT")?))
+}
+
+fn endpoint(text: &str) -> Result<(String, u16)> {
+    let (host, port) = text
+        .rsplit_once(':')
+        .with_context(|| format!("{text:?} is not HOST:PORT"))?;
+    Ok((
+        host.to_owned(),
+        port.parse().with_context(|| format!("the port of {text:?}"))?,
+    ))
+}
+
+fn member(args: MemberArgs, pool: String) -> Result<tailwharf_proxy::Settings> {
     Ok(tailwharf_proxy::Settings {
         pod_name: args.pod_name,
         pod_uid: args.pod_uid,
         pod_addresses: args.pod_ips,
         namespace: args.namespace,
-        pool: args.pool,
+        pool,
         listen: args.listen,
         extra_ca_pem: None,
         offloads: args.offloads.no_offload,
@@ -158,6 +252,22 @@ pub(crate) fn socket(given: Option<&Path>) -> PathBuf {
         directory.join("tailwharf.sock")
     };
     given.map_or_else(usual, Path::to_owned)
+}
+
+/// The kubeconfig to write: of several that `KUBECONFIG` names the first that exists, else the last; by default that in the home folder.
+#[expect(clippy::disallowed_methods, reason = "this is the settings module")]
+pub(crate) fn kubeconfig() -> Result<PathBuf> {
+    let listed = std::env::var("KUBECONFIG").unwrap_or_default();
+    let paths: Vec<PathBuf> = listed
+        .split(':')
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from)
+        .collect();
+    if let Some(path) = paths.iter().find(|path| path.is_file()).or_else(|| paths.last()) {
+        return Ok(path.clone());
+    }
+    let home = std::env::var("HOME").context("HOME is not set; name the kubeconfig by KUBECONFIG")?;
+    Ok(Path::new(&home).join(".kube/config"))
 }
 
 /// Tags without repetition, sorted.

@@ -87,6 +87,20 @@ impl<T, S> TlsStream<T, S> {
     }
 }
 
+impl<T> TlsStream<T, UnbufferedClientConnection> {
+    /// The protocol that both sides chose in the handshake (ALPN).
+    pub fn alpn(&self) -> Option<&[u8]> {
+        self.session.alpn_protocol()
+    }
+}
+
+impl<T> TlsStream<T, UnbufferedServerConnection> {
+    /// The protocol that both sides chose in the handshake (ALPN).
+    pub fn alpn(&self) -> Option<&[u8]> {
+        self.session.alpn_protocol()
+    }
+}
+
 impl<T, S> TlsStream<T, S>
 where
     T: AsyncRead + AsyncWrite + Unpin,

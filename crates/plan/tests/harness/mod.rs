@@ -28,6 +28,7 @@ pub(crate) fn settings() -> Settings {
         default_tags: vec!["tag:k8s".parse().unwrap()],
         operator_hostname: "tailscale-operator".parse().unwrap(),
         operator_tags: vec!["tag:k8s-operator".parse().unwrap()],
+        api_server_proxy: false,
         default_load_balancer: false,
         pool: PoolSettings {
             name: "default".to_owned(),

@@ -21,6 +21,7 @@ use tracing::{info, warn};
 
 pub(crate) use self::job::{Job, Order, Report, disown};
 use self::job::{facts, reached};
+use crate::DeviceService;
 use crate::carrier::{Carrier, Health};
 use crate::cluster::Cluster;
 use crate::limits::{Limits, Room};
@@ -34,6 +35,7 @@ use crate::writer::{StatusWriter, Written};
 /// What a node tells the control server that it is; the Go operator's proxies use the same.
 const INGRESS_APP: &str = "k8s-operator-ingress-proxy";
 const EGRESS_APP: &str = "k8s-operator-egress-proxy";
+const API_SERVER_PROXY_APP: &str = "k8s-operator-proxy";
 /// Time for a node to end.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 /// The same when this pod lost its Lease: over before others take over.
@@ -61,6 +63,8 @@ pub(crate) struct Shared {
     pub pod_uid: String,
     /// Addresses of this pod in the cluster.
     pub pod_addresses: Vec<IpAddr>,
+    /// What runs on each device besides its listeners.
+    pub service: Option<Arc<dyn DeviceService>>,
 }
 
 /// Why something was interrupted.
@@ -164,8 +168,8 @@ impl Hosting {
             return self.pause().await;
         };
         let (nodes, store) = (self.job.shared.nodes.clone(), opened.store.clone());
-        let node: Arc<dyn TailnetNode> = match self.attend(nodes.start(config, store)).await? {
-            Ok(node) => Arc::new(node),
+        let node = match self.attend(nodes.start(config, store)).await? {
+            Ok(node) => node,
             Err(error) => {
                 self.facts.obstacle = Some(start_obstacle(&error));
                 return self.pause().await;
@@ -174,6 +178,10 @@ impl Hosting {
         info!(identity = %self.job.name, "the node is started");
         self.facts.mapped = false;
         let end = CancellationToken::new();
+        if let Some(service) = &self.job.shared.service {
+            tokio::spawn(service.serve(node.clone(), end.clone()));
+        }
+        let node: Arc<dyn TailnetNode> = Arc::new(node);
         let result = self.attend_node(&node, &opened.store, end.clone()).await;
         end.cancel();
         let limit = if self.job.fence.is_cancelled() {
@@ -228,7 +236,9 @@ impl Hosting {
             auth_key: key.and_then(|key| AuthKey::new(key.reveal())),
             tags: spec.tags.iter().map(|tag| tag.as_str().to_owned()).collect(),
             ephemeral: spec.ephemeral,
-            app: if spec.egress.is_some() {
+            app: if self.job.shared.service.is_some() {
+                API_SERVER_PROXY_APP
+            } else if spec.egress.is_some() {
                 EGRESS_APP
             } else {
                 INGRESS_APP

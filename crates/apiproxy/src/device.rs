@@ -1,0 +1,183 @@
+//! The proxy on a device of the tailnet: HTTPS on port 443 with the device's certificate, or, where the tailnet has no certificates, HTTP
+//! on port 80, which the tailnet encrypts.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tailwharf_node::{Node, NodeStatus, Phase, TailnetNode, TcpListener, TcpStream, WhoIs};
+use tokio_util::sync::CancellationToken;
+
+use crate::certificates::{self, CertificateSource, Shown};
+use crate::server::{Listener, Proxy, Settings, StartError, Tailnet};
+
+const HTTPS_PORT: u16 = 443;
+const HTTP_PORT: u16 = 80;
+
+/// What the proxy serves on a device.
+#[derive(Debug, Clone)]
+pub struct DeviceSettings {
+    /// The proxy itself.
+    pub proxy: Settings,
+    /// Where the certificate comes from.
+    pub certificate: CertificateSource,
+}
+
+struct Device(Node);
+
+impl Device {
+    fn any_name(&self, matches: impl Fn(&str) -> bool) -> bool {
+        let status = self.0.status();
+        let status = status.borrow();
+        let fqdn = status.fqdn.as_deref().unwrap_or_default();
+        let short = fqdn.split('.').next().unwrap_or_default();
+        let named = !fqdn.is_empty() && (matches(fqdn) || matches(short));
+        named
+            || status
+                .addresses
+                .iter()
+                .any(|address| matches(&address.to_string()))
+    }
+}
+
+impl Tailnet for Device {
+    fn whois(&self, remote: SocketAddr, local: IpAddr) -> Option<WhoIs> {
+        self.0.whois_at(remote, local)
+    }
+
+    fn is_called(&self, host: &str) -> bool {
+        let host = bare(host);
+        self.any_name(|name| name.eq_ignore_ascii_case(host))
+    }
+
+    fn name(&self) -> String {
+        let status = self.0.status();
+        let fqdn = status.borrow().fqdn.clone();
+        fqdn.unwrap_or_default()
+    }
+}
+
+/// A host without port, brackets and final dot.
+fn bare(host: &str) -> &str {
+    let host = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => match host.split_once(':') {
+            Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+            Some(_) | None => host,
+        },
+    };
+    host.strip_suffix('.').unwrap_or(host)
+}
+
+impl Listener for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&mut self) -> Option<(TcpStream, SocketAddr, IpAddr)> {
+        let (stream, remote) = Self::accept(self).await.ok()?;
+        let local = stream.local_addr().ip();
+        Some((stream, remote, local))
+    }
+}
+
+/// Serves on a node until `end`.
+///
+/// # Errors
+/// When a file cannot be used.
+pub async fn serve(settings: DeviceSettings, node: Node, end: CancellationToken) -> Result<(), StartError> {
+    let proxy = Proxy::new(settings.proxy, Arc::new(Device(node.clone())))?;
+    let shown = Arc::new(Shown::default());
+    let serving = async {
+        match &settings.certificate {
+            CertificateSource::Files { chain, key } => {
+                let (chain, key): (PathBuf, PathBuf) = (chain.clone(), key.clone());
+                let following = certificates::follow_files(&shown, &chain, &key);
+                first(following, listen(&proxy, &node, HTTPS_PORT, Some(shown.clone()))).await
+            }
+            CertificateSource::Acme { directory, keep } => loop {
+                let name = wait(&node, |status| {
+                    status.fqdn.clone().filter(|_| status.phase == Phase::Online)
+                })
+                .await;
+                let certified = |status: &NodeStatus| status.cert_domains.contains(&name);
+                if !certified(&node.status().borrow()) {
+                    tracing::info!(
+                        name,
+                        "the tailnet gives no certificates: HTTP on port {HTTP_PORT}"
+                    );
+                    let changed = wait(&node, |status| certified(status).then_some(()));
+                    first(changed, listen(&proxy, &node, HTTP_PORT, None)).await?;
+                    continue;
+                }
+                tracing::info!(name, "HTTPS on port {HTTPS_PORT}");
+                let following = certificates::follow_acme(&shown, &node, directory, keep.as_deref(), &name);
+                let renamed = wait(&node, |status| {
+                    (status.fqdn.as_deref() != Some(&name)).then_some(())
+                });
+                let ended = async {
+                    tokio::select! {
+                        () = following => {}
+                        () = renamed => {}
+                    }
+                };
+                Box::pin(first(
+                    ended,
+                    listen(&proxy, &node, HTTPS_PORT, Some(shown.clone())),
+                ))
+                .await?;
+            },
+        }
+    };
+    tokio::select! {
+        served = serving => served,
+        () = proxy.maintain(end) => Ok(()),
+    }
+}
+
+/// Runs both until the first one ends.
+async fn first(
+    side: impl Future<Output = ()>,
+    main: impl Future<Output = Result<(), StartError>>,
+) -> Result<(), StartError> {
+    tokio::select! {
+        () = side => Ok(()),
+        ended = main => ended,
+    }
+}
+
+async fn listen(proxy: &Proxy, node: &Node, port: u16, shown: Option<Arc<Shown>>) -> Result<(), StartError> {
+    let listener = node.listen_tcp(port)?;
+    proxy.serve(listener, shown.map(|shown| shown as Arc<_>)).await
+}
+
+/// Waits until the status of a node tells something.
+async fn wait<T>(node: &Node, tells: impl Fn(&NodeStatus) -> Option<T>) -> T {
+    let mut status = node.status();
+    loop {
+        if let Some(told) = tells(&status.borrow_and_update()) {
+            return told;
+        }
+        if status.changed().await.is_err() {
+            // The node has ended, and so does whoever waits here.
+            return std::future::pending().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_compared_without_port_and_dot() {
+        for (host, expected) in [
+            ("proxy", "proxy"),
+            ("proxy:443", "proxy"),
+            ("proxy.tail1234.ts.net.", "proxy.tail1234.ts.net"),
+            ("[fd7a::1]:443", "fd7a::1"),
+            ("100.64.0.1:80", "100.64.0.1"),
+            ("a:b@c:80", "a:b@c:80"),
+        ] {
+            assert_eq!(bare(host), expected);
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! Bytes both ways after an upgrade: not looked at, each end passed on alone, and no buffer held while nothing comes.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use tailwharf_node::splice::{Buffers, IdleLimits, Traffic, splice};
+
+use crate::audit::Record;
+use crate::open::OpenStream;
+
+/// A session over which nothing comes for so long has been forgotten: the API server ends those after four hours.
+const IDLE: IdleLimits = IdleLimits {
+    open: Duration::from_secs(4 * 3600 + 60),
+    half_closed: Duration::from_secs(4 * 3600 + 60),
+};
+
+/// Carries one session to its end.
+pub(crate) async fn carry(
+    client: Upgraded,
+    server: Upgraded,
+    buffers: &Arc<Buffers>,
+    open: OpenStream,
+    mut record: Record,
+) {
+    let traffic = Traffic::default();
+    let cut = open.cut();
+    let carried = splice(
+        TokioIo::new(client),
+        TokioIo::new(server),
+        buffers,
+        &traffic,
+        IDLE,
+    );
+    tokio::select! {
+        carried = carried => if let Err(error) = carried {
+            record.note(&format!("the session broke off: {error}"));
+        },
+        () = cut.cancelled() => record.note(&format!("the session was ended: {}", open.why())),
+    }
+    record.sent(traffic.from_backend.load(Ordering::Relaxed));
+    record.complete();
+}
