@@ -1,104 +1,21 @@
 //! A proxy on loopback between a raw client and the scripted API server.
 
-use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Value, json};
-use tailwharf_apiproxy::{
-    CAPABILITY, FileSettings, Listener, Output, Proxy, Settings, SystemGroups, Tailnet, UpstreamSettings,
-};
-use tailwharf_node::{Peer, WhoIs};
-use tailwharf_wire::tailcfg::{Node, StableId, UserProfile};
+use serde_json::Value;
+use tailwharf_apiproxy::{FileSettings, Output, Proxy, Settings, SystemGroups, UpstreamSettings};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::{Backend, Reply, Seen, answer};
+pub(crate) use crate::shared::{NAME, alice, device, groups, tagged};
+use crate::shared::{Fake, Loopback};
 
 /// Long enough for a machine under load; a test that hits it has failed.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
-/// The name of the proxy on the tailnet.
-pub(crate) const NAME: &str = "proxy.tail1234.ts.net";
-
-/// The tailnet as the proxy sees it.
-#[derive(Default)]
-pub(crate) struct Fake(Mutex<Option<WhoIs>>);
-
-impl Fake {
-    pub(crate) fn set(&self, who: Option<WhoIs>) {
-        *self.0.lock().unwrap() = who;
-    }
-
-    pub(crate) fn change(&self, change: impl FnOnce(&mut WhoIs)) {
-        change(self.0.lock().unwrap().as_mut().unwrap());
-    }
-}
-
-impl Tailnet for Fake {
-    fn whois(&self, _: SocketAddr, _: IpAddr) -> Option<WhoIs> {
-        self.0.lock().unwrap().clone()
-    }
-
-    fn is_called(&self, host: &str) -> bool {
-        let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-        [NAME, "proxy", "127.0.0.1"].contains(&name)
-    }
-
-    fn name(&self) -> String {
-        NAME.to_owned()
-    }
-}
-
-struct Loopback(TcpListener);
-
-impl Listener for Loopback {
-    type Stream = TcpStream;
-
-    async fn accept(&mut self) -> Option<(TcpStream, SocketAddr, IpAddr)> {
-        let (stream, remote) = self.0.accept().await.ok()?;
-        Some((stream, remote, IpAddr::from([100, 64, 0, 1])))
-    }
-}
-
-/// A device of a user, with values of capabilities.
-pub(crate) fn device(login: &str, caps: &[(&str, Value)]) -> WhoIs {
-    let node = Node {
-        stable_id: StableId("n7".to_owned()),
-        name: "laptop.tail1234.ts.net.".to_owned(),
-        ..Node::default()
-    };
-    let caps = caps.iter().map(|(name, values)| {
-        let values = values.as_array().unwrap().clone();
-        ((*name).to_owned(), values)
-    });
-    WhoIs {
-        node: Arc::new(Peer::from_node(&node)),
-        user: Arc::new(UserProfile {
-            login_name: login.to_owned(),
-            ..UserProfile::default()
-        }),
-        cap_map: caps.collect(),
-    }
-}
-
-/// The same device with tags.
-pub(crate) fn tagged(mut who: WhoIs, tags: &[&str]) -> WhoIs {
-    let mut node = (*who.node).clone();
-    node.tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
-    who.node = Arc::new(node);
-    who
-}
-
-pub(crate) fn groups(groups: &[&str]) -> (&'static str, Value) {
-    (CAPABILITY, json!([{"impersonate": {"groups": groups}}]))
-}
-
-/// Alice, who is in `team`.
-pub(crate) fn alice() -> WhoIs {
-    device("alice@example.com", &[groups(&["team"])])
-}
-
 /// A proxy between a client and an API server.
 pub(crate) struct Bed {
     pub(crate) backend: Backend,

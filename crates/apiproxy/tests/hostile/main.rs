@@ -13,5 +13,7 @@ mod browser;
 mod framing;
 mod identity;
 mod paths;
+#[path = "../shared/mod.rs"]
+mod shared;
 mod streams;
 mod upgrades;
