@@ -31,12 +31,18 @@ fn main() -> ExitCode {
             ("the_account_can_impersonate_and_nothing_else", the_account_alone),
             ("h_00_groups_and_extras_arrive", groups_and_extras),
             ("h_01_as_is_refused_or_allowed_with_the_caller_named", acting_as),
-            ("h_10_a_reader_may_not_write_and_a_stranger_is_told_why", reader_and_stranger),
+            (
+                "h_10_a_reader_may_not_write_and_a_stranger_is_told_why",
+                reader_and_stranger,
+            ),
             ("h_10_tags_are_groups", tags_are_groups),
             ("h_11_odd_names_arrive_as_they_are", odd_names),
             ("h_18_a_watch_ends_with_its_grant", watch_ends),
             ("p_01_paths_are_routed_as_they_are_read", paths),
-            ("x_10_the_audit_logs_of_both_sides_name_the_same_request", both_audit_logs),
+            (
+                "x_10_the_audit_logs_of_both_sides_name_the_same_request",
+                both_audit_logs,
+            ),
         ],
     )
 }
@@ -57,9 +63,13 @@ fn account(file: &Path) -> Result<String> {
     let text = fs::read_to_string(file)?;
     // Only what gives rights: the pods have no place here.
     let documents = text.split("\n---\n").filter(|document| {
-        ["kind: ServiceAccount", "kind: ClusterRole", "kind: ClusterRoleBinding"]
-            .iter()
-            .any(|kind| document.lines().any(|line| line == *kind))
+        [
+            "kind: ServiceAccount",
+            "kind: ClusterRole",
+            "kind: ClusterRoleBinding",
+        ]
+        .iter()
+        .any(|kind| document.lines().any(|line| line == *kind))
     });
     Ok(documents.collect::<Vec<_>>().join("\n---\n"))
 }
@@ -70,7 +80,20 @@ impl Bed {
         let admin = Kubectl::new(server.kubeconfig());
         admin.run(&["create", "namespace", "tailscale"])?;
         admin.apply(&account(&workspace::root().join("deploy/apiserver-proxy.yaml"))?)?;
-        admin.run(&["create", "clusterrolebinding", "readers", "--clusterrole=view", "--group=tailnet-readers"])?;
+        admin.run(&[
+            "create",
+            "clusterrole",
+            "reader",
+            "--verb=get,list,watch",
+            "--resource=pods",
+        ])?;
+        admin.run(&[
+            "create",
+            "clusterrolebinding",
+            "readers",
+            "--clusterrole=reader",
+            "--group=tailnet-readers",
+        ])?;
         let token = admin.run(&["-n", "tailscale", "create", "token", "kube-apiserver-auth-proxy"])?;
         let token = token.trim().to_owned();
         let dir = tempfile::tempdir()?;
@@ -131,12 +154,18 @@ impl Bed {
     fn refused(&self, arguments: &[&str]) -> Result<String> {
         let output = self.kubectl.command(arguments).output()?;
         let words = String::from_utf8_lossy(&output.stderr).into_owned();
-        ensure!(!output.status.success(), "{arguments:?} succeeded: {}", String::from_utf8_lossy(&output.stdout));
+        ensure!(
+            !output.status.success(),
+            "{arguments:?} succeeded: {}",
+            String::from_utf8_lossy(&output.stdout)
+        );
         Ok(words)
     }
 
     fn whoami(&self, arguments: &[&str]) -> Result<Value> {
-        let text = self.kubectl.run(&[&["auth", "whoami", "-o", "json"], arguments].concat())?;
+        let text = self
+            .kubectl
+            .run(&[&["auth", "whoami", "-o", "json"], arguments].concat())?;
         Ok(serde_json::from_str::<Value>(&text)?["status"]["userInfo"].clone())
     }
 }
@@ -147,13 +176,21 @@ fn admin() -> WhoIs {
 
 fn the_account_alone(bed: &mut Bed) -> Result<()> {
     let server = bed.server.url();
-    for request in ["/api/v1/pods", "/api/v1/namespaces/tailscale/secrets", "/api/v1/nodes"] {
+    for request in [
+        "/api/v1/pods",
+        "/api/v1/namespaces/tailscale/secrets",
+        "/api/v1/nodes",
+    ] {
         let output = Command::new("curl")
             .args(["-sk", "-o", "/dev/null", "-w", "%{http_code}", "-H"])
             .arg(format!("Authorization: Bearer {}", bed.token))
             .arg(format!("{server}{request}"))
             .output()?;
-        ensure!(output.stdout == b"403", "{request}: {}", String::from_utf8_lossy(&output.stdout));
+        ensure!(
+            output.stdout == b"403",
+            "{request}: {}",
+            String::from_utf8_lossy(&output.stdout)
+        );
     }
     Ok(())
 }
@@ -162,13 +199,25 @@ fn groups_and_extras(bed: &mut Bed) -> Result<()> {
     bed.become_device(device("alice@example.com", &[groups(&["team", "ops"])]));
     let user = bed.whoami(&[])?;
     ensure!(user["username"] == "alice@example.com", "{user}");
-    ensure!(user["groups"] == json!(["team", "ops", "system:authenticated"]), "{user}");
-    ensure!(user["extra"]["tailwharf.dev/device"] == json!(["laptop.tail1234.ts.net"]), "{user}");
+    ensure!(
+        user["groups"] == json!(["team", "ops", "system:authenticated"]),
+        "{user}"
+    );
+    ensure!(
+        user["extra"]["tailwharf.dev/device"] == json!(["laptop.tail1234.ts.net"]),
+        "{user}"
+    );
     ensure!(user["extra"]["tailwharf.dev/request-id"].is_array(), "{user}");
     bed.become_device(admin());
-    bed.kubectl.run(&["create", "configmap", "made-through-the-proxy", "--from-literal=a=b"])?;
+    bed.kubectl.run(&[
+        "create",
+        "configmap",
+        "made-through-the-proxy",
+        "--from-literal=a=b",
+    ])?;
     bed.kubectl.run(&["get", "pods", "-A"])?;
-    bed.kubectl.run(&["delete", "configmap", "made-through-the-proxy"])?;
+    bed.kubectl
+        .run(&["delete", "configmap", "made-through-the-proxy"])?;
     Ok(())
 }
 
@@ -176,11 +225,17 @@ fn acting_as(bed: &mut Bed) -> Result<()> {
     bed.become_device(admin());
     let words = bed.refused(&["get", "pods", "--as", "bob"])?;
     ensure!(words.contains("--as"), "{words}");
-    let own = (OWN_CAPABILITY, json!([{"as": {"users": ["bob"], "groups": ["view*"]}}]));
+    let own = (
+        OWN_CAPABILITY,
+        json!([{"as": {"users": ["bob"], "groups": ["view*"]}}]),
+    );
     bed.become_device(device("alice@example.com", &[groups(&["system:masters"]), own]));
     let user = bed.whoami(&["--as", "bob", "--as-group", "viewers"])?;
     ensure!(user["username"] == "bob", "{user}");
-    ensure!(user["extra"]["tailwharf.dev/original-user"] == json!(["alice@example.com"]), "{user}");
+    ensure!(
+        user["extra"]["tailwharf.dev/original-user"] == json!(["alice@example.com"]),
+        "{user}"
+    );
     bed.refused(&["get", "pods", "--as", "carol"]).map(drop)
 }
 
@@ -188,15 +243,27 @@ fn reader_and_stranger(bed: &mut Bed) -> Result<()> {
     bed.become_device(device("bob@example.com", &[groups(&["tailnet-readers"])]));
     bed.kubectl.run(&["get", "pods"])?;
     let words = bed.refused(&["create", "configmap", "no"])?;
-    ensure!(words.contains("forbidden") && !words.contains("capability"), "{words}");
+    ensure!(
+        words.contains("forbidden") && !words.contains("capability"),
+        "{words}"
+    );
     bed.become_device(device("carol@example.com", &[]));
     let words = bed.refused(&["get", "pods"])?;
     ensure!(words.contains("Error from server (Forbidden)"), "{words}");
     ensure!(words.contains("tailscale.com/cap/kubernetes"), "{words}");
     // What the cluster itself gives her by name still counts.
-    bed.admin
-        .run(&["create", "rolebinding", "carol", "--clusterrole=view", "--user=carol@example.com", "-n", "default"])?;
-    eventually("the binding counts", || bed.kubectl.run(&["get", "pods", "-n", "default"]).map(drop))
+    bed.admin.run(&[
+        "create",
+        "rolebinding",
+        "carol",
+        "--clusterrole=reader",
+        "--user=carol@example.com",
+        "-n",
+        "default",
+    ])?;
+    eventually("the binding counts", || {
+        bed.kubectl.run(&["get", "pods", "-n", "default"]).map(drop)
+    })
 }
 
 fn tags_are_groups(bed: &mut Bed) -> Result<()> {
@@ -212,7 +279,10 @@ fn odd_names(bed: &mut Bed) -> Result<()> {
     bed.become_device(device("jürgen@example.com", &[groups(&odd)]));
     let user = bed.whoami(&[])?;
     ensure!(user["username"] == "jürgen@example.com", "{user}");
-    ensure!(user["groups"] == json!(["a,b", "a:b", "50%", "grüße", "system:authenticated"]), "{user}");
+    ensure!(
+        user["groups"] == json!(["a,b", "a:b", "50%", "grüße", "system:authenticated"]),
+        "{user}"
+    );
     Ok(())
 }
 
@@ -225,7 +295,11 @@ fn watch_ends(bed: &mut Bed) -> Result<()> {
         .stderr(Stdio::null())
         .spawn()?;
     eventually("the watch is open", || {
-        ensure!(bed.proxy.open_streams() == 1, "{} streams", bed.proxy.open_streams());
+        ensure!(
+            bed.proxy.open_streams() == 1,
+            "{} streams",
+            bed.proxy.open_streams()
+        );
         Ok(())
     })?;
     bed.become_device(device("alice@example.com", &[]));
@@ -234,7 +308,11 @@ fn watch_ends(bed: &mut Bed) -> Result<()> {
         Ok(())
     })?;
     eventually("nothing is left", || {
-        ensure!(bed.proxy.open_streams() == 0, "{} streams", bed.proxy.open_streams());
+        ensure!(
+            bed.proxy.open_streams() == 0,
+            "{} streams",
+            bed.proxy.open_streams()
+        );
         Ok(())
     })
 }
@@ -251,13 +329,28 @@ fn paths(bed: &mut Bed) -> Result<()> {
         let (body, code) = text.rsplit_once('\n').context("no code")?;
         Ok((code.to_owned(), body.to_owned()))
     };
-    for path in ["/api/v1/namespaces/default/pods/p", "/api/v1/namespaces/default/pods/p/", "/api/v1/namespaces/default/%70ods/p"] {
+    for path in [
+        "/api/v1/namespaces/default/pods/p",
+        "/api/v1/namespaces/default/pods/p/",
+        "/api/v1/namespaces/default/%70ods/p",
+    ] {
         let (code, body) = get(path)?;
-        ensure!(code == "404" && body.contains(r#"pods \"p\" not found"#), "{path}: {code} {body}");
+        ensure!(
+            code == "404" && body.contains(r#"pods \"p\" not found"#),
+            "{path}: {code} {body}"
+        );
     }
-    for path in ["/api/v1/namespaces/default/pods%2Fp", "/api//v1/pods", "/api/v1/../v1/pods", "/api/v1/%2e%2e/v1/pods"] {
+    for path in [
+        "/api/v1/namespaces/default/pods%2Fp",
+        "/api//v1/pods",
+        "/api/v1/../v1/pods",
+        "/api/v1/%2e%2e/v1/pods",
+    ] {
         let (code, body) = get(path)?;
-        ensure!(code == "400" && body.contains("path of the request"), "{path}: {code} {body}");
+        ensure!(
+            code == "400" && body.contains("path of the request"),
+            "{path}: {code} {body}"
+        );
     }
     Ok(())
 }
@@ -276,13 +369,19 @@ fn both_audit_logs(bed: &mut Bed) -> Result<()> {
     let log = bed.server.kubeconfig().with_file_name("audit.log");
     eventually("the API server has logged the request", || {
         let text = fs::read_to_string(&log)?;
-        let line = text.lines().find(|line| line.contains(id.trim())).context("not yet")?;
+        let line = text
+            .lines()
+            .find(|line| line.contains(id.trim()) && line.contains("ResponseComplete"))
+            .context("not yet")?;
         let event: Value = serde_json::from_str(line)?;
         ensure!(
             event["user"]["username"] == "system:serviceaccount:tailscale:kube-apiserver-auth-proxy",
             "{event}"
         );
-        ensure!(event["impersonatedUser"]["username"] == "alice@example.com", "{event}");
+        ensure!(
+            event["impersonatedUser"]["username"] == "alice@example.com",
+            "{event}"
+        );
         Ok(())
     })
 }

@@ -11,8 +11,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::{Backend, Reply, Seen, answer};
-pub(crate) use crate::shared::{NAME, alice, device, groups, tagged};
 use crate::shared::{Fake, Loopback};
+pub(crate) use crate::shared::{NAME, alice, device, groups, tagged};
 
 /// Long enough for a machine under load; a test that hits it has failed.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
