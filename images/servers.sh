@@ -32,7 +32,12 @@ echo 'root:x:0:
 nogroup:x:65534:' >"$work/group"
 adds=(--add "$nginx:/usr/sbin/nginx" --add "$curl:/usr/bin/curl" --add "$work/nginx.conf:/etc/nginx/nginx.conf" --add "$work/passwd:/etc/passwd"
   --add "$work/group:/etc/group" --add /usr/share/nginx/html/index.html:/usr/share/nginx/html/index.html --dir /tmp:1777 --dir /var/log/nginx)
-while read -r library; do adds+=(--add "$(readlink -f "$library"):$library"); done < <(ldd "$nginx" "$curl" | grep -o '/[^ :]*' | grep -vxF -e "$nginx" -e "$curl" | sort -u)
+# A shell and tar beside it, for kubectl exec and kubectl cp.
+shell=$(readlink -f /bin/sh) tar=$(command -v tar) cat=$(command -v cat)
+adds+=(--add "$shell:/bin/sh" --add "$(readlink -f "$tar"):/bin/tar" --add "$(readlink -f "$cat"):/bin/cat")
+programs=("$nginx" "$curl" "$shell" "$tar" "$cat")
+while read -r library; do adds+=(--add "$(readlink -f "$library"):$library"); done \
+  < <(ldd "${programs[@]}" | grep -o '/[^ :]*' | grep -vxF -f <(printf '%s\n' "${programs[@]}") | sort -u)
 "$here/oci-image.py" -o "$out/nginx.tar" -t tailwharf.test/nginx:debian "${adds[@]}" --entrypoint /usr/sbin/nginx
 
 "$here/oci-image.py" -o "$out/echo.tar" -t tailwharf.test/echo:dev --user 0 \
