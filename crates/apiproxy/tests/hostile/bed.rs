@@ -4,6 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::PrivateKeyDer;
 use serde_json::Value;
 use tailwharf_apiproxy::{FileSettings, Output, Proxy, Settings, SystemGroups, UpstreamSettings};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -16,12 +19,35 @@ pub(crate) use crate::shared::{NAME, alice, device, groups, tagged};
 
 /// Long enough for a machine under load; a test that hits it has failed.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+/// A certificate that nobody has signed.
+#[derive(Debug)]
+struct Shown(Arc<CertifiedKey>);
+
+impl Shown {
+    fn new() -> Self {
+        let made = rcgen::generate_simple_self_signed(vec![NAME.to_owned()]).unwrap();
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let chain = vec![made.cert.der().clone()];
+        Self(Arc::new(
+            CertifiedKey::from_der(chain, key, &tailwharf_tls::provider()).unwrap(),
+        ))
+    }
+}
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.clone())
+    }
+}
+
 /// A proxy between a client and an API server.
 pub(crate) struct Bed {
     pub(crate) backend: Backend,
     pub(crate) tailnet: Arc<Fake>,
     pub(crate) proxy: Proxy,
     pub(crate) addr: SocketAddr,
+    /// The same over TLS.
+    pub(crate) secured: SocketAddr,
     pub(crate) stop: CancellationToken,
     audit: std::path::PathBuf,
 }
@@ -69,11 +95,16 @@ impl Bed {
         let (serving, keeping, told) = (proxy.clone(), proxy.clone(), stop.clone());
         tokio::spawn(async move { serving.serve(Loopback(listener), None).await.unwrap() });
         tokio::spawn(async move { keeping.maintain(told).await });
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let secured = listener.local_addr().unwrap();
+        let (serving, shown) = (proxy.clone(), Arc::new(Shown::new()));
+        tokio::spawn(async move { serving.serve(Loopback(listener), Some(shown)).await.unwrap() });
         Self {
             backend,
             tailnet,
             proxy,
             addr,
+            secured,
             stop,
             audit,
         }

@@ -11,6 +11,7 @@ mod backend;
 mod bed;
 mod browser;
 mod framing;
+mod http2;
 mod identity;
 mod paths;
 #[path = "../shared/mod.rs"]
