@@ -4,19 +4,35 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use kube_core::CustomResourceExt as _;
+use kube_core::CustomResourceExt;
 use tailwharf_kube_types::Identity;
+use tailwharf_kube_types::dns_config::DNSConfig;
 
 const NOTE: &str = "# Generated from crates/kube-types by `cargo xtask generate`.\n";
 
 /// Path and content of each generated file.
 fn files() -> anyhow::Result<Vec<(&'static str, String)>> {
-    let identity = serde_saphyr::to_string(&Identity::crd())
-        .context("the Identity resource cannot be written as YAML")?;
-    Ok(vec![(
-        "deploy/crds/identities.tailwharf.dev.yaml",
-        format!("{NOTE}{}\n", identity.trim_end()),
-    )])
+    Ok(vec![
+        (
+            "deploy/crds/dnsconfigs.tailscale.com.yaml",
+            definition::<DNSConfig>()?,
+        ),
+        (
+            "deploy/crds/identities.tailwharf.dev.yaml",
+            definition::<Identity>()?,
+        ),
+    ])
+}
+
+/// The definition of a custom resource as YAML.
+fn definition<R: CustomResourceExt>() -> anyhow::Result<String> {
+    let text = serde_saphyr::to_string(&R::crd())
+        .with_context(|| format!("the resource {} cannot be written as YAML", R::crd_name()))?;
+    Ok(format!(
+        "{NOTE}{}
+",
+        text.trim_end()
+    ))
 }
 
 /// Writes the files.

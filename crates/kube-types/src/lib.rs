@@ -6,6 +6,7 @@
 //! - [`parent`]: which object of a user something was made for, as labels.
 //! - [`names`]: names of the objects tailwharf makes.
 //! - [`identity`] and [`conditions`]: the custom resource `identities.tailwharf.dev` and its conditions.
+//! - [`dns_config`]: the custom resource `dnsconfigs.tailscale.com` and the records of its nameserver.
 //! - [`egress`]: what an identity reaches for pods of the cluster.
 //! - [`secret`]: the layout of an identity's state Secret, which is the one of the Go operator.
 //!
@@ -14,6 +15,7 @@
 
 pub mod conditions;
 pub mod contract;
+pub mod dns_config;
 pub mod egress;
 pub mod identity;
 pub mod names;

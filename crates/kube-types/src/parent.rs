@@ -18,6 +18,8 @@ pub enum ParentKind {
     Operator,
     /// A pool of proxy pods.
     Pool,
+    /// A nameserver, of a DNSConfig.
+    Nameserver,
 }
 
 impl ParentKind {
@@ -28,11 +30,12 @@ impl ParentKind {
             Self::Service => "svc",
             Self::Operator => "operator",
             Self::Pool => "pool",
+            Self::Nameserver => "nameserver",
         }
     }
 
     fn parse(text: &str) -> Option<Self> {
-        [Self::Service, Self::Operator, Self::Pool]
+        [Self::Service, Self::Operator, Self::Pool, Self::Nameserver]
             .into_iter()
             .find(|kind| kind.as_str() == text)
     }

@@ -252,6 +252,22 @@ impl Executor {
         Ok(None)
     }
 
+    /// Writes statuses, one after the other; the first failure ends it.
+    pub(crate) async fn write_statuses(
+        &self,
+        patches: &[StatusPatch],
+    ) -> Result<Option<Failure>, NotLeading> {
+        for patch in patches {
+            if !self.leadership.holds() {
+                return Err(NotLeading);
+            }
+            if let Err(failure) = self.write_status(patch).await {
+                return Ok(Some(failure));
+            }
+        }
+        Ok(None)
+    }
+
     async fn write_status(&self, patch: &StatusPatch) -> Result<(), Failure> {
         let StatusPatch { object, body } = patch;
         self.metrics.wrote("apply_status", object.kind.as_str());
@@ -274,7 +290,11 @@ impl Executor {
     }
 
     fn api(&self, object: &ObjectRef) -> Api<DynamicObject> {
-        Api::namespaced_with(self.client.clone(), &object.namespace, &api_resource(object.kind))
+        let resource = api_resource(object.kind);
+        if object.namespace.is_empty() {
+            return Api::all_with(self.client.clone(), &resource);
+        }
+        Api::namespaced_with(self.client.clone(), &object.namespace, &resource)
     }
 
     fn control_outcome<T>(

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{Secret, Service, ServiceAccount};
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
@@ -12,9 +12,10 @@ use kube::api::{Api, DynamicObject, Resource};
 use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
 use serde::de::DeserializeOwned;
+use tailwharf_kube_types::dns_config::DNSConfig;
 use tailwharf_kube_types::{ConditionStatus, ConditionType, Identity, Parent, ParentKind, names};
 use tailwharf_plan::identity::{Observed, SecretView};
-use tailwharf_plan::{Kind, ObjectRef, Settings, egress, operator_device, pool};
+use tailwharf_plan::{Kind, ObjectRef, Settings, egress, nameserver, operator_device, pool};
 use tokio::task::JoinSet;
 
 use crate::cache::{Cache, Change, ObjectKey};
@@ -30,6 +31,8 @@ pub(crate) enum Key {
     OperatorDevice,
     /// The default pool.
     Pool,
+    /// The nameserver for pods.
+    Nameserver,
 }
 
 impl Key {
@@ -39,6 +42,7 @@ impl Key {
             Self::Service(_) => "service",
             Self::OperatorDevice => "operator_device",
             Self::Pool => "pool",
+            Self::Nameserver => "nameserver",
         }
     }
 }
@@ -56,6 +60,9 @@ pub(crate) struct World {
     disruption_budgets: Cache<PodDisruptionBudget>,
     stateful_sets: Cache<StatefulSet>,
     endpoint_slices: Cache<EndpointSlice>,
+    dns_configs: Cache<DNSConfig>,
+    deployments: Cache<Deployment>,
+    config_maps: Cache<ConfigMap>,
     /// The Secrets that the pool's Role names.
     granted: RwLock<Arc<BTreeSet<String>>>,
     /// The ports of pods that stand for ports of targets.
@@ -85,6 +92,9 @@ impl World {
                 parent_of,
             ),
             endpoint_slices: Cache::new(slim, parent_of),
+            dns_configs: Cache::new(slim, |_| None),
+            deployments: Cache::new(slim, parent_of),
+            config_maps: Cache::new(slim_config_map, parent_of),
             granted: RwLock::default(),
             pod_ports: RwLock::default(),
         }
@@ -159,6 +169,31 @@ impl World {
         }
     }
 
+    /// What exists of the nameserver, and what it has to know.
+    pub(crate) fn nameserver(&self) -> nameserver::Snapshot {
+        let key = |name: &str| ObjectKey::new(self.settings.namespace.as_str(), name);
+        let configs = self.dns_configs.all();
+        let reached = |identity: Arc<Identity>| {
+            let egress = identity.spec.egress.clone()?;
+            let service = copy(&self.services, &key(&identity.name_any()))?;
+            Some((egress, service))
+        };
+        let mut identities = if configs.is_empty() {
+            Vec::new()
+        } else {
+            self.identities.all()
+        };
+        identities.sort_by_key(|identity| identity.metadata.name.clone());
+        nameserver::Snapshot {
+            configs: configs.iter().map(|config| config.as_ref().clone()).collect(),
+            reached: identities.into_iter().filter_map(reached).collect(),
+            service_account: copy(&self.service_accounts, &key(nameserver::NAME)),
+            deployment: copy(&self.deployments, &key(nameserver::NAME)),
+            service: copy(&self.services, &key(nameserver::NAME)),
+            records: copy(&self.config_maps, &key(nameserver::RECORDS)),
+        }
+    }
+
     /// The kinds whose first list is not here yet.
     pub(crate) fn missing(&self) -> Vec<&'static str> {
         [
@@ -171,6 +206,9 @@ impl World {
             ("PodDisruptionBudgets", self.disruption_budgets.is_synced()),
             ("StatefulSets", self.stateful_sets.is_synced()),
             ("EndpointSlices", self.endpoint_slices.is_synced()),
+            ("DNSConfigs", self.dns_configs.is_synced()),
+            ("Deployments", self.deployments.is_synced()),
+            ("ConfigMaps", self.config_maps.is_synced()),
         ]
         .into_iter()
         .filter_map(|(kind, synced)| (!synced).then_some(kind))
@@ -189,6 +227,9 @@ impl World {
             self.disruption_budgets.synced(),
             self.stateful_sets.synced(),
             self.endpoint_slices.synced(),
+            self.dns_configs.synced(),
+            self.deployments.synced(),
+            self.config_maps.synced(),
         );
     }
 
@@ -223,6 +264,9 @@ impl World {
             Kind::PodDisruptionBudget => self.disruption_budgets.owner(&key),
             Kind::StatefulSet => self.stateful_sets.owner(&key),
             Kind::EndpointSlice => self.endpoint_slices.owner(&key),
+            Kind::DnsConfig => self.dns_configs.owner(&key),
+            Kind::Deployment => self.deployments.owner(&key),
+            Kind::ConfigMap => self.config_maps.owner(&key),
         }
     }
 
@@ -303,6 +347,31 @@ impl World {
             |world| &world.endpoint_slices,
             Self::child_changed,
         );
+        self.watch(
+            tasks,
+            metrics,
+            "DNSConfig",
+            Api::all(client.clone()),
+            watcher::Config::default(),
+            |world| &world.dns_configs,
+            |world, _| world.queue.add(Key::Nameserver),
+        );
+        self.watch_namespace(
+            tasks,
+            metrics,
+            client,
+            "Deployment",
+            |world| &world.deployments,
+            Self::child_changed,
+        );
+        self.watch_namespace(
+            tasks,
+            metrics,
+            client,
+            "ConfigMap",
+            |world| &world.config_maps,
+            Self::child_changed,
+        );
     }
 
     /// Watches a kind in the operator's namespace: also what somebody else made, so that the names which are taken are known.
@@ -379,6 +448,11 @@ impl World {
             Kind::PodDisruptionBudget => self.take(answer, &self.disruption_budgets, Self::child_changed),
             Kind::StatefulSet => self.take(answer, &self.stateful_sets, Self::child_changed),
             Kind::EndpointSlice => self.take(answer, &self.endpoint_slices, Self::child_changed),
+            Kind::DnsConfig => self.take(answer, &self.dns_configs, |world, _| {
+                world.queue.add(Key::Nameserver);
+            }),
+            Kind::Deployment => self.take(answer, &self.deployments, Self::child_changed),
+            Kind::ConfigMap => self.take(answer, &self.config_maps, Self::child_changed),
         }
     }
 
@@ -398,6 +472,7 @@ impl World {
         self.queue.add(Key::Service(change.key.clone()));
         if change.key.namespace == self.settings.namespace {
             self.child_changed(change);
+            self.queue.add(Key::Nameserver);
         }
     }
 
@@ -410,6 +485,7 @@ impl World {
             let ports = Arc::make_mut(&mut shared);
             before.into_iter().for_each(|identity| ports.remove(identity));
             after.into_iter().for_each(|identity| ports.add(identity));
+            self.queue.add(Key::Nameserver);
         }
         self.child_changed(change);
     }
@@ -464,6 +540,9 @@ impl World {
             ParentKind::Operator => {
                 (*parent == operator_device::parent(&self.settings)).then_some(Key::OperatorDevice)
             }
+            ParentKind::Nameserver => {
+                (parent.namespace == self.settings.namespace).then_some(Key::Nameserver)
+            }
             ParentKind::Pool => {
                 (*parent == pool::parent(&self.settings, &self.settings.pool)).then_some(Key::Pool)
             }
@@ -474,6 +553,7 @@ impl World {
     pub(crate) fn wake_all(&self) {
         self.queue.add(Key::Pool);
         self.queue.add(Key::OperatorDevice);
+        self.queue.add(Key::Nameserver);
         for key in self.services.keys() {
             self.queue.add(Key::Service(key));
         }
@@ -501,6 +581,15 @@ fn parent_of(object: &impl ResourceExt) -> Option<Parent> {
 fn slim<W: Resource>(mut object: W) -> W {
     object.meta_mut().managed_fields = None;
     object
+}
+
+/// Of ConfigMaps only the nameserver's is read.
+fn slim_config_map(mut config_map: ConfigMap) -> ConfigMap {
+    if parent_of(&config_map).is_none() {
+        config_map.data = None;
+        config_map.binary_data = None;
+    }
+    slim(config_map)
 }
 
 /// Of a Service's annotations and labels only those of the contract matter; clusters hold thousands of others.

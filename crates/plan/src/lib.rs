@@ -12,6 +12,7 @@
 //!
 //! - [`service`]: exposed Services. Start reading there.
 //! - [`egress`]: Services that stand for something on the tailnet.
+//! - [`nameserver`]: DNS for pods.
 //! - [`operator_device`]: the operator's own device.
 //! - [`pool`]: the pods that host identities, and which Secrets they may read.
 //! - [`identity`]: what the first two share: making and removing one device.
@@ -24,6 +25,7 @@ mod applied;
 mod diff;
 pub mod egress;
 pub mod identity;
+pub mod nameserver;
 pub mod operator_device;
 mod plan;
 pub mod pool;

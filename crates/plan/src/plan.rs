@@ -184,6 +184,13 @@ pub enum Kind {
     PodDisruptionBudget,
     /// `discovery.k8s.io/v1`
     EndpointSlice,
+    /// `v1`
+    ConfigMap,
+    /// `apps/v1`
+    Deployment,
+    /// `tailscale.com/v1alpha1`, without a namespace
+    #[serde(rename = "DNSConfig")]
+    DnsConfig,
     /// `tailwharf.dev/v1alpha1`
     Identity,
 }
@@ -193,11 +200,12 @@ impl Kind {
     #[must_use]
     pub const fn api_version(self) -> &'static str {
         match self {
-            Self::Service | Self::Secret | Self::ServiceAccount => "v1",
+            Self::Service | Self::Secret | Self::ServiceAccount | Self::ConfigMap => "v1",
             Self::Role | Self::RoleBinding => "rbac.authorization.k8s.io/v1",
-            Self::StatefulSet => "apps/v1",
+            Self::StatefulSet | Self::Deployment => "apps/v1",
             Self::PodDisruptionBudget => "policy/v1",
             Self::EndpointSlice => "discovery.k8s.io/v1",
+            Self::DnsConfig => "tailscale.com/v1alpha1",
             Self::Identity => "tailwharf.dev/v1alpha1",
         }
     }
@@ -214,6 +222,9 @@ impl Kind {
             Self::StatefulSet => "StatefulSet",
             Self::PodDisruptionBudget => "PodDisruptionBudget",
             Self::EndpointSlice => "EndpointSlice",
+            Self::ConfigMap => "ConfigMap",
+            Self::Deployment => "Deployment",
+            Self::DnsConfig => "DNSConfig",
             Self::Identity => "Identity",
         }
     }
@@ -230,6 +241,9 @@ impl Kind {
             Self::StatefulSet => "statefulsets",
             Self::PodDisruptionBudget => "poddisruptionbudgets",
             Self::EndpointSlice => "endpointslices",
+            Self::ConfigMap => "configmaps",
+            Self::Deployment => "deployments",
+            Self::DnsConfig => "dnsconfigs",
             Self::Identity => "identities",
         }
     }

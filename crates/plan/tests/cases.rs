@@ -102,6 +102,17 @@ fn pools() {
 }
 
 #[test]
+fn nameservers() {
+    use tailwharf_plan::nameserver::{build, status};
+    each("nameserver", |case, world| {
+        let snapshot = world.nameserver_snapshot();
+        let plan = build(&snapshot, &settings());
+        let applied = tailwharf_plan::Applied::complete(plan.steps.len());
+        json!({"status": status(&snapshot, &applied, case.now), "plan": plan})
+    });
+}
+
+#[test]
 fn the_operators_device() {
     each("operator-device", |case, mut world| {
         let settings = tailwharf_plan::Settings {

@@ -61,6 +61,8 @@ pub(crate) enum Command {
     Coordinator(CoordinatorArgs),
     /// Join this machine to a tailnet, without root
     Node(NodeArgs),
+    /// Answer DNS queries of pods for names of the tailnet
+    Nameserver(NameserverArgs),
     /// Tell how a running node and its peers are
     Status(StatusArgs),
     /// Let a running node ping a peer, and tell the way of the answers
@@ -322,6 +324,16 @@ pub(crate) struct KubeconfigArgs {
     pub(crate) print: bool,
     #[command(flatten)]
     pub(crate) socket: SocketArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct NameserverArgs {
+    /// Where to answer, over UDP and TCP
+    #[arg(long, env = "NAMESERVER_LISTEN", default_value = "[::]:1053")]
+    pub(crate) listen: SocketAddr,
+    /// File of records that the operator writes
+    #[arg(long, env = "NAMESERVER_RECORDS", default_value = "/config/records.json")]
+    pub(crate) records: PathBuf,
 }
 
 #[derive(Debug, clap::Args)]

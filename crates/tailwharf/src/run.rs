@@ -16,7 +16,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use crate::args::{Args, Command, ConfigureArgs, ConfigureCommand, CoordinatorArgs, LogArgs, LogFormat};
+use crate::args::{
+    Args, Command, ConfigureArgs, ConfigureCommand, CoordinatorArgs, LogArgs, LogFormat, NameserverArgs,
+};
 use crate::{kubeconfig, local, settings};
 
 /// Worker threads of a process: more than two bring nothing to what waits for sockets.
@@ -73,6 +75,9 @@ fn start(args: Args) -> Result<ExitCode> {
             Command::Coordinator(coordinator) => {
                 let config = Config::load(&coordinator.config)?;
                 Box::pin(tailwharf_funnel::run(config, stop)).await
+            }
+            Command::Nameserver(NameserverArgs { listen, records }) => {
+                tailwharf_nameserver::run(tailwharf_nameserver::Settings { listen, records }, stop).await
             }
             Command::Status(status) => return local::status(status).await,
             Command::Ping(ping) => return local::ping(ping).await,

@@ -1,5 +1,6 @@
 //! The controllers. Each is a table of contents: fetch, validate, build, execute, status.
 
+mod nameserver;
 mod operator_device;
 mod pool;
 mod service;
@@ -8,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tailwharf_plan::{Plan, Reason, Retry};
+use tailwharf_plan::{Applied, Plan, Reason, Retry};
 
 use crate::execute::{Executed, Executor, NotLeading};
 use crate::queue::Next;
@@ -29,6 +30,7 @@ pub(crate) async fn reconcile(context: &Context, key: &Key, now: Timestamp) -> R
         Key::Service(service) => service::reconcile(context, service, now).await,
         Key::OperatorDevice => operator_device::reconcile(context, now).await,
         Key::Pool => pool::reconcile(context, now).await,
+        Key::Nameserver => nameserver::reconcile(context, now).await,
     }
 }
 
@@ -74,4 +76,18 @@ fn done(plan: &Plan, executed: &Executed, now: Timestamp) -> Done {
     };
     let result = plan.report.iter().next().map_or("ok", Reason::category);
     Done { next, result }
+}
+
+impl Executed {
+    /// The same, failed by `failure` unless it failed before.
+    fn or(self, failure: Option<tailwharf_plan::Failure>) -> Self {
+        let Self { applied, least_wait } = self;
+        Self {
+            applied: Applied {
+                failure: applied.failure.or(failure),
+                ..applied
+            },
+            least_wait,
+        }
+    }
 }

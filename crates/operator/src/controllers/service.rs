@@ -11,7 +11,7 @@ use tailwharf_plan::{Applied, Plan, Reason, Step};
 
 use super::{Context, Done, done};
 use crate::cache::ObjectKey;
-use crate::execute::{Executed, NotLeading};
+use crate::execute::NotLeading;
 use crate::world::World;
 
 /// How long a device that is being made is nothing to tell of.
@@ -69,18 +69,4 @@ fn is_interim(snapshot: &Snapshot, plan: &Plan, applied: &Applied, now: Timestam
         !age.is_negative() && age.unsigned_abs() < INTERIM
     });
     waits && (minted || minted_lately) && applied.failure.is_none()
-}
-
-impl Executed {
-    /// The same, failed by `failure` unless it failed before.
-    fn or(self, failure: Option<tailwharf_plan::Failure>) -> Self {
-        let Self { applied, least_wait } = self;
-        Self {
-            applied: Applied {
-                failure: applied.failure.or(failure),
-                ..applied
-            },
-            least_wait,
-        }
-    }
 }

@@ -288,7 +288,7 @@ impl Cluster {
         let done: Vec<_> = ConditionType::STEPS.map(|step| Step::done(step, "Done.")).into();
         let status = json!({
             "deviceId": device.id, "fqdn": device.name, "addresses": device.addresses, "host": "tailwharf-default-0",
-            "observedGeneration": identity.metadata.generation,
+            "hostAddresses": ["10.1.2.3"], "observedGeneration": identity.metadata.generation,
             "conditions": conditions(&done, &[], identity.metadata.generation, now),
         });
         let body = json!({

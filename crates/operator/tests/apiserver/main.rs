@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod bed;
+mod egress;
 mod faults;
 mod life;
 
@@ -36,6 +37,10 @@ fn main() -> ExitCode {
             (
                 "a_standby_takes_over_when_the_leader_stops",
                 life::a_standby_takes_over_when_the_leader_stops,
+            ),
+            (
+                "an_egress_service_leads_to_its_host",
+                egress::an_egress_service_leads_to_its_host,
             ),
             (
                 "an_invalid_hostname_makes_nothing",

@@ -15,7 +15,7 @@ use tailwharf_plan::identity::{Observed, SecretView};
 use tailwharf_plan::service::{self, Problem, Snapshot, Status, Validated};
 use tailwharf_plan::{
     Applied, Failure, FailureKind, Filled, Kind, ObjectRef, Plan, PoolSettings, Settings, Slot, Step, egress,
-    operator_device, pool,
+    nameserver, operator_device, pool,
 };
 
 pub(crate) const NAMESPACE: &str = "tailscale";
@@ -150,6 +150,22 @@ impl World {
             role_binding: self.get(Kind::RoleBinding, NAMESPACE, &name),
             disruption_budget: self.get(Kind::PodDisruptionBudget, NAMESPACE, &name),
             stateful_set: self.get(Kind::StatefulSet, NAMESPACE, &name),
+        }
+    }
+
+    pub(crate) fn nameserver_snapshot(&self) -> nameserver::Snapshot {
+        let reached = |identity: Identity| {
+            let service = self.get(Kind::Service, NAMESPACE, identity.metadata.name.as_deref()?)?;
+            Some((identity.spec.egress?, service))
+        };
+        let identities = self.of_kind::<Identity>(Kind::Identity);
+        nameserver::Snapshot {
+            configs: self.of_kind(Kind::DnsConfig),
+            reached: identities.into_iter().filter_map(reached).collect(),
+            service_account: self.get(Kind::ServiceAccount, NAMESPACE, nameserver::NAME),
+            deployment: self.get(Kind::Deployment, NAMESPACE, nameserver::NAME),
+            service: self.get(Kind::Service, NAMESPACE, nameserver::NAME),
+            records: self.get(Kind::ConfigMap, NAMESPACE, nameserver::RECORDS),
         }
     }
 
