@@ -116,6 +116,8 @@ pub(crate) struct Net {
     pub(crate) seed: u64,
     /// Packets that the relay has carried.
     pub(crate) carried: u64,
+    /// Most datagrams that a node gave out as one batch.
+    pub(crate) largest_batch: usize,
     /// The same for UDP; `None` while it does not get through at all.
     pub(crate) udp_weather: Option<Weather>,
     /// Whether the relay works.
@@ -208,6 +210,7 @@ impl Net {
             budget: MemoryBudget::new(64 << 20),
             seed,
             carried: 0,
+            largest_batch: 0,
             udp_weather: None,
             relay_up: true,
             carried_directly: 0,
@@ -327,6 +330,7 @@ impl Net {
                 };
                 let path = transmit.path;
                 let datagrams: Vec<_> = transmit.datagrams().map(<[u8]>::to_vec).collect();
+                self.largest_batch = self.largest_batch.max(datagrams.len());
                 for bytes in datagrams {
                     self.send(at, from, path, bytes);
                 }

@@ -138,6 +138,31 @@ fn megabytes_both_ways_in_fair_weather() {
 }
 
 #[test]
+fn what_an_open_window_takes_leaves_in_full_batches() {
+    let mut net = Net::acquainted(2, Weather::FAIR, 40);
+    let listener = listen(&mut net, 2, 80);
+    let (client, server) = connect(&mut net, listener, address(2), 80);
+    let bytes = data(1 << 20, 41);
+    let (mut sent, mut received) = (0, 0);
+    net.run_until(MINUTE, "the window grows", |net| {
+        while let Io::Ready(length @ 1..) = net.host(1).core.write(client, &bytes[sent..]).unwrap() {
+            sent += length;
+        }
+        let mut room = [0; 4096];
+        while let Io::Ready(length @ 1..) = net.host(2).core.read(server, &mut room).unwrap() {
+            received += length;
+        }
+        received == bytes.len()
+    });
+    net.run(Duration::from_secs(1));
+    net.largest_batch = 0;
+    net.host(1).core.write(client, &bytes[..200_000]).unwrap();
+    net.drain();
+    // One system call takes 65,487 bytes: 49 packets of 1,312.
+    assert_eq!(net.largest_batch, 49);
+}
+
+#[test]
 fn megabytes_both_ways_in_a_storm() {
     for seed in 10..14 {
         transfer(Weather::STORM, seed, address(2), 1 << 20);
