@@ -15,14 +15,30 @@ pub enum ConditionType {
     Authorized,
     /// Peers can see and reach the node: a netmap is here and the home relay is connected.
     Advertised,
+    /// There is a good certificate for each name that is served under TLS. Only for devices that serve one.
+    CertificateReady,
     /// A backend of each listener answers.
     BackendReachable,
-    /// All of the above.
+    /// The Internet reaches the device through Funnel. Only for devices that are to be reached so, and no part of [`Self::Ready`].
+    FunnelReady,
+    /// The object of the user is served as it asks. The operator writes it, and only while that is not so, on behalf of kinds that have no conditions.
+    Accepted,
+    /// All steps that the device has.
     Ready,
 }
 
 impl ConditionType {
-    /// All but [`Self::Ready`], in order.
+    /// The steps and what else is told, in order.
+    const ALL: [Self; 6] = [
+        Self::Registered,
+        Self::Authorized,
+        Self::Advertised,
+        Self::CertificateReady,
+        Self::BackendReachable,
+        Self::FunnelReady,
+    ];
+
+    /// The steps that every device has, in order.
     pub const STEPS: [Self; 4] = [
         Self::Registered,
         Self::Authorized,
@@ -37,7 +53,10 @@ impl ConditionType {
             Self::Registered => "Registered",
             Self::Authorized => "Authorized",
             Self::Advertised => "Advertised",
+            Self::CertificateReady => "CertificateReady",
             Self::BackendReachable => "BackendReachable",
+            Self::FunnelReady => "FunnelReady",
+            Self::Accepted => "Accepted",
             Self::Ready => "Ready",
         }
     }
@@ -164,6 +183,26 @@ reasons! {
     TargetTimeout,
     /// Egress: the target is the device itself.
     TargetIsSelf,
+    /// A backend has no address: its Service is missing, or none of its endpoints is ready.
+    BackendWithoutAddress,
+    /// A certificate waits for its turn, or is being issued.
+    CertificatePending,
+    /// The control server does not let the device have certificates for the name.
+    CertificatesDisabled,
+    /// The Secret that is to hold a certificate is missing, or lacks it.
+    CertificateMissing,
+    /// A certificate cannot be used: not PEM, expired, for other names, or not of its key.
+    CertificateInvalid,
+    /// The control server did not take the DNS record that proves the name to the certificate authority.
+    DnsRecordRefused,
+    /// The certificate authority refused to issue the certificate.
+    CertificateRefused,
+    /// The certificate authority wants fewer requests and says when to come back.
+    CertificateRateLimited,
+    /// The certificate authority does not answer.
+    CertificateAuthorityUnreachable,
+    /// The control server does not let the device be reached through Funnel.
+    FunnelUnavailable,
 }
 
 impl IdentityReason {
@@ -205,6 +244,17 @@ impl Step {
         }
     }
 
+    /// A step of which nothing is known while an earlier one is not done.
+    #[must_use]
+    pub fn waiting(condition: ConditionType) -> Self {
+        Self {
+            condition,
+            status: ConditionStatus::Unknown,
+            reason: IdentityReason::WaitingForEarlierStep,
+            message: "Waits for the earlier steps.".to_owned(),
+        }
+    }
+
     /// A step that is not done.
     #[must_use]
     pub fn blocked(condition: ConditionType, reason: IdentityReason, message: impl Into<String>) -> Self {
@@ -219,8 +269,8 @@ impl Step {
 
 /// The conditions of an identity, from what is known of its steps.
 ///
-/// A step that is not given is unknown and waits for the earlier ones. `Ready` is true if all steps are, else it has reason and message of the
-/// first that is not. `previous` are the conditions as they stand: a condition whose status does not change keeps its transition time.
+/// One of [`ConditionType::STEPS`] that is not given is unknown and waits for the earlier ones; of the others those are told that are given. `Ready` is
+/// true if all steps are, else it has reason and message of the first that is not. `previous` are the conditions as they stand: a condition whose status does not change keeps its transition time.
 #[must_use]
 pub fn conditions(
     steps: &[Step],
@@ -228,22 +278,17 @@ pub fn conditions(
     generation: Option<i64>,
     now: Timestamp,
 ) -> Vec<Condition> {
-    let mut all: Vec<Step> = ConditionType::STEPS
+    let mut all: Vec<Step> = ConditionType::ALL
         .into_iter()
-        .map(|condition| {
-            steps
-                .iter()
-                .find(|step| step.condition == condition)
-                .cloned()
-                .unwrap_or_else(|| Step {
-                    condition,
-                    status: ConditionStatus::Unknown,
-                    reason: IdentityReason::WaitingForEarlierStep,
-                    message: "Waits for the earlier steps.".to_owned(),
-                })
+        .filter_map(|condition| {
+            let given = steps.iter().find(|step| step.condition == condition).cloned();
+            let waits = ConditionType::STEPS.contains(&condition);
+            given.or_else(|| waits.then(|| Step::waiting(condition)))
         })
         .collect();
-    let ready = match all.iter().find(|step| step.status != ConditionStatus::True) {
+    let missing =
+        |step: &&Step| step.status != ConditionStatus::True && step.condition != ConditionType::FunnelReady;
+    let ready = match all.iter().find(missing) {
         None => Step::done(ConditionType::Ready, "The device is reachable on the tailnet."),
         Some(first) => Step {
             condition: ConditionType::Ready,
@@ -349,6 +394,21 @@ mod tests {
             (conditions[2].status.as_str(), conditions[2].reason.as_str()),
             ("Unknown", "WaitingForEarlierStep")
         );
+    }
+
+    #[test]
+    fn a_certificate_is_a_step_of_those_that_need_one_and_funnel_is_none() {
+        let mut steps: Vec<Step> = ConditionType::STEPS.map(|step| Step::done(step, "Done.")).into();
+        let funnel = (ConditionType::FunnelReady, IdentityReason::FunnelUnavailable);
+        steps.push(Step::blocked(funnel.0, funnel.1, "Allow Funnel."));
+        let types = |all: &[Condition]| all.iter().map(|c| c.type_.clone()).collect::<Vec<_>>();
+        let all = conditions(&steps, &[], None, at(10));
+        assert_eq!(types(&all)[3..], ["BackendReachable", "FunnelReady", "Ready"]);
+        assert_eq!(all[5].status, "True");
+        steps.push(Step::waiting(ConditionType::CertificateReady));
+        let all = conditions(&steps, &[], None, at(10));
+        assert_eq!(types(&all)[2..4], ["Advertised", "CertificateReady"]);
+        assert_eq!(all[6].status, "False");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The fixed names that people's manifests, other tools and older installations rely on.
 
-/// Annotations that people set on their Services.
+/// Annotations that people set on their Services and Ingresses.
 pub mod annotation {
     /// `true`: put the Service on the tailnet.
     pub const EXPOSE: &str = "tailscale.com/expose";
@@ -18,6 +18,27 @@ pub mod annotation {
     pub const TAILNET_TARGET_IP: &str = "tailscale.com/ts-tailnet-target-ip";
     /// Egress: the tailnet name to reach.
     pub const TAILNET_FQDN: &str = "tailscale.com/tailnet-fqdn";
+    /// `v2`: connections to backends begin with a header of the PROXY protocol, which tells who the client is.
+    pub const PROXY_PROTOCOL: &str = "tailwharf.dev/proxy-protocol";
+    /// On an Ingress: `true` shows it to the Internet, too.
+    pub const FUNNEL: &str = "tailscale.com/funnel";
+    /// On an Ingress: `true` answers plain HTTP with a redirection to HTTPS.
+    pub const HTTP_REDIRECT: &str = "tailscale.com/http-redirect";
+    /// On an Ingress: `enabled` serves the same in plain HTTP.
+    pub const HTTP_ENDPOINT: &str = "tailscale.com/http-endpoint";
+    /// On an Ingress: `true` leads traffic of the cluster through the device.
+    pub const FORWARD_CLUSTER_TRAFFIC: &str =
+        "tailscale.com/experimental-forward-cluster-traffic-via-ingress";
+    /// On an Ingress: `true` serves the hosts of its own certificates alone, not the device's own name.
+    pub const OWN_DOMAINS_ONLY: &str = "tailwharf.dev/own-domains-only";
+    /// On an Ingress: what its backends speak, `http`, `https` or `h2c`.
+    pub const BACKEND_PROTOCOL: &str = "tailwharf.dev/backend-protocol";
+    /// On an Ingress: how long a backend may take to begin its answer, such as `30s` or `5m`.
+    pub const RESPONSE_TIMEOUT: &str = "tailwharf.dev/response-timeout";
+    /// On an Ingress: the longest body of a request, such as `10Mi`.
+    pub const MAX_BODY_SIZE: &str = "tailwharf.dev/max-body-size";
+    /// On an Ingress: `true` logs each request with who made it.
+    pub const ACCESS_LOG: &str = "tailwharf.dev/access-log";
     /// `true`: clean up without the control server, which leaves the device there.
     pub const FORCE_REMOVAL: &str = "tailwharf.dev/force-removal";
 
@@ -49,7 +70,7 @@ pub mod label {
     pub const SERVICE_TYPE: &str = "tailscale.com/svc-type";
 }
 
-/// The finalizer that keeps an exposed Service until its device is gone.
+/// The finalizer that keeps an exposed Service or Ingress until its device is gone.
 pub const FINALIZER: &str = "tailscale.com/finalizer";
 /// `spec.loadBalancerClass` of Services that ask for a tailnet device.
 pub const LOAD_BALANCER_CLASS: &str = "tailscale";
@@ -63,6 +84,8 @@ pub const PROXY_READY: &str = "TailscaleProxyReady";
 pub const DEFAULT_POOL: &str = "default";
 /// Longest name of an [`crate::Identity`], in bytes: its Secret and the objects of other versions of the operator add suffixes to it.
 pub const MAX_IDENTITY_NAME: usize = 52;
+/// The pool of identities that nobody hosts: they only tell why their object gets no device. No pool of pods has this name.
+pub const PARKED_POOL: &str = "none";
 /// Most listeners of one identity.
 pub const MAX_LISTENERS: usize = 256;
 /// Most backends of one listener.

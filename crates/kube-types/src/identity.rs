@@ -5,6 +5,8 @@
 
 #![allow(clippy::duplicated_attributes, reason = "columns of one type repeat it")]
 
+pub mod web;
+
 use std::fmt;
 use std::net::IpAddr;
 
@@ -14,6 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::egress::Egress;
+use crate::identity::web::Web;
 use crate::values::{Hostname, Tag};
 
 /// What the hosting proxy has to do.
@@ -78,6 +81,9 @@ pub struct IdentitySpec {
     /// What the device reaches for pods of the cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress: Option<Egress>,
+    /// What the device serves over HTTP and HTTPS. It takes port 443, and port 80 unless that is closed; no listener may have these then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub web: Option<Web>,
 }
 
 /// A port of the device and where its connections go.
@@ -92,9 +98,13 @@ pub struct Listener {
     /// The port on the tailnet addresses of the device.
     #[schemars(range(min = 1, max = 65535), extend("format" = "int32"))]
     pub port: u16,
-    /// Alternatives, in order of preference. A connection goes to one of the address family in which it came, if there is one, else to the next.
-    #[schemars(length(min = 1, max = 128), extend("x-kubernetes-list-type" = "atomic"))]
+    /// Where connections go: by turns to those of the address family in which they came, if there are any, else to the others. None: the Service has no
+    /// ready endpoint, and connections are refused.
+    #[schemars(length(max = 128), extend("x-kubernetes-list-type" = "atomic"))]
     pub backends: Vec<Backend>,
+    /// TCP: each connection to a backend begins with a PROXY protocol header, version 2, that says where the client is and who.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub proxy_protocol: bool,
 }
 
 /// Transport protocol of a listener.
@@ -162,7 +172,7 @@ pub struct IdentityStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), inner(length(max = 128)), extend("x-kubernetes-list-type" = "atomic"))]
     pub recent_peers: Vec<String>,
-    /// Registered, Authorized, Advertised, BackendReachable, Ready.
+    /// Registered, Authorized, Advertised, CertificateReady, BackendReachable, FunnelReady, Ready; the certificate and Funnel where they are asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 16),

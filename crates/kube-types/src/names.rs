@@ -45,6 +45,12 @@ pub fn endpoint_slice_name(identity: &str, ipv6: bool) -> String {
     format!("{identity}-{}", if ipv6 { "ipv6" } else { "ipv4" })
 }
 
+/// The name of the Secret with the certificates that people provide for an identity's own names. The operator alone writes it.
+#[must_use]
+pub fn certificates_name(identity: &str) -> String {
+    format!("{identity}-certs")
+}
+
 /// The name of a pool's StatefulSet, ServiceAccount, Role, RoleBinding and PodDisruptionBudget.
 #[must_use]
 pub fn pool_objects_name(pool: &str) -> String {

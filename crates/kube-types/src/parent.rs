@@ -14,6 +14,8 @@ pub enum ParentKind {
     /// An exposed Service.
     #[serde(rename = "svc")]
     Service,
+    /// An Ingress of the operator's class.
+    Ingress,
     /// The operator itself: its device on the tailnet.
     Operator,
     /// A pool of proxy pods.
@@ -28,6 +30,7 @@ impl ParentKind {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Service => "svc",
+            Self::Ingress => "ingress",
             Self::Operator => "operator",
             Self::Pool => "pool",
             Self::Nameserver => "nameserver",
@@ -35,7 +38,7 @@ impl ParentKind {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        [Self::Service, Self::Operator, Self::Pool, Self::Nameserver]
+        [Self::Service, Self::Ingress, Self::Operator, Self::Pool, Self::Nameserver]
             .into_iter()
             .find(|kind| kind.as_str() == text)
     }
@@ -56,8 +59,18 @@ impl Parent {
     /// A Service as parent.
     #[must_use]
     pub fn service(namespace: &str, name: &str) -> Self {
+        Self::new(ParentKind::Service, namespace, name)
+    }
+
+    /// An Ingress as parent.
+    #[must_use]
+    pub fn ingress(namespace: &str, name: &str) -> Self {
+        Self::new(ParentKind::Ingress, namespace, name)
+    }
+
+    fn new(kind: ParentKind, namespace: &str, name: &str) -> Self {
         Self {
-            kind: ParentKind::Service,
+            kind,
             namespace: namespace.to_owned(),
             name: name.to_owned(),
         }

@@ -5,11 +5,11 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ObjectReference, Service};
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event as KubeEvent;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::Client;
 use kube::api::{Api, ObjectMeta, PostParams};
-use kube::{Client, ResourceExt};
 use tailwharf_kube_types::contract::EVENT_REPORTER;
 use tailwharf_plan::{Event, EventType};
 use tokio::time::{Instant, timeout};
@@ -43,14 +43,15 @@ impl Events {
         }
     }
 
-    /// Publishes an event on a Service. A failure is only logged: the condition says the same.
-    pub(crate) async fn publish(&self, event: &Event, service: &Service) {
-        if !self.is_news(event, service) {
+    /// Publishes an event on an object. A failure is only logged: the condition says the same.
+    pub(crate) async fn publish(&self, event: &Event, regarding: &ObjectReference) {
+        if !self.is_news(event, regarding) {
             return;
         }
-        let namespace = service.namespace().unwrap_or_default();
-        let object = self.object(event, service, &namespace, Timestamp::now());
-        let api: Api<KubeEvent> = Api::namespaced(self.client.clone(), &namespace);
+        // Events on objects without a namespace live in this one.
+        let namespace = regarding.namespace.as_deref().unwrap_or("default");
+        let object = self.object(event, regarding, namespace, Timestamp::now());
+        let api: Api<KubeEvent> = Api::namespaced(self.client.clone(), namespace);
         let params = PostParams::default();
         match timeout(TIMEOUT, api.create(&params, &object)).await {
             Ok(Ok(_)) => {}
@@ -63,9 +64,9 @@ impl Events {
         }
     }
 
-    fn is_news(&self, event: &Event, service: &Service) -> bool {
+    fn is_news(&self, event: &Event, regarding: &ObjectReference) -> bool {
         let key = (
-            service.uid().unwrap_or_default(),
+            regarding.uid.clone().unwrap_or_default(),
             event.reason,
             event.message.clone(),
         );
@@ -81,7 +82,13 @@ impl Events {
         true
     }
 
-    fn object(&self, event: &Event, service: &Service, namespace: &str, now: Timestamp) -> KubeEvent {
+    fn object(
+        &self,
+        event: &Event,
+        regarding: &ObjectReference,
+        namespace: &str,
+        now: Timestamp,
+    ) -> KubeEvent {
         let type_ = match event.type_ {
             EventType::Normal => "Normal",
             EventType::Warning => "Warning",
@@ -89,21 +96,14 @@ impl Events {
         KubeEvent {
             metadata: ObjectMeta {
                 namespace: Some(namespace.to_owned()),
-                generate_name: Some(format!("{}-", service.name_any())),
+                generate_name: regarding.name.as_ref().map(|name| format!("{name}-")),
                 ..ObjectMeta::default()
             },
             action: Some("Reconcile".to_owned()),
             event_time: Some(MicroTime(now)),
             note: Some(event.message.chars().take(MAX_NOTE).collect()),
             reason: Some(event.reason.to_owned()),
-            regarding: Some(ObjectReference {
-                api_version: Some("v1".to_owned()),
-                kind: Some("Service".to_owned()),
-                namespace: Some(namespace.to_owned()),
-                name: Some(service.name_any()),
-                uid: service.uid(),
-                ..ObjectReference::default()
-            }),
+            regarding: Some(regarding.clone()),
             reporting_controller: Some(EVENT_REPORTER.to_owned()),
             reporting_instance: Some(self.instance.clone()),
             type_: Some(type_.to_owned()),

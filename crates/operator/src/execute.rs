@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{ObjectReference, Secret as KubeSecret};
 use kube::Client;
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
 use kube::core::ApiResource;
@@ -12,10 +12,12 @@ use serde_json::{Value, json};
 use tailwharf_control_api::{self as control, ControlApi, CreateKey, DeviceFilter, DeviceId, KeyId, Secret};
 use tailwharf_kube_types::contract::OPERATOR_FIELD_MANAGER;
 use tailwharf_kube_types::{AuthKey, Parent, Tag};
-use tailwharf_plan::service::{Status, StatusPatch};
-use tailwharf_plan::{Applied, Failure, FailureKind, Filled, Kind, Manifest, ObjectRef, Plan, Slot, Step};
+use tailwharf_plan::{
+    Applied, Failure, FailureKind, Filled, Kind, Manifest, ObjectRef, Plan, Slot, Status, StatusPatch, Step,
+};
 use tokio::time::timeout;
 
+use crate::certificates::{CERTIFICATE, PRIVATE_KEY};
 use crate::error::{cluster_failure, control_failure, is_conflict, is_not_found, no_answer};
 use crate::events::Events;
 use crate::lease::Leadership;
@@ -139,8 +141,53 @@ impl Executor {
                 self.control_outcome("delete_key", outcome, &[], run)
             }
             Step::Apply(manifest) => self.apply(manifest, run).await,
+            Step::CopyCertificate {
+                from,
+                resource_version,
+                to,
+                certificate,
+            } => {
+                self.copy_certificate(from, resource_version, to, certificate)
+                    .await
+            }
+            Step::DropCertificates { from, certificates } => {
+                let keys = certificates.iter().flat_map(|name| {
+                    [
+                        (format!("{name}.crt"), Value::Null),
+                        (format!("{name}.key"), Value::Null),
+                    ]
+                });
+                let data: serde_json::Map<String, Value> = keys.collect();
+                self.patch(from, &Patch::Merge(json!({ "data": data }))).await
+            }
             Step::Delete { object, uid } => self.delete(object, uid.clone()).await,
         }
+    }
+
+    /// Reads a certificate and its key where their owner keeps them, and writes them to the Secret that the identity's host reads.
+    async fn copy_certificate(
+        &self,
+        from: &ObjectRef,
+        resource_version: &str,
+        to: &ObjectRef,
+        certificate: &str,
+    ) -> Result<(), Failure> {
+        self.metrics.wrote("get", "Secret");
+        let api: Api<KubeSecret> = Api::namespaced(self.client.clone(), &from.namespace);
+        let source = in_time(from, api.get(&from.name))
+            .await?
+            .map_err(|error| cluster_failure(&format!("get {from}"), &error))?;
+        let data = source.data.unwrap_or_default();
+        let (crt, key) = (data.get(CERTIFICATE), data.get(PRIVATE_KEY));
+        let same = source.metadata.resource_version.as_deref() == Some(resource_version);
+        let (Some(crt), Some(key), true) = (crt, key, same) else {
+            return Err(Failure {
+                kind: FailureKind::Conflict,
+                message: format!("{from} has changed"),
+            });
+        };
+        let data = json!({format!("{certificate}.crt"): crt, format!("{certificate}.key"): key});
+        self.patch(to, &Patch::Merge(json!({ "data": data }))).await
     }
 
     /// Removes the device that a host registered and did not write down.
@@ -232,21 +279,25 @@ impl Executor {
     pub(crate) async fn tell(
         &self,
         status: &Status,
-        service: Option<&Service>,
+        object: Option<&ObjectReference>,
     ) -> Result<Option<Failure>, NotLeading> {
-        let Status { patch, events } = status;
+        let Status {
+            patch,
+            identity,
+            events,
+        } = status;
         if !self.leadership.holds() {
             return Err(NotLeading);
         }
-        if let Some(patch) = patch
-            && let Err(failure) = self.write_status(patch).await
-        {
-            return Ok(Some(failure));
+        for patch in [patch, identity].into_iter().flatten() {
+            if let Err(failure) = self.write_status(patch).await {
+                return Ok(Some(failure));
+            }
         }
-        if let Some(service) = service {
+        if let Some(object) = object {
             for event in events {
                 self.metrics.wrote("create", "Event");
-                self.events.publish(event, service).await;
+                self.events.publish(event, object).await;
             }
         }
         Ok(None)

@@ -7,10 +7,13 @@
 //! Several replicas may run: one holds the Lease and writes, the others keep their caches warm.
 
 mod cache;
+mod certificates;
 mod controllers;
 mod error;
 mod events;
 mod execute;
+pub mod explain;
+mod exposing;
 mod http;
 mod lease;
 mod metrics;

@@ -19,6 +19,7 @@ use tailwharf_plan::{Kind, ObjectRef, Settings, egress, nameserver, operator_dev
 use tokio::task::JoinSet;
 
 use crate::cache::{Cache, Change, ObjectKey};
+use crate::exposing::Exposing;
 use crate::metrics::{Gauges, Metrics};
 use crate::queue::Queue;
 
@@ -27,6 +28,8 @@ use crate::queue::Queue;
 pub(crate) enum Key {
     /// A Service and its device.
     Service(ObjectKey),
+    /// An Ingress and its device.
+    Ingress(ObjectKey),
     /// The operator's own device.
     OperatorDevice,
     /// The default pool.
@@ -40,6 +43,7 @@ impl Key {
     pub(crate) fn controller(&self) -> &'static str {
         match self {
             Self::Service(_) => "service",
+            Self::Ingress(_) => "ingress",
             Self::OperatorDevice => "operator_device",
             Self::Pool => "pool",
             Self::Nameserver => "nameserver",
@@ -53,6 +57,7 @@ pub(crate) struct World {
     pub(crate) queue: Queue<Key>,
     services: Cache<Service>,
     identities: Cache<Identity>,
+    pub(crate) exposing: Exposing,
     secrets: Cache<Secret, SecretView>,
     service_accounts: Cache<ServiceAccount>,
     roles: Cache<Role>,
@@ -74,8 +79,9 @@ impl World {
         Self {
             settings,
             queue: Queue::default(),
-            services: Cache::new(slim_service, parent_of),
-            identities: Cache::new(slim, parent_of),
+            services: Cache::new(|service| slim_exposed(slim(service)), parent_of),
+            identities: Cache::new(slim_identity, parent_of),
+            exposing: Exposing::default(),
             secrets: Cache::new(
                 |secret| SecretView::from_secret(&secret),
                 |view| Parent::from_labels(&view.labels),
@@ -199,6 +205,8 @@ impl World {
         [
             ("Services", self.services.is_synced()),
             ("Identities", self.identities.is_synced()),
+            ("Ingresses", self.exposing.ingresses.is_synced()),
+            ("EndpointSlices", self.exposing.endpoints.is_synced()),
             ("Secrets", self.secrets.is_synced()),
             ("ServiceAccounts", self.service_accounts.is_synced()),
             ("Roles", self.roles.is_synced()),
@@ -220,6 +228,8 @@ impl World {
         tokio::join!(
             self.services.synced(),
             self.identities.synced(),
+            self.exposing.ingresses.synced(),
+            self.exposing.endpoints.synced(),
             self.secrets.synced(),
             self.service_accounts.synced(),
             self.roles.synced(),
@@ -256,6 +266,7 @@ impl World {
         let key = ObjectKey::new(object.namespace.as_str(), object.name.as_str());
         match object.kind {
             Kind::Service => self.services.owner(&key),
+            Kind::Ingress => self.exposing.ingresses.owner(&key),
             Kind::Identity => self.identities.owner(&key),
             Kind::Secret => self.secrets.owner(&key),
             Kind::ServiceAccount => self.service_accounts.owner(&key),
@@ -283,6 +294,7 @@ impl World {
             |world| &world.services,
             Self::service_changed,
         );
+        self.follow_exposing(client, metrics, tasks);
         self.watch_namespace(
             tasks,
             metrics,
@@ -409,7 +421,7 @@ impl World {
         clippy::too_many_arguments,
         reason = "one call per kind, each spelled out in a table"
     )]
-    fn watch<W, V>(
+    pub(crate) fn watch<W, V>(
         self: &Arc<Self>,
         tasks: &mut JoinSet<()>,
         metrics: &Arc<Metrics>,
@@ -440,6 +452,7 @@ impl World {
     pub(crate) fn remember(&self, kind: Kind, answer: DynamicObject) {
         match kind {
             Kind::Service => self.take(answer, &self.services, Self::service_changed),
+            Kind::Ingress => self.take(answer, &self.exposing.ingresses, Self::ingress_changed),
             Kind::Identity => self.take(answer, &self.identities, Self::identity_changed),
             Kind::Secret => self.take(answer, &self.secrets, Self::secret_changed),
             Kind::ServiceAccount => self.take(answer, &self.service_accounts, Self::child_changed),
@@ -470,6 +483,7 @@ impl World {
 
     fn service_changed(&self, change: &Change<'_, Service>) {
         self.queue.add(Key::Service(change.key.clone()));
+        self.wake_users(change.key);
         if change.key.namespace == self.settings.namespace {
             self.child_changed(change);
             self.queue.add(Key::Nameserver);
@@ -537,6 +551,7 @@ impl World {
     fn key_of(&self, parent: &Parent) -> Option<Key> {
         match parent.kind {
             ParentKind::Service => Some(Key::Service(ObjectKey::new(&*parent.namespace, &*parent.name))),
+            ParentKind::Ingress => Some(Key::Ingress(ObjectKey::new(&*parent.namespace, &*parent.name))),
             ParentKind::Operator => {
                 (*parent == operator_device::parent(&self.settings)).then_some(Key::OperatorDevice)
             }
@@ -556,6 +571,9 @@ impl World {
         self.queue.add(Key::Nameserver);
         for key in self.services.keys() {
             self.queue.add(Key::Service(key));
+        }
+        for key in self.exposing.ingresses.keys() {
+            self.queue.add(Key::Ingress(key));
         }
         for secret in self.secrets.all() {
             self.wake(Parent::from_labels(&secret.labels).as_ref());
@@ -578,7 +596,7 @@ fn parent_of(object: &impl ResourceExt) -> Option<Parent> {
 }
 
 /// Managed fields are half of an object's size and nobody here reads them.
-fn slim<W: Resource>(mut object: W) -> W {
+pub(crate) fn slim<W: Resource>(mut object: W) -> W {
     object.meta_mut().managed_fields = None;
     object
 }
@@ -592,17 +610,24 @@ fn slim_config_map(mut config_map: ConfigMap) -> ConfigMap {
     slim(config_map)
 }
 
-/// Of a Service's annotations and labels only those of the contract matter; clusters hold thousands of others.
-fn slim_service(service: Service) -> Service {
+/// Of the managed fields of an Identity only who wrote, and when.
+fn slim_identity(mut identity: Identity) -> Identity {
+    for entry in identity.metadata.managed_fields.iter_mut().flatten() {
+        entry.fields_v1 = None;
+    }
+    identity
+}
+
+/// Of the annotations and labels of people's objects only those of the contract matter; clusters hold thousands of others.
+pub(crate) fn slim_exposed<W: Resource>(mut object: W) -> W {
     let ours = |key: &String| key.starts_with("tailscale.com/") || key.starts_with("tailwharf.dev/");
-    let mut service = slim(service);
-    if let Some(annotations) = &mut service.metadata.annotations {
+    if let Some(annotations) = &mut object.meta_mut().annotations {
         annotations.retain(|key, _| ours(key));
     }
-    if let Some(labels) = &mut service.metadata.labels {
+    if let Some(labels) = &mut object.meta_mut().labels {
         labels.retain(|key, _| ours(key));
     }
-    service
+    object
 }
 
 #[cfg(test)]
@@ -621,7 +646,7 @@ mod tests {
         let settings = json!({
             "namespace": "tailscale", "loginServer": "http://control.test", "clusterDomain": "cluster.local", "defaultTags": ["tag:k8s"],
             "operatorHostname": "tailscale-operator", "operatorTags": ["tag:k8s-operator"],
-            "defaultLoadBalancer": false,
+            "defaultLoadBalancer": false, "ingressClass": "tailscale",
             "pool": {"name": "default", "replicas": 2, "image": "image"},
         });
         World::new(serde_json::from_value(settings).unwrap())

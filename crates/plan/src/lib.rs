@@ -13,9 +13,11 @@
 //! - [`service`]: exposed Services. Start reading there.
 //! - [`egress`]: Services that stand for something on the tailnet.
 //! - [`nameserver`]: DNS for pods.
+//! - [`ingress`]: Ingresses, in the same manner.
 //! - [`operator_device`]: the operator's own device.
+//! - [`explain`]: the chain from an object to its backend, for people.
 //! - [`pool`]: the pods that host identities, and which Secrets they may read.
-//! - [`identity`]: what the first two share: making and removing one device.
+//! - [`identity`]: what these share: making and removing one device.
 //!
 //! A [`Plan`] is a value: printable, comparable, free of secrets. What it does not do yet is in its [`Report`], with the reason. Planning what a plan
 //! left behind changes nothing.
@@ -24,7 +26,10 @@
 mod applied;
 mod diff;
 pub mod egress;
+mod endpoints;
+pub mod explain;
 pub mod identity;
+pub mod ingress;
 pub mod nameserver;
 pub mod operator_device;
 mod plan;
@@ -32,11 +37,16 @@ pub mod pool;
 mod report;
 pub mod service;
 mod settings;
+mod status;
+mod subject;
 
 pub use applied::{Applied, Failure, FailureKind, Retry};
 pub use diff::APPLIED_HASH_LENGTH;
+pub use endpoints::{EndpointPort, EndpointsView, needs_endpoints};
 pub use plan::{
     Event, EventType, Filled, Kind, Manifest, ObjectRef, Plan, Slot, SlotUse, Step, UnfilledSlot,
 };
 pub use report::{Reason, Report};
 pub use settings::{PoolSettings, Settings};
+pub use status::{Status, StatusPatch};
+pub use subject::{Finalizers, Release};

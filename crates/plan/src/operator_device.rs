@@ -42,6 +42,7 @@ pub fn build(observed: &Observed, settings: &Settings, now: Timestamp) -> Plan {
             ephemeral: false,
             listeners: Vec::new(),
             egress: None,
+            web: None,
         },
     };
     identity::provision(&mut plan, &wanted, &observed, &settings.namespace, now);

@@ -13,6 +13,7 @@ use tailwharf_kube_types::{AuthKey, Tag};
 use thiserror::Error;
 
 use crate::report::Report;
+use crate::subject::Finalizers;
 
 /// What to do for one object of a user. An executor takes the steps in order and stops at the first that fails.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -30,6 +31,17 @@ impl Plan {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
+    }
+
+    /// Sets the finalizers of an object of a user, if they change.
+    pub(crate) fn set_finalizers(&mut self, object: &ObjectRef, change: Option<&Finalizers>) {
+        if let Some((resource_version, finalizers)) = change {
+            self.steps.push(Step::SetFinalizers {
+                object: object.clone(),
+                resource_version: resource_version.clone(),
+                finalizers: finalizers.clone(),
+            });
+        }
     }
 
     /// Plans again at `time`, or earlier if that was asked for already.
@@ -93,6 +105,25 @@ pub enum Step {
     },
     /// Server-side apply, forced, by the field manager of the operator.
     Apply(Manifest),
+    /// Copy certificate and key (`tls.crt`, `tls.key`) from a Secret of a user, if it still has this version; another is a
+    /// [`crate::FailureKind::Conflict`].
+    CopyCertificate {
+        /// The Secret of the user.
+        from: ObjectRef,
+        /// The version that the plan was made for.
+        resource_version: String,
+        /// The Secret of the identity.
+        to: ObjectRef,
+        /// The keys there are `<this>.crt` and `<this>.key`.
+        certificate: String,
+    },
+    /// Remove certificates and keys from the Secret of an identity.
+    DropCertificates {
+        /// The Secret.
+        from: ObjectRef,
+        /// Their names.
+        certificates: Vec<String>,
+    },
     /// Delete an object. That it does not exist any more is success.
     Delete {
         /// Which.
@@ -191,6 +222,8 @@ pub enum Kind {
     /// `tailscale.com/v1alpha1`, without a namespace
     #[serde(rename = "DNSConfig")]
     DnsConfig,
+    /// `networking.k8s.io/v1`
+    Ingress,
     /// `tailwharf.dev/v1alpha1`
     Identity,
 }
@@ -206,6 +239,7 @@ impl Kind {
             Self::PodDisruptionBudget => "policy/v1",
             Self::EndpointSlice => "discovery.k8s.io/v1",
             Self::DnsConfig => "tailscale.com/v1alpha1",
+            Self::Ingress => "networking.k8s.io/v1",
             Self::Identity => "tailwharf.dev/v1alpha1",
         }
     }
@@ -225,6 +259,7 @@ impl Kind {
             Self::ConfigMap => "ConfigMap",
             Self::Deployment => "Deployment",
             Self::DnsConfig => "DNSConfig",
+            Self::Ingress => "Ingress",
             Self::Identity => "Identity",
         }
     }
@@ -244,6 +279,7 @@ impl Kind {
             Self::ConfigMap => "configmaps",
             Self::Deployment => "deployments",
             Self::DnsConfig => "dnsconfigs",
+            Self::Ingress => "ingresses",
             Self::Identity => "identities",
         }
     }

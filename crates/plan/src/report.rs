@@ -5,6 +5,7 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::Serialize;
 use tailwharf_kube_types::IdentityReason;
+use tailwharf_kube_types::contract::MAX_BACKENDS;
 
 /// Everything that waits or is blocked, the most important first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -53,6 +54,18 @@ pub enum Reason {
         /// The ports, as `port/protocol`.
         ports: Vec<String>,
     },
+    /// Endpoints beyond the most that a listener holds are left out.
+    EndpointsLeftOut {
+        /// How many.
+        count: usize,
+    },
+    /// Parts of an Ingress are not served.
+    PartsLeftOut {
+        /// How many.
+        count: usize,
+    },
+    /// The object cannot have a device until it is changed.
+    Rejected,
     /// A host may be registering the device at this moment; its Secret is kept until that is settled.
     RegistrationInFlight {
         /// When it is settled at the latest.
@@ -76,6 +89,9 @@ impl Reason {
             Self::IdentityNotReady { .. } => "identity_not_ready",
             Self::KeyReplacementPending { .. } => "key_replacement_pending",
             Self::PortsLeftOut { .. } => "ports_left_out",
+            Self::EndpointsLeftOut { .. } => "endpoints_left_out",
+            Self::PartsLeftOut { .. } => "parts_left_out",
+            Self::Rejected => "rejected",
             Self::RegistrationInFlight { .. } => "registration_in_flight",
             Self::DeviceLeftBehind { .. } => "device_left_behind",
         }
@@ -106,6 +122,14 @@ impl fmt::Display for Reason {
                     ports.join(", ")
                 )
             }
+            Self::EndpointsLeftOut { count } => {
+                write!(
+                    f,
+                    "{count} endpoints get no connections, since a port has at most {MAX_BACKENDS}."
+                )
+            }
+            Self::PartsLeftOut { count } => write!(f, "{count} parts are not served."),
+            Self::Rejected => f.write_str("Nothing is made until the object is changed."),
             Self::RegistrationInFlight { until } => {
                 write!(f, "The device may be registering; its removal ends by {until}.")
             }

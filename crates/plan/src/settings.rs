@@ -24,6 +24,8 @@ pub struct Settings {
     pub api_server_proxy: bool,
     /// Whether Services of type LoadBalancer without a class are exposed, too.
     pub default_load_balancer: bool,
+    /// The `ingressClassName` of Ingresses that get a device.
+    pub ingress_class: String,
     /// The default pool.
     pub pool: PoolSettings,
 }

@@ -11,6 +11,7 @@
 
 mod harness;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -18,7 +19,8 @@ use harness::{World, settings};
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tailwharf_plan::{Failure, FailureKind, Kind, ObjectRef};
+use tailwharf_plan::ingress::CertificateSecret;
+use tailwharf_plan::{Applied, Failure, FailureKind, Kind, ObjectRef, Plan};
 
 /// A `snapshot.yaml`.
 #[derive(Deserialize)]
@@ -35,6 +37,12 @@ struct Case {
     /// The Service, as `namespace/name`; only for cases of Services.
     #[serde(default)]
     service: String,
+    /// The Ingress, as `namespace/name`; only for cases of Ingresses.
+    #[serde(default)]
+    ingress: String,
+    /// What is known of the Secrets with certificates.
+    #[serde(default)]
+    certificates: BTreeMap<String, CertificateSecret>,
     /// What is in the cluster.
     #[serde(default)]
     objects: Vec<Value>,
@@ -49,6 +57,15 @@ struct CaseFailure {
     done: usize,
     kind: String,
     message: String,
+}
+
+impl Case {
+    fn applied(&self, plan: &Plan) -> Applied {
+        match &self.failure {
+            None => Applied::complete(plan.steps.len()),
+            Some(failure) => Applied::stopped(failure.done, failure.failure()),
+        }
+    }
 }
 
 impl CaseFailure {
@@ -81,14 +98,27 @@ fn services() {
         let validated = tailwharf_plan::service::validate(&snapshot, &settings);
         let plan = match &validated {
             Ok(validated) => tailwharf_plan::service::build(validated, &settings, case.now),
-            Err(_) => tailwharf_plan::Plan::default(),
+            Err(_) => Plan::default(),
         };
-        let applied = match &case.failure {
-            None => tailwharf_plan::Applied::complete(plan.steps.len()),
-            Some(failure) => tailwharf_plan::Applied::stopped(failure.done, failure.failure()),
-        };
+        let applied = case.applied(&plan);
         let status =
             tailwharf_plan::service::status(&snapshot, &validated, &plan, &applied, &settings, case.now);
+        json!({"plan": plan, "status": status})
+    });
+}
+
+#[test]
+fn ingresses() {
+    each("ingress", |case, mut world| {
+        use tailwharf_plan::ingress::{build, status, validate};
+        let settings = settings();
+        world.certificates = case.certificates.clone();
+        let (namespace, name) = case.ingress.split_once('/').unwrap();
+        let snapshot = world.ingress_snapshot(namespace, name, &settings);
+        let validated = validate(&snapshot, &settings, case.now);
+        let plan = build(&validated, &settings, case.now);
+        let applied = case.applied(&plan);
+        let status = status(&snapshot, &validated, &plan, &applied, &settings, case.now);
         json!({"plan": plan, "status": status})
     });
 }
@@ -160,6 +190,15 @@ fn folders(kind: &str) -> Vec<PathBuf> {
 fn world(objects: &[Value]) -> World {
     let mut world = World::default();
     for object in objects {
+        // Those of the operator are objects like others.
+        if object["kind"] == "EndpointSlice"
+            && object["metadata"]["labels"]["tailscale.com/managed"].is_null()
+        {
+            world
+                .endpoints
+                .push(serde_json::from_value(object.clone()).unwrap());
+            continue;
+        }
         let kind: Kind = serde_json::from_value(object["kind"].clone()).unwrap();
         let text = |field: &str| {
             object["metadata"][field]

@@ -295,6 +295,8 @@ impl Play {
                 .as_object_mut()
                 .unwrap()
                 .remove("resourceVersion");
+            // What it is told is all that happens to it.
+            found.as_object_mut().unwrap().remove("status");
             let mut body = body;
             body["metadata"]["name"] = json!(object.name);
             body["metadata"]["namespace"] = json!(object.namespace);

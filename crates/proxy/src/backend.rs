@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ pub(crate) enum BackendError {
     #[error("{0} does not answer")]
     TimedOut(SocketAddr),
     /// The listener has no backend.
-    #[error("the listener has no backend")]
+    #[error("no endpoint of the Service is ready")]
     None,
     /// A target on the tailnet cannot be reached.
     #[error(transparent)]
@@ -75,10 +75,14 @@ enum Host {
     },
 }
 
-/// The backends of one listener, in order of preference.
-#[derive(Debug)]
+/// Makes what a connection to a backend begins with, from the address of the client.
+pub(crate) type MakeHeader = Box<dyn Fn(SocketAddr) -> Vec<u8> + Send + Sync>;
+
+/// The backends of one listener, which take turns.
 pub(crate) struct Backends {
     hosts: Vec<(Host, u16)>,
+    turn: AtomicUsize,
+    header: Option<MakeHeader>,
     /// Whether one of them ever answered.
     answered: AtomicBool,
 }
@@ -87,6 +91,12 @@ impl Backends {
     /// Takes the backends as the spec gives them.
     #[must_use]
     pub(crate) fn new(backends: &[Backend]) -> Arc<Self> {
+        Self::announcing(backends, None)
+    }
+
+    /// The same; connections to them begin with a header.
+    #[must_use]
+    pub(crate) fn announcing(backends: &[Backend], header: Option<MakeHeader>) -> Arc<Self> {
         let host = |address: &str| match address.parse() {
             Ok(ip) => Host::Ip(ip),
             Err(_) => Host::Name {
@@ -99,11 +109,13 @@ impl Backends {
                 .iter()
                 .map(|backend| (host(&backend.address), backend.port))
                 .collect(),
+            turn: AtomicUsize::new(0),
+            header,
             answered: AtomicBool::new(false),
         })
     }
 
-    /// All addresses to try for a connection from `peer`, those of its address family first.
+    /// All addresses to try for a connection from `peer`, those of its address family first. Each call begins with another one.
     ///
     /// # Errors
     /// When there is none, which is what the last name's failure says.
@@ -119,17 +131,22 @@ impl Backends {
                 },
             }
         }
-        addresses.sort_by_key(|address| address.is_ipv4() != peer.to_canonical().is_ipv4());
         if addresses.is_empty() {
-            Err(error)
-        } else {
-            Ok(addresses)
+            return Err(error);
         }
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % addresses.len();
+        addresses.rotate_left(turn);
+        addresses.sort_by_key(|address| address.is_ipv4() != peer.to_canonical().is_ipv4());
+        Ok(addresses)
     }
 }
 
 impl Dial for Backends {
     type Stream = TcpStream;
+
+    fn header(&self, client: SocketAddr) -> Option<Vec<u8>> {
+        self.header.as_ref().map(|make| make(client))
+    }
 
     /// Connects to the first backend that answers; the error is that of the last one tried.
     async fn dial(&self, peer: IpAddr) -> Result<TcpStream, BackendError> {
@@ -224,7 +241,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn prefers_the_family_of_the_peer() {
+    async fn takes_turns_within_the_family_of_the_peer() {
         let backends = Backends::new(&[
             backend("10.0.0.1", 80),
             backend("fd00::1", 80),
@@ -239,7 +256,7 @@ mod tests {
         );
         assert_eq!(
             text(backends.addresses(v4).await.unwrap()),
-            ["10.0.0.1:80", "10.0.0.2:81", "[fd00::1]:80"]
+            ["10.0.0.2:81", "10.0.0.1:80", "[fd00::1]:80"]
         );
     }
 

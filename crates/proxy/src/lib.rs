@@ -17,6 +17,7 @@ mod member;
 mod membership;
 mod metrics;
 mod pool;
+mod proxy_protocol;
 mod reconcile;
 mod serving;
 #[cfg(test)]

@@ -1,17 +1,18 @@
 //! The listeners of one identity: opened, changed and closed while the node runs and connections go on.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use futures::StreamExt;
-use tailwharf_kube_types::{Backend, Listener, Protocol};
+use tailwharf_kube_types::{Listener, Protocol};
 use tailwharf_node::SocketError;
 use tokio::sync::watch;
 use tokio_util::sync::DropGuard;
 
-use crate::backend::Backends;
+use crate::backend::{Backends, MakeHeader};
 use crate::carrier::{Carrier, Health, Port};
+use crate::proxy_protocol::header;
 use crate::sockets::{Dial, Sockets};
 use crate::{tcp, udp};
 
@@ -19,7 +20,7 @@ use crate::{tcp, udp};
 const PROBES_AT_ONCE: usize = 8;
 
 struct Open {
-    spec: Vec<Backend>,
+    spec: Listener,
     backends: watch::Sender<Arc<Backends>>,
     /// Closes the listener; its TCP connections go on.
     _close: DropGuard,
@@ -64,10 +65,10 @@ impl<S: Sockets> Listeners<S> {
         self.failed.clear();
         for (port, listener) in wanted {
             match self.open.get_mut(&port) {
-                Some(open) if open.spec == listener.backends => {}
+                Some(open) if open.spec == *listener => {}
                 Some(open) => {
-                    open.spec.clone_from(&listener.backends);
-                    open.backends.send_replace(Backends::new(&listener.backends));
+                    open.spec.clone_from(listener);
+                    open.backends.send_replace(backends(&self.sockets, listener));
                     if port.protocol == Protocol::Tcp {
                         self.carrier.track(port);
                     }
@@ -114,7 +115,7 @@ impl<S: Sockets> Listeners<S> {
 
     fn open(&mut self, port: Port, listener: &Listener) -> Result<(), SocketError> {
         let close = self.carrier.end.child_token();
-        let (sender, backends) = watch::channel(Backends::new(&listener.backends));
+        let (sender, backends) = watch::channel(backends(&self.sockets, listener));
         let carrier = self.carrier.clone();
         match port.protocol {
             Protocol::Tcp => {
@@ -128,13 +129,28 @@ impl<S: Sockets> Listeners<S> {
             }
         }
         let open = Open {
-            spec: listener.backends.clone(),
+            spec: listener.clone(),
             backends: sender,
             _close: close.drop_guard(),
         };
         self.open.insert(port, open);
         Ok(())
     }
+}
+
+/// The backends of a listener. If they want to know who calls, each connection begins with that.
+fn backends<S: Sockets>(node: &S, listener: &Listener) -> Arc<Backends> {
+    let port = listener.port;
+    let header = listener.proxy_protocol.then(|| {
+        let node = node.clone();
+        let make = move |client: SocketAddr| {
+            // Without an own address of its family the client could not have come.
+            let own = node.own(client.ip()).unwrap_or(client.ip());
+            header(client, SocketAddr::new(own, port), node.caller(client).as_ref())
+        };
+        Box::new(make) as MakeHeader
+    });
+    Backends::announcing(&listener.backends, header)
 }
 
 #[cfg(test)]

@@ -10,9 +10,10 @@ use tailwharf_node::{SocketError, TailnetNode, TcpListener, TcpStream, UdpSocket
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::backend::BackendError;
+use crate::proxy_protocol::Caller;
 
 /// Opens listeners on the addresses of a node.
-pub(crate) trait Sockets: Send + Sync + 'static {
+pub(crate) trait Sockets: Clone + Send + Sync + 'static {
     /// A TCP listener.
     type Tcp: Accept;
     /// A bound UDP socket.
@@ -29,6 +30,12 @@ pub(crate) trait Sockets: Send + Sync + 'static {
     /// # Errors
     /// When the port is taken or the node has ended.
     fn bind_udp(&self, port: u16) -> Result<Self::Udp, SocketError>;
+
+    /// Who is behind an address of the tailnet, if that is known.
+    fn caller(&self, peer: SocketAddr) -> Option<Caller>;
+
+    /// The own address of the family of `peer`, if there is one.
+    fn own(&self, peer: IpAddr) -> Option<IpAddr>;
 }
 
 /// A source of TCP connections.
@@ -48,7 +55,12 @@ pub(crate) trait Accept: Send + 'static {
 /// Opens the TCP connections that go on from a listener.
 pub(crate) trait Dial: Send + Sync + 'static {
     /// A connection.
-    type Stream: AsyncRead + AsyncWrite + Send + 'static;
+    type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+
+    /// What the connection begins with, before anything of the client.
+    fn header(&self, _client: SocketAddr) -> Option<Vec<u8>> {
+        None
+    }
 
     /// Connects for a connection that came from `peer`.
     ///
@@ -121,6 +133,29 @@ impl Sockets for Arc<dyn TailnetNode> {
 
     fn bind_udp(&self, port: u16) -> Result<UdpSocket, SocketError> {
         TailnetNode::bind_udp(&**self, port)
+    }
+
+    fn caller(&self, peer: SocketAddr) -> Option<Caller> {
+        let who = self.whois(peer)?;
+        // Tagged devices share a profile that is nobody's.
+        let user = match who.node.tags.is_empty() {
+            true => who.user.login_name.clone(),
+            false => String::new(),
+        };
+        Some(Caller {
+            user,
+            device: who.node.name.to_string(),
+            tags: who.node.tags.to_vec(),
+        })
+    }
+
+    fn own(&self, peer: IpAddr) -> Option<IpAddr> {
+        let status = self.status();
+        let addresses = &status.borrow().addresses;
+        addresses
+            .iter()
+            .copied()
+            .find(|own| own.is_ipv4() == peer.is_ipv4())
     }
 }
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tailwharf_node::splice::splice;
+use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -54,7 +55,7 @@ async fn connection<L: Accept, D: Dial>(
 ) {
     let _open = carrier.metrics.connections_open.enter();
     let carry = async {
-        let backend = match backends.dial(peer.ip()).await {
+        let mut backend = match backends.dial(peer.ip()).await {
             Ok(backend) => backend,
             Err(error) => {
                 debug!(%peer, %port, %error, "no backend took the connection");
@@ -64,8 +65,15 @@ async fn connection<L: Accept, D: Dial>(
                 return;
             }
         };
+        let header = backends.header(peer);
         drop(backends);
         carrier.report(port, Health::Reachable);
+        if let Some(header) = header
+            && let Err(error) = backend.write_all(&header).await
+        {
+            debug!(%peer, %port, %error, "the connection broke off");
+            return;
+        }
         let traffic = &carrier.metrics.traffic;
         if let Err(error) = splice(stream, backend, &carrier.buffers, traffic, carrier.limits.idle()).await {
             debug!(%peer, %port, %error, "the connection broke off");

@@ -9,6 +9,7 @@ use tailwharf_coordinator::admin::cli::Command as AdminCommand;
 use tailwharf_node::OffloadSwitches;
 use tailwharf_node::run::{Forward, Serve};
 use tailwharf_node::tun::TunSettings;
+use tailwharf_operator::explain::Target;
 use url::Url;
 
 /// The control server of Tailscale's service.
@@ -65,6 +66,8 @@ pub(crate) enum Command {
     Nameserver(NameserverArgs),
     /// Tell how a running node and its peers are
     Status(StatusArgs),
+    /// Tell how a Service or Ingress of a cluster reaches the tailnet, and where that ends
+    Explain(ExplainArgs),
     /// Let a running node ping a peer, and tell the way of the answers
     Ping(PingArgs),
 }
@@ -84,6 +87,18 @@ pub(crate) struct StatusArgs {
     /// How to print
     #[arg(long, value_enum, default_value_t = OutputFormat::Table)]
     pub(crate) output: OutputFormat,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ExplainArgs {
+    /// The object: service/NAME or ingress/NAME
+    pub(crate) object: Target,
+    /// Its namespace; that of the kubeconfig's context if not given
+    #[arg(long, short = 'n')]
+    pub(crate) namespace: Option<String>,
+    /// Namespace of the operator
+    #[arg(long, env = "OPERATOR_NAMESPACE", default_value = "tailscale")]
+    pub(crate) operator_namespace: String,
 }
 
 #[derive(Debug, clap::Args)]
@@ -171,6 +186,9 @@ pub(crate) struct OperatorArgs {
     /// Take Services of type LoadBalancer that name no class, too
     #[arg(long, env = "OPERATOR_DEFAULT_LOAD_BALANCER", default_value_t = false, action = clap::ArgAction::Set)]
     pub(crate) default_load_balancer: bool,
+    /// Class of the Ingresses that get a device
+    #[arg(long, env = "OPERATOR_INGRESS_CLASS_NAME", default_value = "tailscale")]
+    pub(crate) ingress_class: String,
     /// Name of this pod; part of its claim to lead
     #[arg(long, env = "POD_NAME")]
     pub(crate) pod_name: String,

@@ -1,4 +1,4 @@
-//! `tailwharf status` and `tailwharf ping`: what a running node of this user says, printed.
+//! The commands that look and print: `tailwharf status` and `tailwharf ping` ask a running node of this user, `tailwharf explain` asks a cluster.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -9,7 +9,9 @@ use tailwharf_node::local::{
     Kind, LocalError, PathReport, PeerReport, Pong, StatusReport, Via, ask_ping, ask_status,
 };
 
-use crate::args::{OutputFormat, PingArgs, PingKind, StatusArgs};
+use tailwharf_operator::explain as operator;
+
+use crate::args::{ExplainArgs, OutputFormat, PingArgs, PingKind, StatusArgs};
 use crate::settings;
 
 /// Between two pings.
@@ -23,6 +25,16 @@ pub(crate) async fn status(args: StatusArgs) -> Result<ExitCode> {
         OutputFormat::Table => write_status(&mut out, &report)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the chain from an object of a cluster to its backend. Fails when the chain is broken or not whole yet.
+pub(crate) async fn explain(args: ExplainArgs) -> Result<ExitCode> {
+    let chain = operator::explain(&args.object, args.namespace.as_deref(), &args.operator_namespace).await?;
+    writeln!(io::stdout().lock(), "{chain}")?;
+    Ok(match chain.first_fault() {
+        None => ExitCode::SUCCESS,
+        Some(_) => ExitCode::FAILURE,
+    })
 }
 
 /// Pings until an answer came by a direct path, or as often as asked for. Fails when no answer came at all.

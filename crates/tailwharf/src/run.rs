@@ -79,6 +79,7 @@ fn start(args: Args) -> Result<ExitCode> {
             Command::Nameserver(NameserverArgs { listen, records }) => {
                 tailwharf_nameserver::run(tailwharf_nameserver::Settings { listen, records }, stop).await
             }
+            Command::Explain(explain) => return local::explain(explain).await,
             Command::Status(status) => return local::status(status).await,
             Command::Ping(ping) => return local::ping(ping).await,
             Command::Configure(ConfigureArgs {

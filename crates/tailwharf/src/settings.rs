@@ -58,6 +58,7 @@ pub(crate) fn operator(args: OperatorArgs, log: &str) -> Result<tailwharf_operat
             }
         },
         default_load_balancer: args.default_load_balancer,
+        ingress_class: args.ingress_class,
         pool: PoolSettings {
             name: DEFAULT_POOL.to_owned(),
             replicas: args.pool_replicas,

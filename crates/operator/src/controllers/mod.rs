@@ -1,5 +1,6 @@
 //! The controllers. Each is a table of contents: fetch, validate, build, execute, status.
 
+mod ingress;
 mod nameserver;
 mod operator_device;
 mod pool;
@@ -9,7 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tailwharf_plan::{Applied, Plan, Reason, Retry};
+use tailwharf_kube_types::contract::annotation;
+use tailwharf_plan::identity::{Observed, SecretView};
+use tailwharf_plan::{Applied, Failure, Plan, Reason, Retry, Step};
 
 use crate::execute::{Executed, Executor, NotLeading};
 use crate::queue::Next;
@@ -17,6 +20,9 @@ use crate::world::{Key, World};
 
 /// After a plan that wrote something comes another look, should a change that came with the answer have been missed.
 const SECOND_LOOK: Duration = Duration::from_millis(500);
+
+/// How long a device that is being made is nothing to tell of.
+const INTERIM: Duration = Duration::from_secs(2);
 
 /// What controllers work with.
 pub(crate) struct Context {
@@ -28,6 +34,7 @@ pub(crate) struct Context {
 pub(crate) async fn reconcile(context: &Context, key: &Key, now: Timestamp) -> Result<Done, NotLeading> {
     match key {
         Key::Service(service) => service::reconcile(context, service, now).await,
+        Key::Ingress(ingress) => ingress::reconcile(context, ingress, now).await,
         Key::OperatorDevice => operator_device::reconcile(context, now).await,
         Key::Pool => pool::reconcile(context, now).await,
         Key::Nameserver => nameserver::reconcile(context, now).await,
@@ -78,9 +85,34 @@ fn done(plan: &Plan, executed: &Executed, now: Timestamp) -> Done {
     Done { next, result }
 }
 
+/// Whether the status would tell of a state that ends within milliseconds: the Secret was made this moment, and the
+/// pool's Role is about to name it. If it is not soon, the next look tells.
+fn is_interim(observed: &Observed, plan: &Plan, applied: &Applied, now: Timestamp) -> bool {
+    let waits = plan
+        .report
+        .iter()
+        .any(|reason| matches!(reason, Reason::PoolGrantPending { .. }));
+    let minted = plan
+        .steps
+        .iter()
+        .any(|step| matches!(step, Step::MintAuthKey { .. }));
+    let minted_at = |secret: &SecretView| {
+        secret
+            .annotations
+            .get(annotation::KEY_MINTED_AT)?
+            .parse::<Timestamp>()
+            .ok()
+    };
+    let minted_lately = observed.secrets.iter().filter_map(minted_at).any(|at| {
+        let age = now.duration_since(at);
+        !age.is_negative() && age.unsigned_abs() < INTERIM
+    });
+    waits && (minted || minted_lately) && applied.failure.is_none()
+}
+
 impl Executed {
     /// The same, failed by `failure` unless it failed before.
-    fn or(self, failure: Option<tailwharf_plan::Failure>) -> Self {
+    fn or(self, failure: Option<Failure>) -> Self {
         let Self { applied, least_wait } = self;
         Self {
             applied: Applied {

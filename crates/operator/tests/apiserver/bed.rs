@@ -285,7 +285,10 @@ impl Cluster {
     pub(crate) async fn host(&self, tailnet: &Fake, identity: &Identity) -> Result<Device> {
         let device = self.register(tailnet, identity).await?;
         let now = Timestamp::now();
-        let done: Vec<_> = ConditionType::STEPS.map(|step| Step::done(step, "Done.")).into();
+        let mut done: Vec<_> = ConditionType::STEPS.map(|step| Step::done(step, "Done.")).into();
+        if identity.spec.web.is_some() {
+            done.push(Step::done(ConditionType::CertificateReady, "Done."));
+        }
         let status = json!({
             "deviceId": device.id, "fqdn": device.name, "addresses": device.addresses, "host": "tailwharf-default-0",
             "hostAddresses": ["10.1.2.3"], "observedGeneration": identity.metadata.generation,
@@ -340,7 +343,7 @@ fn settings(replica: &str, health_listen: SocketAddr) -> Result<Settings> {
     let plan = serde_json::from_value(json!({
         "namespace": NAMESPACE, "loginServer": login_server, "clusterDomain": "cluster.local", "defaultTags": ["tag:k8s"],
         "operatorHostname": "tailscale-operator", "operatorTags": ["tag:k8s-operator"],
-        "defaultLoadBalancer": false,
+        "defaultLoadBalancer": false, "ingressClass": "tailscale",
         "pool": {"name": "default", "replicas": 2, "image": "tailwharf.test/tailwharf:dev"},
     }))?;
     let credentials = Credentials::ApiKey(tailwharf_control_api::Secret::new("unused"));

@@ -5,6 +5,7 @@
 mod bed;
 mod egress;
 mod faults;
+mod ingress;
 mod life;
 
 use std::process::ExitCode;
@@ -41,6 +42,22 @@ fn main() -> ExitCode {
             (
                 "an_egress_service_leads_to_its_host",
                 egress::an_egress_service_leads_to_its_host,
+            ),
+            (
+                "an_ingress_gets_a_device_and_loses_it",
+                ingress::an_ingress_gets_a_device_and_loses_it,
+            ),
+            (
+                "a_taken_name_is_told_and_free_when_its_holder_goes",
+                ingress::a_taken_name_is_told_and_free_when_its_holder_goes,
+            ),
+            (
+                "a_certificate_of_ones_own_is_followed_and_kept",
+                ingress::a_certificate_of_ones_own_is_followed_and_kept,
+            ),
+            (
+                "endpoints_of_a_headless_service_are_followed",
+                ingress::endpoints_of_a_headless_service_are_followed,
             ),
             (
                 "an_invalid_hostname_makes_nothing",

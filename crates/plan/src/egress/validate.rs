@@ -7,7 +7,7 @@ use tailwharf_kube_types::{Egress, IdentitySpec, Target};
 use super::ports::allot;
 use super::{Outlet, external_name};
 use crate::identity::Wanted;
-use crate::service::{Asker, Exposure, Problem, Snapshot, carried_ports};
+use crate::service::{Asker, Exposure, LeftOut, Problem, Snapshot, carried_ports};
 use crate::settings::Settings;
 
 /// Which annotations ask for egress.
@@ -19,7 +19,7 @@ pub(crate) struct Demand<'a> {
 
 /// Whether a Service asks to stand for something on the tailnet.
 pub(crate) fn demand(snapshot: &Snapshot) -> Option<Demand<'_>> {
-    let set = |key| snapshot.annotation(key).filter(|text| !text.is_empty());
+    let set = |key| snapshot.subject().given(key);
     let addresses = [annotation::TAILNET_IP, annotation::TAILNET_TARGET_IP]
         .into_iter()
         .find_map(|key| Some((key, set(key)?)));
@@ -77,18 +77,22 @@ pub(crate) fn validate(
         ephemeral: false,
         listeners: Vec::new(),
         egress: Some(Egress { targets, ports }),
+        web: None,
     };
     Ok(Outlet {
         exposure: Exposure {
             service: snapshot.reference(),
-            add_finalizer: snapshot.finalizers_with_ours(),
+            add_finalizer: snapshot.subject().add_finalizer(),
             wanted: Wanted {
                 parent: snapshot.parent(),
                 name: asker.identity,
                 spec,
             },
             observed: observed.clone(),
-            left_out,
+            left_out: LeftOut {
+                ports: left_out,
+                endpoints: 0,
+            },
         },
         is_led,
     })

@@ -12,15 +12,16 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tailwharf_kube_types::contract::{annotation, label};
+use tailwharf_kube_types::contract::{OPERATOR_FIELD_MANAGER, annotation, label};
 use tailwharf_kube_types::secret::key;
 use tailwharf_kube_types::{
     ConditionStatus, ConditionType, Identity, IdentityReason, IdentitySpec, Parent, Tag, names,
 };
 
-pub(crate) use provision::provision;
+pub(crate) use provision::{certificates_secret, park, provision};
 pub(crate) use release::release;
 
 use crate::diff;
@@ -30,6 +31,8 @@ use crate::report::Reason;
 
 /// How long a host may take from reading an auth key to writing down the device that it registered.
 pub const REGISTRATION_LIMIT: SignedDuration = SignedDuration::from_secs(10);
+/// How long a host may take to take over a change.
+pub const HOST_GRACE: SignedDuration = SignedDuration::from_secs(5);
 /// How long a refused auth key stays before it is replaced.
 pub const KEY_REPLACEMENT_PAUSE: SignedDuration = SignedDuration::from_mins(5);
 
@@ -70,6 +73,9 @@ pub struct SecretView {
     /// Public key of the node, `nodekey:…`. The host writes it before it registers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_key: Option<String>,
+    /// In the Secret of an identity's own certificates: their names. Of each there is `<name>.crt` and `<name>.key`.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub certificates: BTreeSet<String>,
 }
 
 impl SecretView {
@@ -102,6 +108,7 @@ impl SecretView {
                 .and_then(|text| auth_key_id(&text.0))
                 .or_else(released_key),
             node_key: value(key::NODE_STATE).and_then(|state| node_key(&state.0)),
+            certificates: certificates(secret),
         }
     }
 
@@ -129,6 +136,19 @@ impl SecretView {
             &observed,
         )
     }
+}
+
+/// The names of the certificates in an identity's Secret of certificates.
+fn certificates(secret: &Secret) -> BTreeSet<String> {
+    let is_of_certificates = secret
+        .metadata
+        .name
+        .as_ref()
+        .is_some_and(|name| name.ends_with(&names::certificates_name("")));
+    let keys = secret.data.iter().flat_map(BTreeMap::keys);
+    keys.filter(|_| is_of_certificates)
+        .filter_map(|key| key.strip_suffix(".crt").map(str::to_owned))
+        .collect()
 }
 
 /// The id in `tskey-auth-<id>-<secret>`.
@@ -187,7 +207,7 @@ pub(crate) fn only_identity(observed: &Observed) -> Result<Option<&Identity>, Ve
     }
 }
 
-/// What the Identity still waits for. `None`: the device is ready.
+/// What the Identity still waits for, as its host last told. `None`: the device is ready.
 pub(crate) fn waits_for(identity: &Identity) -> Option<Reason> {
     let Some(status) = identity
         .status
@@ -198,9 +218,6 @@ pub(crate) fn waits_for(identity: &Identity) -> Option<Reason> {
             pool: identity.spec.pool.clone(),
         });
     };
-    if status.observed_generation != identity.metadata.generation {
-        return Some(Reason::HostBehind);
-    }
     match status.step(ConditionType::Ready) {
         (ConditionStatus::True, _) => None,
         (_, reason) => {
@@ -211,6 +228,16 @@ pub(crate) fn waits_for(identity: &Identity) -> Option<Reason> {
             Some(Reason::IdentityNotReady { reason, message })
         }
     }
+}
+
+/// Until when the host may take over the last change of the Identity before it counts as behind: a change of its endpoints is not to make a Service
+/// that is ready look broken for a moment. `None`: no change is known, or the time of the last one is not.
+pub(crate) fn host_has_until(identity: &Identity) -> Option<Timestamp> {
+    let ours = |entry: &&ManagedFieldsEntry| {
+        entry.manager.as_deref() == Some(OPERATOR_FIELD_MANAGER) && entry.subresource.is_none()
+    };
+    let changed = identity.metadata.managed_fields.iter().flatten().find(ours)?;
+    changed.time.as_ref()?.0.checked_add(HOST_GRACE).ok()
 }
 
 /// Whether the host says that the control server refused the auth key.

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde_json::json;
-use tailwharf_kube_types::contract::annotation;
+use tailwharf_kube_types::contract::{PARKED_POOL, annotation};
 use tailwharf_kube_types::secret::key;
 use tailwharf_kube_types::{Identity, names};
 
 use super::{
-    KEY_REPLACEMENT_PAUSE, Observed, SecretView, Wanted, join, key_rejected, secret_manifest, waits_for,
+    HOST_GRACE, KEY_REPLACEMENT_PAUSE, Observed, SecretView, Wanted, host_has_until, join, key_rejected,
+    secret_manifest, waits_for,
 };
 use crate::diff;
 use crate::plan::{Manifest, Plan, Slot, SlotUse, Step};
@@ -30,25 +31,24 @@ pub(crate) fn provision(
         .iter()
         .find(|identity| identity.metadata.name.as_ref() == Some(&wanted.name));
 
+    // Nobody hosts a parked one: its device begins with its next spec.
+    let living = identity.filter(|identity| identity.spec.pool != PARKED_POOL);
     provision_secret(plan, wanted, &secret_name, secret, identity, namespace, now);
 
-    if identity.is_none() && !observed.granted.contains(&secret_name) {
+    if living.is_none() && !secrets(wanted).all(|name| observed.granted.contains(&name)) {
         plan.report.add(Reason::PoolGrantPending {
             pool: wanted.spec.pool.clone(),
         });
         return;
     }
     let manifest = wanted.manifest(namespace);
-    match identity {
+    match living {
         Some(identity) => {
             if diff::differs(&manifest.body, &json!(identity)) {
                 plan.steps.push(Step::Apply(manifest));
             }
-            let waiting = if identity.spec == wanted.spec {
-                waits_for(identity)
-            } else {
-                Some(Reason::HostBehind)
-            };
+            let waiting =
+                waits_for(identity).or_else(|| behind(plan, identity, identity.spec != wanted.spec, now));
             if let Some(reason) = waiting {
                 plan.report.add(reason);
             }
@@ -59,6 +59,62 @@ pub(crate) fn provision(
                 pool: wanted.spec.pool.clone(),
             });
         }
+    }
+}
+
+/// The Secrets that the host of an identity reads.
+fn secrets(wanted: &Wanted) -> impl Iterator<Item = String> {
+    let mut hosts = wanted.spec.web.iter().flat_map(|web| &web.hosts);
+    let own = hosts
+        .any(|host| host.certificate.is_some())
+        .then(|| names::certificates_name(&wanted.name));
+    [names::secret_name(&wanted.name)].into_iter().chain(own)
+}
+
+/// The step that makes the Secret of the identity's own certificates, if it is missing. Its data comes later.
+pub(crate) fn certificates_secret(wanted: &Wanted, observed: &Observed, namespace: &str) -> Option<Step> {
+    let name = names::certificates_name(&wanted.name);
+    let manifest = secret_manifest(namespace, &name, &wanted.labels(), &BTreeMap::new());
+    let secret = observed.secrets.iter().find(|secret| secret.name == name);
+    secret
+        .is_none_or(|secret| secret.differs_from(&manifest))
+        .then_some(Step::Apply(manifest))
+}
+
+/// Plans an Identity that nobody hosts. One that somebody hosts stays as it is.
+pub(crate) fn park(plan: &mut Plan, parked: &Wanted, observed: &Observed, namespace: &str) {
+    let manifest = parked.manifest(namespace);
+    let due = match observed.identities.first() {
+        None => true,
+        Some(identity) => {
+            identity.spec.pool == PARKED_POOL && diff::differs(&manifest.body, &json!(identity))
+        }
+    };
+    if due {
+        plan.steps.push(Step::Apply(manifest));
+    }
+}
+
+/// Whether the host has not taken over the last change although it had the time to.
+fn behind(plan: &mut Plan, identity: &Identity, changes_now: bool, now: Timestamp) -> Option<Reason> {
+    let observed = identity
+        .status
+        .as_ref()
+        .and_then(|status| status.observed_generation);
+    if !changes_now && observed == identity.metadata.generation {
+        return None;
+    }
+    let until = if changes_now {
+        now.checked_add(HOST_GRACE).ok()
+    } else {
+        host_has_until(identity)
+    };
+    match until {
+        Some(until) if now < until => {
+            plan.wake(until);
+            None
+        }
+        _ => Some(Reason::HostBehind),
     }
 }
 

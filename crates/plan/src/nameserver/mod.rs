@@ -15,7 +15,7 @@ use tailwharf_kube_types::{ConditionStatus, Egress, Parent, ParentKind, Target, 
 use crate::applied::Applied;
 use crate::diff;
 use crate::plan::{Kind, Manifest, ObjectRef, Plan, Step};
-use crate::service::StatusPatch;
+use crate::status::StatusPatch;
 use crate::settings::Settings;
 
 /// Name of the nameserver's Deployment, Service and ServiceAccount.

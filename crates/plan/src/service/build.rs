@@ -2,10 +2,10 @@
 
 use jiff::Timestamp;
 
-use super::{Exposure, Release, Validated};
+use super::{Exposure, Validated};
 use crate::egress;
 use crate::identity;
-use crate::plan::{ObjectRef, Plan, Step};
+use crate::plan::Plan;
 use crate::report::Reason;
 use crate::settings::Settings;
 
@@ -22,8 +22,11 @@ pub fn build(validated: &Validated, settings: &Settings, now: Timestamp) -> Plan
             expose(&mut plan, &outlet.exposure, settings, now);
             egress::lead(&mut plan, outlet, settings);
         }
-        Validated::Release(release) => remove(&mut plan, release, settings, now),
-        Validated::Ignore => {}
+        Validated::Release(release) => {
+            egress::remove(&mut plan, &release.observed, settings);
+            release.plan(&mut plan, settings, now);
+        }
+        Validated::Grouped | Validated::Ignore => {}
     }
     plan
 }
@@ -36,34 +39,16 @@ fn expose(plan: &mut Plan, exposure: &Exposure, settings: &Settings, now: Timest
         observed,
         left_out,
     } = exposure;
-    set_finalizers(plan, service, add_finalizer.as_ref());
+    plan.set_finalizers(service, add_finalizer.as_ref());
     identity::provision(plan, wanted, observed, &settings.namespace, now);
-    if !left_out.is_empty() {
+    if !left_out.ports.is_empty() {
         plan.report.add(Reason::PortsLeftOut {
-            ports: left_out.clone(),
+            ports: left_out.ports.clone(),
         });
     }
-}
-
-fn remove(plan: &mut Plan, release: &Release, settings: &Settings, now: Timestamp) {
-    let Release {
-        service,
-        remove_finalizer,
-        observed,
-        force,
-    } = release;
-    egress::remove(plan, observed, settings);
-    if identity::release(plan, observed, &settings.namespace, *force, now) {
-        set_finalizers(plan, service, remove_finalizer.as_ref());
-    }
-}
-
-fn set_finalizers(plan: &mut Plan, service: &ObjectRef, change: Option<&(String, Vec<String>)>) {
-    if let Some((resource_version, finalizers)) = change {
-        plan.steps.push(Step::SetFinalizers {
-            object: service.clone(),
-            resource_version: resource_version.clone(),
-            finalizers: finalizers.clone(),
+    if left_out.endpoints > 0 {
+        plan.report.add(Reason::EndpointsLeftOut {
+            count: left_out.endpoints,
         });
     }
 }

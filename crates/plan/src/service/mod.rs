@@ -10,6 +10,6 @@ mod validate;
 
 pub use build::build;
 pub use snapshot::Snapshot;
-pub use status::{Status, StatusPatch, status};
+pub use status::status;
 pub(crate) use validate::{Asker, CarriedPort, carried_ports};
-pub use validate::{Exposure, Problem, Release, Validated, validate};
+pub use validate::{Exposure, LeftOut, Problem, Validated, validate};

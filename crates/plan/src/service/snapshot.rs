@@ -2,10 +2,12 @@
 
 use k8s_openapi::api::core::v1::Service;
 use tailwharf_kube_types::Parent;
-use tailwharf_kube_types::contract::{FINALIZER, PROXY_READY, annotation};
+use tailwharf_kube_types::contract::{PROXY_READY, annotation};
 
+use crate::endpoints::EndpointsView;
 use crate::identity::Observed;
 use crate::plan::{Kind, ObjectRef};
+use crate::subject::Subject;
 
 /// A Service and what was made for it.
 #[derive(Clone, Debug)]
@@ -16,6 +18,8 @@ pub struct Snapshot {
     pub name: String,
     /// The Service itself; `None` if it is gone.
     pub service: Option<Service>,
+    /// Its endpoints, if it [needs](crate::needs_endpoints) them.
+    pub endpoints: Vec<EndpointsView>,
     /// Objects in the operator's namespace with the labels of [`Self::parent`].
     pub observed: Observed,
 }
@@ -34,14 +38,8 @@ impl Snapshot {
             .filter(|service| service.metadata.deletion_timestamp.is_none())
     }
 
-    pub(crate) fn annotation(&self, key: &str) -> Option<&str> {
-        self.service
-            .as_ref()?
-            .metadata
-            .annotations
-            .as_ref()?
-            .get(key)
-            .map(String::as_str)
+    pub(crate) fn subject(&self) -> Subject<'_> {
+        Subject(self.service.as_ref().map(|service| &service.metadata))
     }
 
     /// Whether anything was made for the Service.
@@ -56,38 +54,13 @@ impl Snapshot {
         !identities.is_empty() || !secrets.is_empty() || !egress.is_empty()
     }
 
-    pub(super) fn finalizers(&self) -> &[String] {
-        self.service
-            .as_ref()
-            .and_then(|service| service.metadata.finalizers.as_deref())
-            .unwrap_or_default()
-    }
-
-    pub(super) fn has_finalizer(&self) -> bool {
-        self.finalizers().iter().any(|finalizer| finalizer == FINALIZER)
-    }
-
-    /// All finalizers and ours, with the resource version that they are for; `None` if ours is there already.
-    pub(crate) fn finalizers_with_ours(&self) -> Option<(String, Vec<String>)> {
-        let all = || self.finalizers().iter().cloned().chain([FINALIZER.to_owned()]);
-        (!self.has_finalizer()).then(|| (self.resource_version(), all().collect()))
-    }
-
-    pub(super) fn resource_version(&self) -> String {
-        let version = self
-            .service
-            .as_ref()
-            .and_then(|service| service.metadata.resource_version.clone());
-        version.unwrap_or_default()
-    }
-
     pub(crate) fn reference(&self) -> ObjectRef {
         ObjectRef::new(Kind::Service, &self.namespace, &self.name)
     }
 
     /// Whether another controller of the contract serves the Service through a ProxyGroup.
     pub(super) fn has_proxy_group(&self) -> bool {
-        self.annotation(annotation::PROXY_GROUP).is_some()
+        self.subject().annotation(annotation::PROXY_GROUP).is_some()
     }
 
     pub(super) fn condition(&self) -> Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition> {

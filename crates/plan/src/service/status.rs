@@ -5,37 +5,20 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use serde::Serialize;
 use serde_json::{Value, json};
 use tailwharf_kube_types::contract::{PROXY_READY, annotation};
-use tailwharf_kube_types::{ConditionStatus, Identity, IdentityReason, conditions, values};
+use tailwharf_kube_types::{ConditionStatus, Identity, IdentityReason, conditions};
 
 use super::validate::is_load_balancer;
 use super::{Problem, Snapshot, Validated};
 use crate::applied::{Applied, Failure, FailureKind};
 use crate::egress;
+use crate::endpoints::cluster_ips;
 use crate::identity::only_identity;
 use crate::plan::{Event, EventType, Kind, ObjectRef, Plan};
 use crate::report::Reason;
 use crate::settings::Settings;
-
-/// What to tell the user.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Status {
-    /// The change of the Service's status, if there is one.
-    pub patch: Option<StatusPatch>,
-    /// Events on the Service. They tell of changes, so a plan that changes nothing has none.
-    pub events: Vec<Event>,
-}
-
-/// A server-side apply of the status subresource by the operator's field manager.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct StatusPatch {
-    /// Whose status.
-    pub object: ObjectRef,
-    /// The fields to apply.
-    pub body: Value,
-}
+use crate::status::{Status, StatusPatch, event_reason, explain, left_behind, sentence};
 
 /// What the condition says.
 struct Verdict {
@@ -79,7 +62,11 @@ pub fn status(
     } else {
         patch(snapshot, service, verdict.as_ref(), settings, now)
     };
-    Status { patch, events }
+    Status {
+        patch,
+        identity: None,
+        events,
+    }
 }
 
 /// Whether the Service disappeared with the finalizer that the plan removed.
@@ -96,7 +83,9 @@ fn is_gone(
                 && finished
                 && (release.remove_finalizer.is_none() || removes_finalizer(plan))
         }
-        Ok(Validated::Expose(_) | Validated::Egress(_) | Validated::Ignore) | Err(_) => false,
+        Ok(Validated::Expose(_) | Validated::Egress(_) | Validated::Grouped | Validated::Ignore) | Err(_) => {
+            false
+        }
     }
 }
 
@@ -122,6 +111,15 @@ fn verdict(
             event: Some("INVALIDSERVICE"),
         }),
         Ok(Validated::Ignore) => None,
+        Ok(Validated::Grouped) => Some(Verdict {
+            status: ConditionStatus::False,
+            reason: "ProxyPending",
+            message: format!(
+                "Left to the operator that serves its ProxyGroup. For a device of its own, remove annotation {}.",
+                annotation::PROXY_GROUP
+            ),
+            event: None,
+        }),
         Ok(Validated::Expose(_) | Validated::Egress(_)) => Some(match &applied.failure {
             Some(failure) => failed(failure, &explain(failure)),
             None => progress(snapshot, plan, settings),
@@ -151,50 +149,19 @@ fn failed(failure: &Failure, message: &str) -> Verdict {
         status: ConditionStatus::False,
         reason: "ProxyFailed",
         message: message.to_owned(),
-        event: Some(match failure.kind {
-            FailureKind::AuthKeyRefused { .. } => "AuthKeyRefused",
-            FailureKind::ControlServerRefused => "ControlServerRefused",
-            FailureKind::ControlServerUnreachable => "ControlServerUnreachable",
-            FailureKind::NameTaken => "NameTaken",
-            FailureKind::Conflict | FailureKind::ClusterRefused | FailureKind::ClusterUnreachable => {
-                "ProxyFailed"
-            }
-        }),
-    }
-}
-
-fn explain(failure: &Failure) -> String {
-    let said = sentence(&failure.message);
-    match &failure.kind {
-        FailureKind::AuthKeyRefused { tags } => format!(
-            "The control server gives no auth key for {}. {said} Make the operator's OAuth client an owner of these tags, or change annotation {}.",
-            values::Tag::join(tags),
-            annotation::TAGS,
-        ),
-        FailureKind::ControlServerRefused => {
-            format!("The control server refused the operator. {said} Check the operator's OAuth client.")
-        }
-        FailureKind::ControlServerUnreachable => {
-            format!("The control server does not answer. {said} It is tried again.")
-        }
-        FailureKind::ClusterRefused => format!("The Kubernetes API refused an object. {said}"),
-        FailureKind::NameTaken => format!("{said} Remove or rename that object."),
-        FailureKind::Conflict | FailureKind::ClusterUnreachable => {
-            format!("The Kubernetes API did not take a change. {said} It is tried again.")
-        }
+        event: Some(event_reason(&failure.kind)),
     }
 }
 
 /// How far the device is, from the plan's report.
 fn progress(snapshot: &Snapshot, plan: &Plan, settings: &Settings) -> Verdict {
-    let left_out = plan
-        .report
-        .iter()
-        .find(|reason| matches!(reason, Reason::PortsLeftOut { .. }));
-    let with_note = |text: String| match left_out {
-        Some(note) => format!("{text} {note}"),
-        None => text,
-    };
+    let notes = plan.report.iter().filter(|reason| {
+        matches!(
+            reason,
+            Reason::PortsLeftOut { .. } | Reason::EndpointsLeftOut { .. }
+        )
+    });
+    let with_note = |text: String| notes.fold(text, |text, note| format!("{text} {note}"));
     let waiting = plan.report.iter().find(|reason| is_step(reason));
     let Some(waiting) = waiting else {
         let text = current_identity(snapshot).map_or_else(
@@ -265,6 +232,9 @@ fn is_step(reason: &Reason) -> bool {
         | Reason::IdentityNotReady { .. } => true,
         Reason::KeyReplacementPending { .. }
         | Reason::PortsLeftOut { .. }
+        | Reason::EndpointsLeftOut { .. }
+        | Reason::PartsLeftOut { .. }
+        | Reason::Rejected
         | Reason::RegistrationInFlight { .. }
         | Reason::DeviceLeftBehind { .. } => false,
     }
@@ -285,17 +255,6 @@ fn is_told(verdict: &Verdict, current: &Condition) -> bool {
     current.status == verdict.status.as_str()
         && current.reason == verdict.reason
         && current.message == verdict.message
-}
-
-fn left_behind(plan: &Plan) -> impl Iterator<Item = Event> {
-    plan.report
-        .iter()
-        .filter(|reason| matches!(reason, Reason::DeviceLeftBehind { .. }))
-        .map(|reason| Event {
-            type_: EventType::Warning,
-            reason: "DeviceLeftBehind",
-            message: reason.to_string(),
-        })
 }
 
 fn patch(
@@ -372,7 +331,7 @@ fn current_ingress(service: &Service) -> Vec<Ingress> {
     entries().into_iter().flatten().filter_map(read).collect()
 }
 
-/// Name of the device, and its addresses of the family of the Service's cluster address. `None` if the Service is no load balancer of ours.
+/// Name of the device, and its addresses of the families of the Service's cluster addresses. `None` if the Service is no load balancer of ours.
 fn load_balancer(snapshot: &Snapshot, service: &Service, settings: &Settings) -> Option<Vec<Ingress>> {
     let spec = service
         .spec
@@ -384,8 +343,11 @@ fn load_balancer(snapshot: &Snapshot, service: &Service, settings: &Settings) ->
     let Some(name) = &status.fqdn else {
         return Some(Vec::new());
     };
-    let cluster: Option<IpAddr> = spec.cluster_ip.as_ref().and_then(|ip| ip.parse().ok());
-    let same_family = |ip: &&IpAddr| cluster.is_some_and(|cluster| cluster.is_ipv4() == ip.is_ipv4());
+    let cluster: Vec<IpAddr> = cluster_ips(spec)
+        .iter()
+        .filter_map(|ip| ip.parse().ok())
+        .collect();
+    let same_family = |ip: &&IpAddr| cluster.iter().any(|cluster| cluster.is_ipv4() == ip.is_ipv4());
     let ips = status
         .addresses
         .iter()
@@ -409,15 +371,4 @@ fn sentences(problems: &[Problem]) -> String {
         .map(|problem| sentence(&problem.to_string()))
         .collect::<Vec<_>>()
         .join(" ")
-}
-
-/// A text with a capital first letter and a full stop, short enough for a condition.
-fn sentence(text: &str) -> String {
-    const LONGEST: usize = 900;
-    let text: String = text.trim().trim_end_matches('.').chars().take(LONGEST).collect();
-    let mut chars = text.chars();
-    match chars.next() {
-        Some(first) => format!("{}{}.", first.to_uppercase(), chars.as_str()),
-        None => String::new(),
-    }
 }

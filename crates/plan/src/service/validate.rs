@@ -11,9 +11,11 @@ use thiserror::Error;
 
 use super::Snapshot;
 use crate::egress::{self, Outlet};
+use crate::endpoints;
 use crate::identity::{Observed, Wanted, only_identity};
 use crate::plan::ObjectRef;
 use crate::settings::Settings;
+use crate::subject::{Finalizers, Release};
 
 /// What to do about a Service.
 #[derive(Clone, Debug)]
@@ -24,6 +26,8 @@ pub enum Validated {
     Egress(Box<Outlet>),
     /// It is to have none, or is being deleted.
     Release(Box<Release>),
+    /// It asks for a device of a ProxyGroup, which this operator does not serve: it is left as it is.
+    Grouped,
     /// It is none of ours.
     Ignore,
 }
@@ -34,36 +38,27 @@ pub struct Exposure {
     /// The Service.
     pub service: ObjectRef,
     /// The finalizers to set with the resource version they are for, unless ours is there already.
-    pub add_finalizer: Option<(String, Vec<String>)>,
+    pub add_finalizer: Option<Finalizers>,
     /// The device.
     pub wanted: Wanted,
     /// What exists of it.
     pub observed: Observed,
-    /// Ports that cannot be served, as `port/protocol`.
-    pub left_out: Vec<String>,
+    /// What of the Service is not served, though the rest is.
+    pub left_out: LeftOut,
 }
 
-/// A Service that is to have no device any more.
-#[derive(Clone, Debug)]
-pub struct Release {
-    /// The Service.
-    pub service: ObjectRef,
-    /// The finalizers that remain with the resource version they are for, if ours is there.
-    pub remove_finalizer: Option<(String, Vec<String>)>,
-    /// What exists of the device.
-    pub observed: Observed,
-    /// Whether to leave the device at the control server.
-    pub force: bool,
+/// What of a Service is not served.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Ports of other protocols than TCP and UDP, as `port/protocol`.
+    pub ports: Vec<String>,
+    /// Endpoints of one port beyond the most that a listener holds.
+    pub endpoints: usize,
 }
 
 /// What the user has to change.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Problem {
-    /// `clusterIP: None`.
-    #[error(
-        "a headless Service has no address to forward to: remove \"clusterIP: None\", or expose another Service for the same pods"
-    )]
-    Headless,
     /// No ports at all.
     #[error("the Service has no ports: list the ports to serve under spec.ports")]
     NoPorts,
@@ -127,6 +122,15 @@ pub enum Problem {
     /// All ports of the pool's pods stand for something.
     #[error("the pool has no free port for egress left: remove ports or egress Services that are not needed")]
     EgressPortsExhausted,
+    /// The annotation for the PROXY protocol is not valid.
+    #[error(
+        "annotation {}: {value:?} is no version of the PROXY protocol: use \"v2\"",
+        annotation::PROXY_PROTOCOL
+    )]
+    ProxyProtocol {
+        /// What was given.
+        value: String,
+    },
     /// A ProxyClass is asked for.
     #[error(
         "ProxyClasses are not available yet: remove {} {class:?} from the labels and annotations",
@@ -153,10 +157,10 @@ pub fn validate(snapshot: &Snapshot, settings: &Settings) -> Result<Validated, V
         return Ok(release(snapshot));
     };
     if snapshot.has_proxy_group() {
-        return Ok(if snapshot.has_objects() {
-            release(snapshot)
-        } else {
-            Validated::Ignore
+        return Ok(match snapshot.has_objects() {
+            true => release(snapshot),
+            false if asks_for_device(snapshot, spec, settings) => Validated::Grouped,
+            false => Validated::Ignore,
         });
     }
     if !asks_for_device(snapshot, spec, settings) {
@@ -179,7 +183,7 @@ pub(super) fn is_load_balancer(spec: &ServiceSpec, settings: &Settings) -> bool 
 }
 
 fn asks_for_device(snapshot: &Snapshot, spec: &ServiceSpec, settings: &Settings) -> bool {
-    let annotated = snapshot.annotation(annotation::EXPOSE) == Some("true");
+    let annotated = snapshot.subject().annotation(annotation::EXPOSE) == Some("true");
     let cluster_ip = spec.cluster_ip.as_deref().is_some_and(|ip| !ip.is_empty());
     (cluster_ip && (annotated || is_load_balancer(spec, settings)))
         || (annotated && external_name(spec).is_some())
@@ -192,23 +196,13 @@ fn external_name(spec: &ServiceSpec) -> Option<&str> {
 
 /// The removal of everything made for the Service. If there is nothing to remove at all, the Service is none of ours.
 fn release(snapshot: &Snapshot) -> Validated {
-    if !snapshot.has_objects() && !snapshot.has_finalizer() && snapshot.condition().is_none() {
+    if !snapshot.has_objects() && !snapshot.subject().has_finalizer() && snapshot.condition().is_none() {
         return Validated::Ignore;
     }
-    let remaining = || {
-        snapshot
-            .finalizers()
-            .iter()
-            .filter(|name| *name != tailwharf_kube_types::contract::FINALIZER)
-    };
-    Validated::Release(Box::new(Release {
-        service: snapshot.reference(),
-        remove_finalizer: snapshot
-            .has_finalizer()
-            .then(|| (snapshot.resource_version(), remaining().cloned().collect())),
-        observed: snapshot.observed.clone(),
-        force: snapshot.annotation(annotation::FORCE_REMOVAL) == Some("true"),
-    }))
+    let release = snapshot
+        .subject()
+        .release(snapshot.reference(), &snapshot.observed);
+    Validated::Release(Box::new(release))
 }
 
 fn expose(
@@ -218,17 +212,13 @@ fn expose(
     settings: &Settings,
 ) -> Result<Exposure, Vec<Problem>> {
     let mut problems = Vec::new();
-    let mut keep = |result: Result<(), Problem>| problems.extend(result.err());
-
-    let addresses = backend_addresses(spec);
-    keep(if addresses.is_empty() {
-        Err(Problem::Headless)
-    } else {
-        Ok(())
-    });
+    let mut keep = |problem| problems.push(problem);
+    let proxy_protocol = proxy_protocol(snapshot).map_err(&mut keep).unwrap_or_default();
     let (ports, left_out) = carried_ports(spec);
-    let listeners = listeners(ports, &addresses);
-    keep(check_ports(spec, &listeners, &left_out));
+    let (listeners, endpoints) = listeners(snapshot, spec, ports, proxy_protocol);
+    if let Err(problem) = check_ports(spec, &listeners, &left_out) {
+        keep(problem);
+    }
     let asker = Asker::read(snapshot, service, settings, &mut problems);
     let (Some(asker), true) = (asker, problems.is_empty()) else {
         return Err(problems);
@@ -241,17 +231,21 @@ fn expose(
         ephemeral: false,
         listeners,
         egress: None,
+        web: None,
     };
     Ok(Exposure {
         service: snapshot.reference(),
-        add_finalizer: snapshot.finalizers_with_ours(),
+        add_finalizer: snapshot.subject().add_finalizer(),
         wanted: Wanted {
             parent: snapshot.parent(),
             name: asker.identity,
             spec,
         },
         observed: snapshot.observed.clone(),
-        left_out,
+        left_out: LeftOut {
+            ports: left_out,
+            endpoints,
+        },
     })
 }
 
@@ -273,7 +267,8 @@ impl Asker {
     ) -> Option<Self> {
         let mut keep = |problem| problems.push(problem);
         let hostname = hostname(snapshot).map_err(&mut keep).ok();
-        let tags = tags(snapshot, settings).map_err(&mut keep).ok();
+        let tags = snapshot.subject().tags(settings);
+        let tags = tags.map_err(|error| keep(Problem::Tags { error })).ok();
         let class = check_proxy_class(snapshot).map_err(&mut keep).ok();
         let identity = identity_name(snapshot, service).map_err(&mut keep).ok();
         class?;
@@ -285,16 +280,15 @@ impl Asker {
     }
 }
 
-/// Where connections go: the cluster's addresses of the Service, or the name it stands for.
-fn backend_addresses(spec: &ServiceSpec) -> Vec<String> {
-    if let Some(name) = external_name(spec) {
-        return vec![name.trim_end_matches('.').to_owned()];
+/// Whether connections to backends begin with the client's address.
+fn proxy_protocol(snapshot: &Snapshot) -> Result<bool, Problem> {
+    match snapshot.subject().given(annotation::PROXY_PROTOCOL) {
+        None => Ok(false),
+        Some("v2") => Ok(true),
+        Some(other) => Err(Problem::ProxyProtocol {
+            value: other.chars().take(80).collect(),
+        }),
     }
-    let all = spec.cluster_ips.clone().filter(|ips| !ips.is_empty());
-    let all = all.unwrap_or_else(|| spec.cluster_ip.clone().into_iter().collect());
-    all.into_iter()
-        .filter(|ip| !ip.is_empty() && ip != "None")
-        .collect()
 }
 
 /// A port of a Service that a device can carry.
@@ -332,23 +326,42 @@ pub(crate) fn carried_ports(spec: &ServiceSpec) -> (Vec<CarriedPort>, Vec<String
     (ports, left_out.into_iter().collect())
 }
 
-/// A listener for each port that can be carried.
-fn listeners(ports: Vec<CarriedPort>, addresses: &[String]) -> Vec<Listener> {
-    let backend = |address: &String, port| Backend {
-        address: address.clone(),
-        port,
+/// A listener for each port that can be carried, and how many endpoints of one port are too many.
+fn listeners(
+    snapshot: &Snapshot,
+    spec: &ServiceSpec,
+    ports: Vec<CarriedPort>,
+    proxy_protocol: bool,
+) -> (Vec<Listener>, usize) {
+    let mut left_out = 0;
+    let mut listener = |port: CarriedPort| {
+        let backends = match external_name(spec) {
+            Some(name) => vec![Backend {
+                address: name.trim_end_matches('.').to_owned(),
+                port: port.number,
+            }],
+            None => {
+                let protocol = port.protocol.to_string();
+                let declared = spec.ports.iter().flatten().find(|declared| {
+                    declared.port == i32::from(port.number)
+                        && declared.protocol.as_deref().unwrap_or("TCP") == protocol
+                });
+                let found = declared.map(|declared| endpoints::backends(spec, declared, &snapshot.endpoints));
+                let (backends, too_many) = found.unwrap_or_default();
+                left_out = left_out.max(too_many);
+                backends
+            }
+        };
+        Listener {
+            name: port.name,
+            protocol: port.protocol,
+            port: port.number,
+            backends,
+            proxy_protocol: proxy_protocol && port.protocol == Protocol::Tcp,
+        }
     };
-    let listener = |CarriedPort {
-                        name,
-                        protocol,
-                        number,
-                    }: CarriedPort| Listener {
-        name,
-        protocol,
-        port: number,
-        backends: addresses.iter().map(|address| backend(address, number)).collect(),
-    };
-    ports.into_iter().map(listener).collect()
+    let listeners = ports.into_iter().map(&mut listener).collect();
+    (listeners, left_out)
 }
 
 fn check_ports(spec: &ServiceSpec, listeners: &[Listener], left_out: &[String]) -> Result<(), Problem> {
@@ -368,7 +381,7 @@ fn check_ports(spec: &ServiceSpec, listeners: &[Listener], left_out: &[String]) 
 }
 
 fn hostname(snapshot: &Snapshot) -> Result<Hostname, Problem> {
-    match snapshot.annotation(annotation::HOSTNAME) {
+    match snapshot.subject().annotation(annotation::HOSTNAME) {
         Some(text) => text.parse().map_err(|error| Problem::Hostname { error }),
         None => format!("{}-{}", snapshot.namespace, snapshot.name)
             .parse()
@@ -376,28 +389,8 @@ fn hostname(snapshot: &Snapshot) -> Result<Hostname, Problem> {
     }
 }
 
-fn tags(snapshot: &Snapshot, settings: &Settings) -> Result<Vec<Tag>, Problem> {
-    match snapshot
-        .annotation(annotation::TAGS)
-        .filter(|text| !text.is_empty())
-    {
-        Some(text) => Tag::parse_list(text).map_err(|error| Problem::Tags { error }),
-        None => Ok(settings.default_tags.clone()),
-    }
-}
-
 fn check_proxy_class(snapshot: &Snapshot) -> Result<(), Problem> {
-    let labels = snapshot
-        .service
-        .as_ref()
-        .and_then(|service| service.metadata.labels.as_ref());
-    let label = labels
-        .and_then(|labels| labels.get(annotation::PROXY_CLASS))
-        .map(String::as_str);
-    match label
-        .or_else(|| snapshot.annotation(annotation::PROXY_CLASS))
-        .filter(|class| !class.is_empty())
-    {
+    match snapshot.subject().proxy_class() {
         Some(class) => Err(Problem::ProxyClass {
             class: class.chars().take(80).collect(),
         }),

@@ -8,14 +8,17 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::Ingress;
 use serde_json::{Value, json};
+use tailwharf_kube_types::contract::PARKED_POOL;
 use tailwharf_kube_types::secret::SecretText;
 use tailwharf_kube_types::{Identity, Parent};
 use tailwharf_plan::identity::{Observed, SecretView};
-use tailwharf_plan::service::{self, Problem, Snapshot, Status, Validated};
+use tailwharf_plan::ingress::{self, CertificateSecret};
+use tailwharf_plan::service::{self, Problem, Snapshot, Validated};
 use tailwharf_plan::{
-    Applied, Failure, FailureKind, Filled, Kind, ObjectRef, Plan, PoolSettings, Settings, Slot, Step, egress,
-    nameserver, operator_device, pool,
+    Applied, EndpointsView, Failure, FailureKind, Filled, Kind, ObjectRef, Plan, PoolSettings, Settings,
+    Slot, Status, StatusPatch, Step, egress, nameserver, operator_device, pool,
 };
 
 pub(crate) const NAMESPACE: &str = "tailscale";
@@ -30,6 +33,7 @@ pub(crate) fn settings() -> Settings {
         operator_tags: vec!["tag:k8s-operator".parse().unwrap()],
         api_server_proxy: false,
         default_load_balancer: false,
+        ingress_class: "tailscale".to_owned(),
         pool: PoolSettings {
             name: "default".to_owned(),
             replicas: 2,
@@ -49,6 +53,12 @@ pub(crate) struct World {
     /// Each object, and the body that the operator applied last.
     pub(crate) objects: BTreeMap<ObjectRef, Value>,
     applied: BTreeMap<ObjectRef, Value>,
+    /// Types of the conditions that the operator applied to an Identity.
+    owned: BTreeMap<ObjectRef, BTreeSet<String>>,
+    /// What is known of the Secrets of people's certificates, by name.
+    pub(crate) certificates: BTreeMap<String, CertificateSecret>,
+    /// What Kubernetes knows of the pods behind Services.
+    pub(crate) endpoints: Vec<EndpointSlice>,
     /// Tags of each device.
     pub(crate) devices: BTreeMap<String, String>,
     /// Tags of each auth key that was not used.
@@ -131,8 +141,69 @@ impl World {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
             service: self.get::<Service>(Kind::Service, namespace, name),
+            endpoints: self.endpoints(namespace, name),
             observed: self.observed(&Parent::service(namespace, name), settings),
         }
+    }
+
+    pub(crate) fn ingress_snapshot(
+        &self,
+        namespace: &str,
+        name: &str,
+        settings: &Settings,
+    ) -> ingress::Snapshot {
+        let ingress = self.get::<Ingress>(Kind::Ingress, namespace, name);
+        let ours = ingress
+            .as_ref()
+            .filter(|ingress| ingress::is_ours(ingress, settings));
+        let target = |service: &str| {
+            let target = ingress::Target {
+                service: self.get::<Service>(Kind::Service, namespace, service)?,
+                endpoints: self.endpoints(namespace, service),
+            };
+            Some((service.to_owned(), target))
+        };
+        let certificate = |secret: &str| {
+            let state = self.certificates.get(secret).cloned();
+            (secret.to_owned(), state.unwrap_or(CertificateSecret::Missing))
+        };
+        let claim = |ingress: &Ingress| ingress::hostname(ingress).ok();
+        let rivals = self.of_kind::<Ingress>(Kind::Ingress);
+        let rivals = rivals.iter().filter(|other| {
+            let metadata = &other.metadata;
+            let same =
+                (metadata.namespace.as_deref(), metadata.name.as_deref()) == (Some(namespace), Some(name));
+            !same && ingress::is_ours(other, settings) && ours.is_some_and(|ours| claim(ours) == claim(other))
+        });
+        let rivals = rivals.map(|other| ingress::Rival {
+            created: other.metadata.creation_timestamp.as_ref().map(|time| time.0),
+            namespace: other.metadata.namespace.clone().unwrap_or_default(),
+            name: other.metadata.name.clone().unwrap_or_default(),
+        });
+        ingress::Snapshot {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            services: ours
+                .into_iter()
+                .flat_map(ingress::backend_services)
+                .filter_map(target)
+                .collect(),
+            certificates: ours
+                .into_iter()
+                .flat_map(ingress::certificate_secrets)
+                .map(certificate)
+                .collect(),
+            rivals: rivals.collect(),
+            observed: self.observed(&Parent::ingress(namespace, name), settings),
+            ingress,
+        }
+    }
+
+    fn endpoints(&self, namespace: &str, service: &str) -> Vec<EndpointsView> {
+        let slices = self.endpoints.iter().cloned().map(EndpointsView::from_slice);
+        slices
+            .filter(|view| view.namespace == namespace && view.service == service)
+            .collect()
     }
 
     pub(crate) fn pool_snapshot(&self, settings: &Settings) -> pool::Snapshot {
@@ -266,6 +337,34 @@ impl World {
                 let body = manifest.fill(filled).unwrap();
                 self.apply(&manifest.object, body);
             }
+            Step::CopyCertificate {
+                from,
+                resource_version,
+                to,
+                certificate,
+            } => {
+                let Some(source) = self.objects.get(from).cloned() else {
+                    return failure(FailureKind::Conflict, "the Secret is gone");
+                };
+                if source["metadata"]["resourceVersion"] != json!(resource_version) {
+                    return failure(FailureKind::Conflict, "the Secret has changed");
+                }
+                let mut body = self.objects[to].clone();
+                for part in ["crt", "key"] {
+                    body["data"][format!("{certificate}.{part}")] =
+                        source["data"][format!("tls.{part}")].clone();
+                }
+                self.put(to.clone(), body);
+            }
+            Step::DropCertificates { from, certificates } => {
+                let mut body = self.objects[from].clone();
+                for name in certificates {
+                    let data = body["data"].as_object_mut().unwrap();
+                    data.remove(&format!("{name}.crt"));
+                    data.remove(&format!("{name}.key"));
+                }
+                self.put(from.clone(), body);
+            }
             Step::Delete { object, uid } => {
                 let current = self
                     .objects
@@ -309,9 +408,8 @@ impl World {
     /// A host begins: it reads the key of the identity's Secret.
     pub(crate) fn host_reads(&mut self, name: &str) {
         let secret = self.get::<Secret>(Kind::Secret, NAMESPACE, &format!("{name}-0"));
-        let exists = self
-            .objects
-            .contains_key(&ObjectRef::new(Kind::Identity, NAMESPACE, name));
+        let identity = self.get::<Identity>(Kind::Identity, NAMESPACE, name);
+        let exists = identity.is_some_and(|identity| identity.spec.pool != PARKED_POOL);
         let key = secret
             .and_then(|secret| secret.data)
             .and_then(|mut data| data.remove("auth_key"));
@@ -372,16 +470,28 @@ impl World {
         ) else {
             return;
         };
+        if body["spec"]["pool"] == PARKED_POOL {
+            return;
+        }
         let generation = body["metadata"]["generation"].clone();
-        let hostname = body["spec"]["hostname"].as_str().unwrap().to_owned();
+        let told = body["status"]["conditions"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
         let done = |kind: &str| {
             let time = now.to_string();
             json!({"type": kind, "status": "True", "reason": "Done", "message": "Done.", "lastTransitionTime": time})
         };
+        let conditions: Vec<Value> = told
+            .into_iter()
+            .filter(|condition| condition["type"] == "Accepted")
+            .chain(["Advertised", "CertificateReady", "Ready"].map(done))
+            .collect();
+        let hostname = body["spec"]["hostname"].as_str().unwrap().to_owned();
         body["status"] = json!({
             "deviceId": device, "fqdn": format!("{hostname}.tail.ts.net"), "host": "tailwharf-default-0",
             "hostAddresses": ["10.244.0.7"], "addresses": ["100.64.0.7", "fd7a:115c:a1e0::7"], "observedGeneration": generation,
-            "conditions": [done("Advertised"), done("Ready")],
+            "conditions": conditions,
         });
         self.put(identity, body);
     }
@@ -425,6 +535,51 @@ impl World {
             applied,
             status,
         }
+    }
+
+    pub(crate) fn reconcile_ingress(
+        &mut self,
+        namespace: &str,
+        name: &str,
+        settings: &Settings,
+        now: Timestamp,
+        limit: usize,
+    ) -> (Plan, Status) {
+        let snapshot = self.ingress_snapshot(namespace, name, settings);
+        let validated = ingress::validate(&snapshot, settings, now);
+        let plan = ingress::build(&validated, settings, now);
+        let applied = self.execute(&plan, limit);
+        let status = ingress::status(&snapshot, &validated, &plan, &applied, settings, now);
+        if limit >= plan.steps.len() {
+            for patch in [&status.patch, &status.identity].into_iter().flatten() {
+                self.apply_status(patch);
+            }
+        }
+        (plan, status)
+    }
+
+    /// Server-side apply of a status by the operator: of conditions it owns those that it applied before.
+    fn apply_status(&mut self, patch: &StatusPatch) {
+        let Some(mut body) = self.objects.get(&patch.object).cloned() else {
+            return;
+        };
+        let mut wanted = patch.body["status"].clone();
+        if let Some(own) = wanted["conditions"].as_array().cloned() {
+            let owned = self.owned.entry(patch.object.clone()).or_default();
+            let type_of = |condition: &Value| condition["type"].as_str().unwrap_or_default().to_owned();
+            let others = body["status"]["conditions"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default();
+            let kept = others.into_iter().filter(|condition| {
+                let name = type_of(condition);
+                !owned.contains(&name) && !own.iter().any(|own| type_of(own) == name)
+            });
+            wanted["conditions"] = json!(kept.chain(own.clone()).collect::<Vec<_>>());
+            *owned = own.iter().map(type_of).collect();
+        }
+        merge(&mut body["status"], &wanted);
+        self.put(patch.object.clone(), body);
     }
 
     pub(crate) fn reconcile_pool(&mut self, settings: &Settings, limit: usize) -> Plan {

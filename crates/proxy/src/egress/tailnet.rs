@@ -13,7 +13,7 @@ use crate::sockets::{Flow, Sent};
 /// The way to devices of a tailnet.
 pub(crate) trait Tailnet: Clone + Send + Sync + 'static {
     /// A TCP connection.
-    type Stream: AsyncRead + AsyncWrite + Send + 'static;
+    type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
     /// A UDP flow.
     type Flow: Flow;
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use tailwharf_kube_types::IdentityReason;
+use tailwharf_kube_types::{Backend, IdentityReason};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::limits::{Limits, Room};
+use crate::proxy_protocol::Caller;
 use crate::sockets::{Accept, Datagrams};
 
 /// The addresses on loopback that stand for ports of the tailnet node.
@@ -50,6 +51,18 @@ impl Sockets for Loopback {
         socket.set_nonblocking(true).unwrap();
         self.take(Protocol::Udp, port, socket.local_addr().unwrap())?;
         Ok(UdpSocket::from_std(socket).unwrap())
+    }
+
+    fn caller(&self, _: SocketAddr) -> Option<Caller> {
+        Some(Caller {
+            user: "alice@example.com".to_owned(),
+            device: "laptop.tail.ts.net".to_owned(),
+            tags: Vec::new(),
+        })
+    }
+
+    fn own(&self, peer: IpAddr) -> Option<IpAddr> {
+        Some(peer)
     }
 }
 
@@ -110,6 +123,7 @@ fn listener(port: Port, to: SocketAddr) -> Listener {
             address: to.ip().to_string(),
             port: to.port(),
         }],
+        proxy_protocol: false,
     }
 }
 
@@ -318,4 +332,28 @@ async fn udp_flows_are_apart_end_when_idle_and_are_bounded() {
     exchange(&three, b"three").await;
     bench.listeners.apply(&[]);
     eventually("flows end with their listener", || metrics.flows_open.get() == 0).await;
+}
+
+#[tokio::test]
+async fn a_backend_is_told_who_calls_if_it_wants_to_know() {
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut bench = bench(Limits::default());
+    let spec = Listener {
+        proxy_protocol: true,
+        ..listener(tcp_port(80), server.local_addr().unwrap())
+    };
+    bench.listeners.apply(&[spec]);
+    let at = bench.node.at(tcp_port(80));
+    let mut client = TcpStream::connect(at).await.unwrap();
+    client.write_all(b"hello").await.unwrap();
+    let (mut backend, _) = server.accept().await.unwrap();
+    let caller = bench.node.caller(at);
+    let own = SocketAddr::new(at.ip(), 80);
+    let header = crate::proxy_protocol::header(client.local_addr().unwrap(), own, caller.as_ref());
+    let mut got = vec![0; header.len() + 5];
+    timeout(Duration::from_secs(10), backend.read_exact(&mut got))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(got, [&header[..], b"hello"].concat());
 }
