@@ -76,7 +76,7 @@ enum Host {
 }
 
 /// Makes what a connection to a backend begins with, from the address of the client.
-pub(crate) type MakeHeader = Box<dyn Fn(SocketAddr) -> Vec<u8> + Send + Sync>;
+type MakeHeader = Box<dyn Fn(SocketAddr) -> Vec<u8> + Send + Sync>;
 
 /// The backends of one listener, which take turns.
 pub(crate) struct Backends {
@@ -91,12 +91,16 @@ impl Backends {
     /// Takes the backends as the spec gives them.
     #[must_use]
     pub(crate) fn new(backends: &[Backend]) -> Arc<Self> {
-        Self::announcing(backends, None)
+        Self::with(backends, None)
     }
 
     /// The same; connections to them begin with a header.
     #[must_use]
-    pub(crate) fn announcing(backends: &[Backend], header: Option<MakeHeader>) -> Arc<Self> {
+    pub(crate) fn announcing(backends: &[Backend], header: MakeHeader) -> Arc<Self> {
+        Self::with(backends, Some(header))
+    }
+
+    fn with(backends: &[Backend], header: Option<MakeHeader>) -> Arc<Self> {
         let host = |address: &str| match address.parse() {
             Ok(ip) => Host::Ip(ip),
             Err(_) => Host::Name {

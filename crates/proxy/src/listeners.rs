@@ -10,7 +10,7 @@ use tailwharf_node::SocketError;
 use tokio::sync::watch;
 use tokio_util::sync::DropGuard;
 
-use crate::backend::{Backends, MakeHeader};
+use crate::backend::Backends;
 use crate::carrier::{Carrier, Health, Port};
 use crate::proxy_protocol::header;
 use crate::sockets::{Dial, Sockets};
@@ -140,17 +140,16 @@ impl<S: Sockets> Listeners<S> {
 
 /// The backends of a listener. If they want to know who calls, each connection begins with that.
 fn backends<S: Sockets>(node: &S, listener: &Listener) -> Arc<Backends> {
-    let port = listener.port;
-    let header = listener.proxy_protocol.then(|| {
-        let node = node.clone();
-        let make = move |client: SocketAddr| {
-            // Without an own address of its family the client could not have come.
-            let own = node.own(client.ip()).unwrap_or(client.ip());
-            header(client, SocketAddr::new(own, port), node.caller(client).as_ref())
-        };
-        Box::new(make) as MakeHeader
-    });
-    Backends::announcing(&listener.backends, header)
+    if !listener.proxy_protocol {
+        return Backends::new(&listener.backends);
+    }
+    let (node, port) = (node.clone(), listener.port);
+    let make = move |client: SocketAddr| {
+        // Without an own address of its family the client could not have come.
+        let own = node.own(client.ip()).unwrap_or_else(|| client.ip());
+        header(client, SocketAddr::new(own, port), node.caller(client).as_ref())
+    };
+    Backends::announcing(&listener.backends, Box::new(make))
 }
 
 #[cfg(test)]

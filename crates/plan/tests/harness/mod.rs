@@ -343,28 +343,11 @@ impl World {
                 to,
                 certificate,
             } => {
-                let Some(source) = self.objects.get(from).cloned() else {
-                    return failure(FailureKind::Conflict, "the Secret is gone");
-                };
-                if source["metadata"]["resourceVersion"] != json!(resource_version) {
+                if !self.copy_certificate(from, resource_version, to, certificate) {
                     return failure(FailureKind::Conflict, "the Secret has changed");
                 }
-                let mut body = self.objects[to].clone();
-                for part in ["crt", "key"] {
-                    body["data"][format!("{certificate}.{part}")] =
-                        source["data"][format!("tls.{part}")].clone();
-                }
-                self.put(to.clone(), body);
             }
-            Step::DropCertificates { from, certificates } => {
-                let mut body = self.objects[from].clone();
-                for name in certificates {
-                    let data = body["data"].as_object_mut().unwrap();
-                    data.remove(&format!("{name}.crt"));
-                    data.remove(&format!("{name}.key"));
-                }
-                self.put(from.clone(), body);
-            }
+            Step::DropCertificates { from, certificates } => self.drop_certificates(from, certificates),
             Step::Delete { object, uid } => {
                 let current = self
                     .objects
@@ -377,6 +360,31 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Whether the Secret is there in this version.
+    fn copy_certificate(&mut self, from: &ObjectRef, version: &str, to: &ObjectRef, name: &str) -> bool {
+        let source = self.objects.get(from).cloned().unwrap_or_default();
+        if source["metadata"]["resourceVersion"] != json!(version) {
+            return false;
+        }
+        let mut body = self.objects[to].clone();
+        for part in ["crt", "key"] {
+            body["data"][format!("{name}.{part}")] = source["data"][format!("tls.{part}")].clone();
+        }
+        self.put(to.clone(), body);
+        true
+    }
+
+    fn drop_certificates(&mut self, from: &ObjectRef, names: &[String]) {
+        let mut body = self.objects[from].clone();
+        let data = body["data"].as_object_mut().unwrap();
+        data.retain(|key, _| {
+            !names
+                .iter()
+                .any(|name| *key == format!("{name}.crt") || *key == format!("{name}.key"))
+        });
+        self.put(from.clone(), body);
     }
 
     /// Server-side apply by one manager: fields that are no longer applied go, those of others stay.

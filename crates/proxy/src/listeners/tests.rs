@@ -349,7 +349,7 @@ async fn a_backend_is_told_who_calls_if_it_wants_to_know() {
     let (mut backend, _) = server.accept().await.unwrap();
     let caller = bench.node.caller(at);
     let own = SocketAddr::new(at.ip(), 80);
-    let header = crate::proxy_protocol::header(client.local_addr().unwrap(), own, caller.as_ref());
+    let header = header(client.local_addr().unwrap(), own, caller.as_ref());
     let mut got = vec![0; header.len() + 5];
     timeout(Duration::from_secs(10), backend.read_exact(&mut got))
         .await
