@@ -38,9 +38,15 @@ impl ParentKind {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        [Self::Service, Self::Ingress, Self::Operator, Self::Pool, Self::Nameserver]
-            .into_iter()
-            .find(|kind| kind.as_str() == text)
+        [
+            Self::Service,
+            Self::Ingress,
+            Self::Operator,
+            Self::Pool,
+            Self::Nameserver,
+        ]
+        .into_iter()
+        .find(|kind| kind.as_str() == text)
     }
 }
 

@@ -15,8 +15,8 @@ use tailwharf_kube_types::{ConditionStatus, Egress, Parent, ParentKind, Target, 
 use crate::applied::Applied;
 use crate::diff;
 use crate::plan::{Kind, Manifest, ObjectRef, Plan, Step};
-use crate::status::StatusPatch;
 use crate::settings::Settings;
+use crate::status::StatusPatch;
 
 /// Name of the nameserver's Deployment, Service and ServiceAccount.
 pub const NAME: &str = "nameserver";
