@@ -137,7 +137,7 @@ fn nameservers() {
     each("nameserver", |case, world| {
         let snapshot = world.nameserver_snapshot();
         let plan = build(&snapshot, &settings());
-        let applied = tailwharf_plan::Applied::complete(plan.steps.len());
+        let applied = Applied::complete(plan.steps.len());
         json!({"status": status(&snapshot, &applied, case.now), "plan": plan})
     });
 }
