@@ -758,6 +758,9 @@ mod tests {
         );
         woken(&world);
         world.wake_all();
-        assert_eq!(woken(&world), [Key::Pool, Key::OperatorDevice, service("gone")]);
+        assert_eq!(
+            woken(&world),
+            [Key::Pool, Key::OperatorDevice, Key::Nameserver, service("gone")]
+        );
     }
 }
