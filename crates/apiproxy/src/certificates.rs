@@ -175,7 +175,7 @@ async fn order(
             }
         },
     };
-    Ok(node.certificate(&account, name).await?)
+    Ok(node.certificate(&account, name, None).await?)
 }
 
 /// The files of a certificate that is kept over a restart.

@@ -51,6 +51,12 @@ pub fn certificates_name(identity: &str) -> String {
     format!("{identity}-certs")
 }
 
+/// The name of the Secret with a pool's accounts at certificate authorities. The operator makes it empty, the pool's pods write into it.
+#[must_use]
+pub fn account_secret_name(pool: &str) -> String {
+    format!("{}-acme", pool_objects_name(pool))
+}
+
 /// The name of a pool's StatefulSet, ServiceAccount, Role, RoleBinding and PodDisruptionBudget.
 #[must_use]
 pub fn pool_objects_name(pool: &str) -> String {

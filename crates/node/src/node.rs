@@ -12,8 +12,9 @@ use tailwharf_node_core::dns::lookup;
 use tailwharf_wire::key::{DiscoPrivate, DiscoPublic};
 use tailwharf_wire::tailcfg::{CheckRequest, CheckResponse};
 use tokio::sync::watch;
+use url::Url;
 
-use crate::acme::{self, AcmeAccount, AcmeError, Certificate};
+use crate::acme::{self, AcmeAccount, AcmeError, Certificate, RenewalWindow};
 use crate::api::{
     DialError, LogoutError, NodeConfig, NodeStatus, Phase, Prefs, SocketError, StartError, StateStore,
     TailnetNode,
@@ -179,18 +180,24 @@ impl Node {
     }
 
     /// Fetches a certificate for `name`, one of [`NodeStatus::cert_domains`], from the server of `account`. This takes seconds
-    /// to minutes: fetch it before it is needed, and anew when two thirds of its life are over.
+    /// to minutes: fetch it before it is needed, and anew when [`Node::renewal_window`] says so. `replaces` is the id of the one before, if there
+    /// is one from the same server: the base64url forms, joined by a dot, of its authority's key identifier and its serial number.
     ///
     /// # Errors
     /// [`AcmeError`] names the step that failed.
-    pub async fn certificate(&self, account: &AcmeAccount, name: &str) -> Result<Certificate, AcmeError> {
+    pub async fn certificate(
+        &self,
+        account: &AcmeAccount,
+        name: &str,
+        replaces: Option<&str>,
+    ) -> Result<Certificate, AcmeError> {
         let allowed = self.engine().watch_status().borrow().cert_domains.clone();
         let name = name.trim_end_matches('.').to_ascii_lowercase();
         if !allowed.contains(&name) {
             return Err(AcmeError::Name { name, allowed });
         }
         let host = self.engine().host();
-        let certificate = acme::order(host, account, &name, |record, value| async {
+        let certificate = acme::order(host, account, &name, replaces, |record, value| async {
             control::set_dns(host, &self.0.server, &self.0.keeper, record, value)
                 .await
                 .map_err(|error| AcmeError::Record(error.into()))
@@ -211,6 +218,31 @@ impl Node {
     /// [`CheckError`] when nobody could be asked.
     pub async fn check(&self, request: CheckRequest) -> Result<CheckResponse, CheckError> {
         control::check(self.engine().host(), &self.0.server, &self.0.keeper, request).await
+    }
+
+    /// When the ACME server with this directory wants the certificate `id` to be renewed, as [`Node::certificate`] names certificates. `None`:
+    /// it says nothing about that.
+    ///
+    /// # Errors
+    /// When the server does not answer, or not so that it can be read.
+    pub async fn renewal_window(
+        &self,
+        directory: &Url,
+        id: &str,
+    ) -> Result<Option<RenewalWindow>, AcmeError> {
+        acme::renewal_window(self.engine().host(), directory, id).await
+    }
+
+    /// The ACME directory of the authority that the control server at `control` has itself, if it has one.
+    ///
+    /// # Errors
+    /// When the control server does not answer.
+    pub async fn authority(&self, control: &Url) -> Result<Option<Url>, AcmeError> {
+        let Ok(directory) = control.join("/acme/directory") else {
+            return Ok(None);
+        };
+        let has = acme::is_directory(self.engine().host(), &directory).await?;
+        Ok(has.then_some(directory))
     }
 
     pub(crate) fn engine(&self) -> &Arc<Engine> {

@@ -143,22 +143,19 @@ impl Backends {
         addresses.sort_by_key(|address| address.is_ipv4() != peer.to_canonical().is_ipv4());
         Ok(addresses)
     }
-}
 
-impl Dial for Backends {
-    type Stream = TcpStream;
-
-    fn header(&self, client: SocketAddr) -> Option<Vec<u8>> {
-        self.header.as_ref().map(|make| make(client))
+    /// As [`Backends::dial`], for a caller that has others to go to.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) async fn dial_at_once(&self, peer: IpAddr) -> Result<TcpStream, BackendError> {
+        let addresses = self.addresses(peer).await?;
+        self.dial_any(addresses, false).await
     }
 
-    /// Connects to the first backend that answers; the error is that of the last one tried.
-    async fn dial(&self, peer: IpAddr) -> Result<TcpStream, BackendError> {
+    async fn dial_any(&self, addresses: Vec<SocketAddr>, patient: bool) -> Result<TcpStream, BackendError> {
         let mut error = BackendError::None;
         let deadline = Instant::now() + DIAL_TIMEOUT;
-        let addresses = self.addresses(peer).await?;
-        // With another backend to go to, a refusal is not worth a wait.
-        let patient = addresses.len() == 1 && !self.answered.load(Ordering::Relaxed);
         for address in addresses {
             match connect(address, patient, deadline.min(Instant::now() + CONNECT_TIMEOUT)).await {
                 Ok(stream) => {
@@ -171,6 +168,22 @@ impl Dial for Backends {
             }
         }
         Err(error)
+    }
+}
+
+impl Dial for Backends {
+    type Stream = TcpStream;
+
+    fn header(&self, client: SocketAddr) -> Option<Vec<u8>> {
+        self.header.as_ref().map(|make| make(client))
+    }
+
+    /// Connects to the first backend that answers; the error is that of the last one tried.
+    async fn dial(&self, peer: IpAddr) -> Result<TcpStream, BackendError> {
+        let addresses = self.addresses(peer).await?;
+        // With another backend to go to, a refusal is not worth a wait.
+        let patient = addresses.len() == 1 && !self.answered.load(Ordering::Relaxed);
+        self.dial_any(addresses, patient).await
     }
 }
 

@@ -102,6 +102,11 @@ impl Carrier {
         });
     }
 
+    /// Tells that something changed about backends that have no listener of their own.
+    pub(crate) fn backends_changed(&self) {
+        self.health.send_modify(|_| {});
+    }
+
     /// Forgets a listener.
     pub(crate) fn forget(&self, port: Port) {
         self.health.send_if_modified(|all| all.remove(&port).is_some());

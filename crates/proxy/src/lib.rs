@@ -8,6 +8,7 @@ mod assign;
 mod backend;
 mod board;
 mod carrier;
+mod certificates;
 mod cluster;
 mod egress;
 mod hosting;
@@ -28,6 +29,7 @@ mod status;
 mod store;
 mod tcp;
 mod udp;
+mod web;
 mod writer;
 
 use std::net::{IpAddr, SocketAddr};
@@ -118,6 +120,11 @@ pub async fn run_with(
         uid: settings.pod_uid.clone(),
         pool: settings.pool.clone(),
     };
+    let issuer = Arc::new(certificates::Issuer::new(
+        cluster.clone(),
+        &settings.pool,
+        metrics.certificates.clone(),
+    ));
     let (inquiries, inquired) = mpsc::unbounded_channel();
     let keeper = membership::Keeper::new(cluster.clone(), metrics.clone(), member, inquired);
     let membership = keeper.membership();
@@ -138,6 +145,7 @@ pub async fn run_with(
         pod_uid: settings.pod_uid,
         pod_addresses: settings.pod_addresses,
         service,
+        issuer,
     });
     let server = board::Server {
         board: board.clone(),

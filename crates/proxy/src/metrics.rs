@@ -1,9 +1,13 @@
 //! What the pod counts, and its text form for Prometheus.
 
 use std::fmt::Write;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use tailwharf_node::splice::Traffic;
+
+use crate::certificates::CertificateCounters;
+use crate::web::WebCounters;
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -75,6 +79,10 @@ pub(crate) struct Metrics {
     pub claims_lost: Counter,
     /// Writes of an identity's status.
     pub status_writes: Counter,
+    /// Certificates.
+    pub certificates: Arc<CertificateCounters>,
+    /// HTTP.
+    pub web: WebCounters,
 }
 
 impl Metrics {
@@ -183,6 +191,8 @@ impl Metrics {
             "Sockets and devices by what the kernel does for whole batches of packets.",
             samples.as_slice(),
         );
+        self.certificates.render(&mut out);
+        self.web.render(&mut out);
         out
     }
 }

@@ -2,24 +2,29 @@
 
 use std::sync::Arc;
 
-use futures::future::join;
+use futures::future::join3;
 use tailwharf_kube_types::IdentitySpec;
-use tailwharf_node::TailnetNode;
+use tailwharf_node::{Node, TailnetNode};
 
 use crate::carrier::{Carrier, Port};
 use crate::egress::Outlets;
+use crate::hosting::WebHosting;
 use crate::listeners::Listeners;
 
 /// What one identity does on its node.
 pub(crate) struct Serving {
     listeners: Listeners<Arc<dyn TailnetNode>>,
     outlets: Outlets<Arc<dyn TailnetNode>>,
+    /// What is served over HTTP.
+    pub(crate) web: WebHosting,
 }
 
 impl Serving {
     /// Nothing yet.
-    pub(crate) fn new(node: &Arc<dyn TailnetNode>, carrier: &Arc<Carrier>) -> Self {
+    pub(crate) fn new(node: &Node, carrier: &Arc<Carrier>, web: WebHosting) -> Self {
+        let node: Arc<dyn TailnetNode> = Arc::new(node.clone());
         Self {
+            web,
             listeners: Listeners::new(node.clone(), carrier.clone()),
             outlets: Outlets::new(node.clone(), carrier.clone()),
         }
@@ -29,6 +34,7 @@ impl Serving {
     pub(crate) fn apply(&mut self, spec: &IdentitySpec) {
         self.listeners.apply(&spec.listeners);
         self.outlets.apply(spec.egress.as_ref());
+        self.web.apply(spec, true);
     }
 
     /// What could not be opened, and why.
@@ -38,14 +44,15 @@ impl Serving {
         listeners
             .map(|(port, error)| (*port, error.to_string()))
             .chain(outlets.map(|(port, error)| (*port, error.to_string())))
+            .chain(self.web.failed())
             .collect()
     }
 
     /// Tries what connections are passed on to and is not known to answer.
     pub(crate) fn probe(&self) -> impl Future<Output = ()> + Send + use<> {
-        let both = join(self.listeners.probe(), self.outlets.probe());
+        let all = join3(self.listeners.probe(), self.outlets.probe(), self.web.probe());
         async {
-            both.await;
+            all.await;
         }
     }
 }

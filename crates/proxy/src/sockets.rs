@@ -41,7 +41,7 @@ pub(crate) trait Sockets: Clone + Send + Sync + 'static {
 /// A source of TCP connections.
 pub(crate) trait Accept: Send + 'static {
     /// A connection.
-    type Stream: AsyncRead + AsyncWrite + Send + 'static;
+    type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
 
     /// The next connection and its peer; `None` when there will be no more.
     fn accept(&mut self) -> impl Future<Output = Option<(Self::Stream, SocketAddr)>> + Send;

@@ -32,6 +32,28 @@ pub(crate) enum Obstacle {
     },
 }
 
+/// What keeps requests from a backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BackendTrouble {
+    /// The condition's reason.
+    pub reason: IdentityReason,
+    /// One sentence with what comes next.
+    pub message: String,
+}
+
+/// What is known of what a device serves over HTTP.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct WebFacts {
+    /// The first backend that cannot be reached.
+    pub trouble: Option<BackendTrouble>,
+    /// Each backend was tried.
+    pub tried: bool,
+    /// How far the certificates are, once the device is on the tailnet.
+    pub certificate: Option<Step>,
+    /// Whether the Internet reaches the device, if it is to.
+    pub funnel: Option<Step>,
+}
+
 /// What the host knows of an identity.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Facts {
@@ -57,6 +79,8 @@ pub(crate) struct Facts {
     pub failed: Vec<(Port, String)>,
     /// What is known of the backends of TCP listeners, and of targets.
     pub backends: HealthMap,
+    /// What it serves over HTTP, if it does.
+    pub web: Option<WebFacts>,
     /// The identity is being handed to another pod.
     pub leaving: bool,
 }
@@ -152,6 +176,11 @@ impl Facts {
             steps.extend(self.advertised());
         }
         steps.push(self.backend_reachable());
+        if let Some(web) = &self.web {
+            let certificate = web.certificate.clone();
+            steps.push(certificate.unwrap_or_else(|| Step::waiting(ConditionType::CertificateReady)));
+            steps.extend(web.funnel.clone());
+        }
         steps
     }
 
@@ -297,7 +326,10 @@ impl Facts {
         if self.reached > 0 {
             return self.target_reachable();
         }
-        if self.listeners == 0 {
+        if let Some(trouble) = self.web.as_ref().and_then(|web| web.trouble.clone()) {
+            return Step::blocked(condition, trouble.reason, trouble.message);
+        }
+        if self.listeners == 0 && self.web.is_none() {
             let reason = IdentityReason::NoListeners;
             return Step {
                 reason,
@@ -313,10 +345,13 @@ impl Facts {
             let text = format!("Connections to {port} cannot be passed on: {error}. {hint}{more}");
             return Step::blocked(condition, error.reason(), text);
         }
-        if self.backends.values().any(|health| *health == Health::Unknown) {
+        let untried = self.web.as_ref().is_some_and(|web| !web.tried);
+        if untried || self.backends.values().any(|health| *health == Health::Unknown) {
             return not_probed("The first connection to the backends is under way.");
         }
-        let text = if self.backends.is_empty() {
+        let text = if self.web.is_some() {
+            "Each backend takes connections."
+        } else if self.backends.is_empty() {
             "All ports are UDP, which cannot be probed."
         } else {
             "Each TCP port has a backend that takes connections."

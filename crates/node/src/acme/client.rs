@@ -19,8 +19,10 @@ use crate::{fetch, http1};
 const BAD_NONCE: &str = "urn:ietf:params:acme:error:badNonce";
 /// How often a request is made again with a fresh nonce.
 const ATTEMPTS: usize = 3;
-/// The pause between two looks at what the server is working on.
-const PAUSE: Duration = Duration::from_secs(1);
+/// The pause between the first looks at what the server is working on; it grows with each.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// The longest pause between two looks that we choose ourselves.
+const PAUSE: Duration = Duration::from_secs(3);
 /// A longer pause than this is not taken from a server.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
@@ -31,6 +33,8 @@ pub(super) struct Directory {
     new_nonce: Url,
     new_account: Url,
     pub(super) new_order: Url,
+    /// Where renewal information is (RFC 9773), if the server has it.
+    pub(super) renewal_info: Option<Url>,
 }
 
 /// What the server says about a failure (RFC 7807).
@@ -55,9 +59,7 @@ pub(super) struct Client<'a> {
 impl<'a> Client<'a> {
     /// Reads the directory and finds or makes the account.
     pub(super) async fn start(host: &'a Host, account: &'a AcmeAccount) -> Result<Self, AcmeError> {
-        let url = account.directory();
-        let response = send(host, Method::GET, url, Bytes::new()).await?;
-        let directory = decode(url, response.body())?;
+        let directory = directory(host, account.directory()).await?;
         let mut client = Self {
             host,
             account,
@@ -113,17 +115,14 @@ impl<'a> Client<'a> {
         url: &Url,
         done: impl Fn(T) -> Option<R>,
     ) -> Result<R, AcmeError> {
+        let mut own = FIRST_PAUSE;
         loop {
             let response = self.post(url, None).await?;
             if let Some(result) = done(decode(url, response.body())?) {
                 return Ok(result);
             }
-            let pause = response
-                .headers()
-                .get(header::RETRY_AFTER)
-                .and_then(|seconds| seconds.to_str().ok()?.parse().ok())
-                .map_or(PAUSE, Duration::from_secs);
-            sleep(pause.min(LONGEST_PAUSE)).await;
+            sleep(retry_after(&response).unwrap_or(own).min(LONGEST_PAUSE)).await;
+            own = (own * 2).min(PAUSE);
         }
     }
 
@@ -138,6 +137,23 @@ impl<'a> Client<'a> {
             what: "it has no nonce",
         })
     }
+}
+
+/// Reads the directory at `url`.
+pub(super) async fn directory(host: &Host, url: &Url) -> Result<Directory, AcmeError> {
+    read(host, url).await
+}
+
+/// Reads what is free for all to read at `url`.
+pub(super) async fn read<T: DeserializeOwned>(host: &Host, url: &Url) -> Result<T, AcmeError> {
+    let response = send(host, Method::GET, url, Bytes::new()).await?;
+    decode(url, response.body())
+}
+
+/// How long the server asks to wait, if it does so in seconds.
+fn retry_after(response: &Response<Bytes>) -> Option<Duration> {
+    let value = response.headers().get(header::RETRY_AFTER)?;
+    value.to_str().ok()?.parse().ok().map(Duration::from_secs)
 }
 
 /// The URL of what a request has made.
@@ -194,6 +210,7 @@ async fn send(host: &Host, method: Method, url: &Url, body: Bytes) -> Result<Res
                 url: url.to_string(),
                 status: status.as_u16(),
                 kind: problem.kind,
+                retry_after: retry_after(&response),
                 detail: match problem.detail.is_empty() {
                     true => http1::first_line(response.body()),
                     false => problem.detail.chars().take(300).collect(),

@@ -8,6 +8,7 @@ mod client;
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use serde::Deserialize;
 use serde_json::json;
@@ -79,6 +80,8 @@ pub enum AcmeError {
         kind: String,
         /// The server's words.
         detail: String,
+        /// How long it wants to be left alone.
+        retry_after: Option<Duration>,
     },
     /// An answer of the ACME server cannot be used.
     #[error("the answer of {url} cannot be used: {what}")]
@@ -134,25 +137,69 @@ struct ChallengeError {
     detail: String,
 }
 
-/// Orders a certificate for `name`; `set_record` sets a TXT record to a value.
+/// Whether an ACME server has its directory at `url`.
+pub(crate) async fn is_directory(host: &Host, url: &Url) -> Result<bool, AcmeError> {
+    match client::directory(host, url).await {
+        Ok(_) => Ok(true),
+        Err(AcmeError::Refused { .. } | AcmeError::Answer { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The time in which an ACME server wants a certificate to be renewed (RFC 9773); its middle has passed if the certificate is to be renewed now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct RenewalWindow {
+    /// From when on.
+    pub start: Timestamp,
+    /// Until when.
+    pub end: Timestamp,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RenewalInfo {
+    suggested_window: RenewalWindow,
+}
+
+/// When the server with this directory wants the certificate `id` to be renewed; `None` if it says nothing about that.
+pub(crate) async fn renewal_window(
+    host: &Host,
+    directory: &Url,
+    id: &str,
+) -> Result<Option<RenewalWindow>, AcmeError> {
+    let Some(mut url) = client::directory(host, directory).await?.renewal_info else {
+        return Ok(None);
+    };
+    let path = format!("{}/{id}", url.path().trim_end_matches('/'));
+    url.set_path(&path);
+    let info: RenewalInfo = client::read(host, &url).await?;
+    Ok(Some(info.suggested_window))
+}
+
+/// Orders a certificate for `name`, in place of the one `replaces`; `set_record` sets a TXT record to a value.
 pub(crate) async fn order<F>(
     host: &Host,
     account: &AcmeAccount,
     name: &str,
+    replaces: Option<&str>,
     set_record: impl FnMut(String, String) -> F,
 ) -> Result<Certificate, AcmeError>
 where
     F: Future<Output = Result<(), AcmeError>>,
 {
-    timeout(ORDER_TIME, order_slowly(host, account, name, set_record))
-        .await
-        .map_err(|_| AcmeError::TimedOut)?
+    timeout(
+        ORDER_TIME,
+        order_slowly(host, account, name, replaces, set_record),
+    )
+    .await
+    .map_err(|_| AcmeError::TimedOut)?
 }
 
 async fn order_slowly<F>(
     host: &Host,
     account: &AcmeAccount,
     name: &str,
+    replaces: Option<&str>,
     mut set_record: impl FnMut(String, String) -> F,
 ) -> Result<Certificate, AcmeError>
 where
@@ -160,7 +207,10 @@ where
 {
     let mut client = Client::start(host, account).await?;
     let new_order = client.directory.new_order.clone();
-    let identifiers = json!({"identifiers": [{"type": "dns", "value": name}]});
+    let mut identifiers = json!({"identifiers": [{"type": "dns", "value": name}]});
+    if let (Some(replaces), Some(_)) = (replaces, &client.directory.renewal_info) {
+        identifiers["replaces"] = replaces.into();
+    }
     let response = client.post(&new_order, Some(&identifiers)).await?;
     let order_url = location(&new_order, &response)?;
     let order: Order = decode(&new_order, response.body())?;

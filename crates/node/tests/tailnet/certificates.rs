@@ -21,7 +21,7 @@ async fn a_certificate_is_proved_by_a_record_that_the_control_server_sets() {
         .join("/acme/directory")
         .unwrap();
     let account = AcmeAccount::generate(directory.clone()).unwrap();
-    let certificate = node.certificate(&account, name).await.unwrap();
+    let certificate = node.certificate(&account, name, None).await.unwrap();
     let chain: Vec<_> = CertificateDer::pem_slice_iter(certificate.chain_pem.as_bytes())
         .collect::<Result<_, _>>()
         .unwrap();
@@ -35,15 +35,15 @@ async fn a_certificate_is_proved_by_a_record_that_the_control_server_sets() {
 
     // The account is the same one again by its key.
     let again = AcmeAccount::from_pkcs8(directory.clone(), account.to_pkcs8()).unwrap();
-    node.certificate(&again, &format!("{name}.")).await.unwrap();
+    node.certificate(&again, &format!("{name}."), None).await.unwrap();
 
     let refused = node
-        .certificate(&account, "other.tail1234.ts.net")
+        .certificate(&account, "other.tail1234.ts.net", None)
         .await
         .unwrap_err();
     assert!(matches!(refused, AcmeError::Name { .. }), "{refused}");
     let nowhere = AcmeAccount::generate(directory.join("/health").unwrap()).unwrap();
-    let error = node.certificate(&nowhere, name).await.unwrap_err();
+    let error = node.certificate(&nowhere, name, None).await.unwrap_err();
     assert!(
         matches!(error, AcmeError::Answer { .. } | AcmeError::Refused { .. }),
         "{error}"

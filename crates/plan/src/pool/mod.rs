@@ -99,7 +99,12 @@ pub fn build(snapshot: &Snapshot, settings: &Settings) -> Plan {
         frame.service_account(),
         service_account.as_ref().map(|object| json!(object)),
     );
-    apply(frame.role(secrets), role.as_ref().map(|object| json!(object)));
+    let account = names::account_secret_name(&pool.name);
+    if !secrets.contains(&account) {
+        apply(frame.account_secret(&account), None);
+    }
+    let secrets = secrets.iter().cloned().chain([account]).collect();
+    apply(frame.role(&secrets), role.as_ref().map(|object| json!(object)));
     apply(
         frame.role_binding(),
         role_binding.as_ref().map(|object| json!(object)),

@@ -37,6 +37,17 @@ impl Frame {
         self.manifest(Kind::ServiceAccount, json!({}))
     }
 
+    /// The Secret with the pool's accounts at certificate authorities, into which its pods write.
+    pub(super) fn account_secret(&self, name: &str) -> Manifest {
+        let object = ObjectRef::new(Kind::Secret, &self.namespace, name);
+        let body = body(&object, &self.labels, json!({}));
+        Manifest {
+            object,
+            body,
+            slots: Vec::new(),
+        }
+    }
+
     /// A pod may follow the identities and tell about those it hosts, hold its member Lease, and read and write the named Secrets.
     pub(super) fn role(&self, secrets: &BTreeSet<String>) -> Manifest {
         let mut rules = vec![

@@ -1,6 +1,7 @@
 //! The life of one identity in this pod: claim it, read its Secret, run its node and listeners, tell its status, let go.
 
 mod job;
+mod web;
 
 use std::net::IpAddr;
 use std::pin::pin;
@@ -12,7 +13,9 @@ use rand::rngs::OsRng;
 use tailwharf_kube_types::secret::SecretText;
 use tailwharf_kube_types::{Identity, IdentityStatus};
 use tailwharf_node::splice::Buffers;
-use tailwharf_node::{AuthKey, Backoff, Host, NodeConfig, NodeStatus, Phase, Prefs, StartError, TailnetNode};
+use tailwharf_node::{
+    AuthKey, Backoff, Host, Node, NodeConfig, NodeStatus, Phase, Prefs, StartError, TailnetNode,
+};
 use tailwharf_wire::tailcfg::StableId;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -21,8 +24,10 @@ use tracing::{info, warn};
 
 pub(crate) use self::job::{Job, Order, Report, disown};
 use self::job::{facts, reached};
+pub(crate) use self::web::WebHosting;
 use crate::DeviceService;
 use crate::carrier::{Carrier, Health};
+use crate::certificates::Issuer;
 use crate::cluster::Cluster;
 use crate::limits::{Limits, Room};
 use crate::metrics::Metrics;
@@ -65,6 +70,8 @@ pub(crate) struct Shared {
     pub pod_addresses: Vec<IpAddr>,
     /// What runs on each device besides its listeners.
     pub service: Option<Arc<dyn DeviceService>>,
+    /// Orders certificates.
+    pub issuer: Arc<Issuer>,
 }
 
 /// Why something was interrupted.
@@ -181,7 +188,6 @@ impl Hosting {
         if let Some(service) = &self.job.shared.service {
             tokio::spawn(service.serve(node.clone(), end.clone()));
         }
-        let node: Arc<dyn TailnetNode> = Arc::new(node);
         let result = self.attend_node(&node, &opened.store, end.clone()).await;
         end.cancel();
         let limit = if self.job.fence.is_cancelled() {
@@ -258,7 +264,7 @@ impl Hosting {
     /// Serves a running node. `Ok` when it has to be started anew.
     async fn attend_node(
         &mut self,
-        node: &Arc<dyn TailnetNode>,
+        node: &Node,
         store: &Arc<SecretStore>,
         end: CancellationToken,
     ) -> Result<(), Interrupt> {
@@ -272,7 +278,8 @@ impl Hosting {
             end,
         );
         let mut health = carrier.health();
-        let mut serving = Serving::new(node, &carrier);
+        let web = WebHosting::new(&self.job, node.clone(), carrier.clone());
+        let mut serving = Serving::new(node, &carrier, web);
         let mut status = node.status();
         let mut probes = Backoff::new(Duration::from_secs(1), Duration::from_secs(15));
         let mut timers = Timers::default();
@@ -281,11 +288,13 @@ impl Hosting {
         loop {
             self.note_node(&status.borrow_and_update());
             self.facts.backends.clone_from(&health.borrow_and_update());
+            self.facts.web = serving.web.facts();
             self.after_status(store, &mut timers);
             let event = async {
                 tokio::select! {
                     changed = status.changed() => if changed.is_ok() { Event::Node } else { Event::RetryDue },
                     _ = health.changed() => Event::Health,
+                    () = serving.web.changed() => Event::Node,
                     () = probe_ends(&mut probing) => Event::Probed,
                     () = due(timers.probe), if probing.is_none() => Event::ProbeDue,
                     () = due(timers.open) => Event::OpenDue,
@@ -293,12 +302,16 @@ impl Hosting {
                 }
             };
             match self.attend(event).await {
-                Ok(Event::Node) => {}
+                Ok(Event::Node) => {
+                    // The control server may have given the device another name.
+                    serving.web.apply(&self.identity.spec, false);
+                }
                 Ok(Event::Health | Event::Probed) => {
-                    let bad = health
-                        .borrow()
-                        .values()
-                        .any(|health| matches!(health, Health::Unreachable(_)));
+                    let bad = serving.web.has_trouble()
+                        || health
+                            .borrow()
+                            .values()
+                            .any(|health| matches!(health, Health::Unreachable(_)));
                     if !bad {
                         probes.reset();
                         timers.probe = None;
@@ -365,7 +378,7 @@ impl Hosting {
     }
 
     /// Takes over a new spec. False when the node has to be started anew for it.
-    fn take_spec(&mut self, node: &Arc<dyn TailnetNode>) -> bool {
+    fn take_spec(&mut self, node: &Node) -> bool {
         let new = self.job.identity.borrow().clone();
         let old = std::mem::replace(&mut self.identity, new);
         let (old, new) = (&old.spec, &self.identity.spec);
