@@ -354,7 +354,7 @@ proptest! {
         if ours.is_none() {
             prop_assert!(play.world.devices.len() == 1 && identities.is_empty(), "{:?} {:?}", play.world.devices, identities);
             let left = play.world.objects.keys().filter(|object| object.kind == Kind::Secret && object.namespace == NAMESPACE);
-            prop_assert_eq!(left.count(), 1);
+            prop_assert_eq!(left.count(), 2);
             if let Some(body) = play.living() {
                 prop_assert_eq!(&body["metadata"]["finalizers"].as_array().cloned().unwrap_or_default(), &Vec::<Value>::new());
             }
