@@ -257,8 +257,9 @@ impl Cluster {
         until("the Identity", async || Ok(self.identities().get(&name).await?)).await
     }
 
-    /// Waits until nothing is left that was made for Services, but for the operator's own device.
+    /// Waits until nothing is left that was made for Services: only the operator's own device and the pool's accounts.
     pub(crate) async fn empty(&self) -> Result<()> {
+        let accounts = names::account_secret_name("default");
         until("nothing is left", async || {
             let identities = self.identities().list(&ListParams::default()).await?;
             let secrets = self
@@ -271,6 +272,7 @@ impl Cluster {
                 .chain(secrets.iter().map(ResourceExt::name_any));
             let left: Vec<_> = names
                 .filter(|name| !name.starts_with(names::OPERATOR_IDENTITY))
+                .filter(|name| *name != accounts)
                 .collect();
             if left.is_empty() {
                 Ok(())
