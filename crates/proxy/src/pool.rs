@@ -163,12 +163,12 @@ impl Pool {
                     .cloned()
                     .collect();
                 for name in gone {
-                    self.forget(&name);
+                    self.forget(&name, Order::HandOver);
                 }
                 self.board.set_synced();
             }
             Ok(Apply(identity)) => self.take(&identity.name_any().into(), lean(identity)),
-            Ok(Delete(identity)) => self.forget(&identity.name_any()),
+            Ok(Delete(identity)) => self.forget(&identity.name_any(), Order::HandOver),
             Err(error) => warn!(
                 error = &error as &dyn std::error::Error,
                 "the watch of identities broke off"
@@ -212,13 +212,13 @@ impl Pool {
     /// Takes a version of an identity, if it is newer than the one at hand.
     fn take(&mut self, name: &Arc<str>, identity: Identity) {
         if identity.metadata.deletion_timestamp.is_some() {
-            return self.forget(name);
+            return self.forget(name, Order::Stop);
         }
         let mut since = Instant::now();
         if let Some(known) = self.identities.get(name) {
             let (old, new) = (&known.identity.metadata, &identity.metadata);
             if old.uid != new.uid {
-                self.forget(name);
+                self.forget(name, Order::Stop);
             } else if !is_newer(&identity, old.resource_version.as_deref().unwrap_or_default()) {
                 return;
             } else if claim_of(&known.identity) == claim_of(&identity) {
@@ -234,11 +234,12 @@ impl Pool {
         self.consider(name);
     }
 
-    fn forget(&mut self, name: &str) {
+    /// An identity is gone, or in another pool now: the watch does not tell which. Another pool waits until it is told that the identity is free.
+    fn forget(&mut self, name: &str, order: Order) {
         self.identities.remove(name);
         if let Some(hosting) = self.hosting.get_mut(name) {
             hosting.running.stage = Stage::Leaving;
-            hosting.orders.send_replace(Order::Stop);
+            hosting.orders.send_replace(order);
         }
     }
 
