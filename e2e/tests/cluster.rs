@@ -37,6 +37,7 @@ fn main() -> ExitCode {
             ("all_ports_tcp_and_udp_reach_the_service", all_ports),
             ("load_balancer_class_gets_status", load_balancer),
             ("ports_hostname_and_tags_change_live", live_changes),
+            ("a_headless_service_leads_to_its_pods", headless),
             ("unusable_services_get_a_condition_and_nothing_else", unusable),
             ("a_tag_that_may_not_be_given_is_named", forbidden_tag),
             ("a_revoked_key_is_told_and_replaced", revoked_key),
@@ -266,6 +267,16 @@ fn live_changes(fixture: &mut Fixture) -> Result<()> {
     })
 }
 
+/// A Service without an address of its own leads to its pods.
+fn headless(fixture: &mut Fixture) -> Result<()> {
+    let spec = "clusterIP: None, ports: [{port: 80}]";
+    fixture.apply(&service("headless", "nginx", EXPOSE, spec))?;
+    fixture.ready("headless")?;
+    let page = fixture.lab.reachable("http://default-headless")?;
+    ensure!(page.contains("Welcome to nginx!"), "{page}");
+    fixture.delete("headless")
+}
+
 fn unusable(fixture: &mut Fixture) -> Result<()> {
     let before = fixture.lab.tailnet.nodes()?.len();
     let bad_name = format!("{EXPOSE}, tailscale.com/hostname: \"not_a name\"");
@@ -273,12 +284,7 @@ fn unusable(fixture: &mut Fixture) -> Result<()> {
     for (name, annotations, spec, word) in [
         ("bad-name", bad_name.as_str(), HTTP, "hostname"),
         ("bad-tags", bad_tags.as_str(), HTTP, "tag:"),
-        (
-            "headless",
-            EXPOSE,
-            "clusterIP: None, ports: [{port: 80}]",
-            "headless",
-        ),
+        ("no-ports", EXPOSE, "ports: [{port: 80, protocol: SCTP}]", "SCTP"),
     ] {
         fixture.apply(&service(name, "nginx", annotations, spec))?;
         let message = fixture.not_ready(name, "ProxyInvalid")?;
