@@ -63,14 +63,15 @@ pub(crate) fn play(stage: &mut Stage, lab: &Lab) -> Result<Cluster> {
     Ok(b)
 }
 
-fn curl(url: &str) -> [&str; 7] {
+fn curl(url: &str) -> [&str; 8] {
     [
         "exec",
         "deployment/nginx",
         "--",
         "curl",
         "--silent",
-        "--max-time=10",
+        "--max-time",
+        "10",
         url,
     ]
 }
