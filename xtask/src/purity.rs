@@ -207,6 +207,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_pure_crates_are_pure() {
+        check(&crate::workspace().unwrap()).unwrap();
+    }
+
+    #[test]
     fn finds_clocks_sockets_and_randomness_in_sources() {
         let text = "let a = Instant::now();\n// Instant::now\nlet b = my_tokio();\nuse tokio::net;\nlet c = OsRng;\n";
         assert_eq!(
