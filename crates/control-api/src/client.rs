@@ -1,5 +1,6 @@
 //! The HTTP client of API v2.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::header::{
@@ -39,6 +40,14 @@ pub enum Credentials {
         id: String,
         /// The client's secret.
         secret: Secret,
+    },
+    /// Workload identity: the control server trusts the issuer of a token that the platform keeps in a file, and gives an access token for it. No secret
+    /// is stored anywhere.
+    Workload {
+        /// The client's id.
+        id: String,
+        /// Where the platform writes the token, and replaces it before it ends.
+        token_file: PathBuf,
     },
     /// A fixed API key (`tskey-api-…`).
     ApiKey(Secret),
@@ -224,17 +233,43 @@ impl Client {
     async fn token(&self) -> Result<Secret, Error> {
         match &self.credentials {
             Credentials::ApiKey(key) => Ok(key.clone()),
-            Credentials::OAuthClient { id, secret } => self.tokens.get(self.fetch_token(id, secret)).await,
+            Credentials::OAuthClient { id, secret } => {
+                let form = [
+                    ("grant_type", "client_credentials"),
+                    ("client_id", id),
+                    ("client_secret", secret.expose()),
+                ];
+                self.tokens.get(self.fetch_token("token", &form, secret)).await
+            }
+            Credentials::Workload { id, token_file } => {
+                self.tokens.get(self.exchange_token(id, token_file)).await
+            }
         }
     }
 
-    async fn fetch_token(&self, id: &str, secret: &Secret) -> Result<TokenBody, Error> {
+    /// The platform replaces the token from time to time, so it is read for each exchange.
+    async fn exchange_token(&self, id: &str, token_file: &Path) -> Result<TokenBody, Error> {
+        let text = tokio::fs::read_to_string(token_file)
+            .await
+            .map_err(|source| Error::WorkloadToken {
+                path: token_file.to_owned(),
+                source,
+            })?;
+        let token = Secret::new(text.trim());
+        let form = [("client_id", id), ("jwt", token.expose())];
+        self.fetch_token("token-exchange", &form, &token).await
+    }
+
+    async fn fetch_token(
+        &self,
+        endpoint: &str,
+        form: &[(&str, &str)],
+        secret: &Secret,
+    ) -> Result<TokenBody, Error> {
         let form = url::form_urlencoded::Serializer::new(String::new())
-            .append_pair("grant_type", "client_credentials")
-            .append_pair("client_id", id)
-            .append_pair("client_secret", secret.expose())
+            .extend_pairs(form)
             .finish();
-        let mut request = Outgoing::new(Method::POST, self.url(&["oauth", "token"])).with_body(FORM, form);
+        let mut request = Outgoing::new(Method::POST, self.url(&["oauth", endpoint])).with_body(FORM, form);
         request.headers.insert(USER_AGENT, self.user_agent.clone());
         let answer = self.send_with_retries(&request).await?;
         match answer.status {

@@ -1,5 +1,6 @@
 //! What can go wrong with a call, by type.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::secret::Secret;
@@ -20,6 +21,14 @@ pub enum Error {
         status: u16,
         /// The server's reason.
         message: String,
+    },
+    /// The token of the platform, which the control server would give an access token for, cannot be read.
+    #[error("the workload's token cannot be read from {}; check the projected volume with the ServiceAccount's token", .path.display())]
+    WorkloadToken {
+        /// Where it should be.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
     },
     /// 403: the credentials lack a scope.
     #[error("the control server does not allow it: {message}")]
@@ -101,6 +110,7 @@ impl Error {
             Self::Unexpected { status, .. } => *status >= 500,
             Self::NotFound { .. }
             | Self::CredentialsRefused { .. }
+            | Self::WorkloadToken { .. }
             | Self::Forbidden { .. }
             | Self::KeyRefused { .. }
             | Self::Conflict { .. }
@@ -115,6 +125,7 @@ impl Error {
         match self {
             Self::NotFound { .. } => "not_found",
             Self::CredentialsRefused { .. } => "credentials_refused",
+            Self::WorkloadToken { .. } => "workload_token",
             Self::Forbidden { .. } => "forbidden",
             Self::KeyRefused { .. } => "key_refused",
             Self::Conflict { .. } => "conflict",

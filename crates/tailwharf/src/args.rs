@@ -151,6 +151,16 @@ pub(crate) struct OperatorArgs {
     /// API of the tailnet, where it is not at the control server
     #[arg(long, env = "OPERATOR_API_URL", value_parser = server)]
     pub(crate) api_url: Option<Url>,
+    /// Id of a client of the tailnet that the tokens of this operator's ServiceAccount are trusted for; then no secret is needed
+    #[arg(long, env = "CLIENT_ID")]
+    pub(crate) client_id: Option<String>,
+    /// File with such a token
+    #[arg(
+        long,
+        env = "TAILWHARF_TOKEN_FILE",
+        default_value = "/var/run/secrets/tailscale/serviceaccount/token"
+    )]
+    pub(crate) token_file: PathBuf,
     /// File with the id of the OAuth client
     #[arg(long, env = "CLIENT_ID_FILE", default_value = "/oauth/client_id")]
     pub(crate) client_id_file: PathBuf,

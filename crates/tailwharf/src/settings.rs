@@ -30,9 +30,15 @@ const TAILSCALE_API: &str = "https://api.tailscale.com";
 const DEFAULT_POOL: &str = "default";
 
 pub(crate) fn operator(args: OperatorArgs, log: &str) -> Result<tailwharf_operator::Settings> {
-    let credentials = Credentials::OAuthClient {
-        id: file(&args.client_id_file, "id")?,
-        secret: Secret::new(file(&args.client_secret_file, "secret")?),
+    let credentials = match args.client_id.filter(|id| !id.is_empty()) {
+        Some(id) => Credentials::Workload {
+            id,
+            token_file: args.token_file,
+        },
+        None => Credentials::OAuthClient {
+            id: file(&args.client_id_file, "id")?,
+            secret: Secret::new(file(&args.client_secret_file, "secret")?),
+        },
     };
     let api = match args.api_url {
         Some(url) => url,

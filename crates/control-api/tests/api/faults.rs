@@ -7,7 +7,7 @@ use tailwharf_control_api::{
     Client, ClientConfig, ControlApi, CreateKey, Credentials, DeviceId, Error, Secret,
 };
 
-use crate::server::{Fault, Server};
+use crate::server::{Fault, Server, WORKLOAD_TOKEN};
 
 fn key_request() -> CreateKey {
     CreateKey {
@@ -62,6 +62,30 @@ async fn wrong_credentials_are_told_without_the_secret() {
         "{error:?}"
     );
     assert!(!format!("{error} {error:?}").contains("tskey"));
+}
+
+#[tokio::test]
+async fn a_workload_shows_the_token_that_its_platform_keeps_fresh() {
+    let server = server().await;
+    let dir = tempfile::tempdir().unwrap();
+    let token_file = dir.path().join("token");
+    let mut config = server.config();
+    config.credentials = Credentials::Workload {
+        id: "client".to_owned(),
+        token_file: token_file.clone(),
+    };
+    let client = Client::new(config).unwrap();
+    let missing = client.verify().await.unwrap_err();
+    assert!(matches!(missing, Error::WorkloadToken { .. }), "{missing:?}");
+    std::fs::write(&token_file, "an.old.token").unwrap();
+    let refused = client.verify().await.unwrap_err();
+    assert!(
+        matches!(refused, Error::CredentialsRefused { status: 401, .. }),
+        "{refused:?}"
+    );
+    assert!(!format!("{refused} {refused:?}").contains("old"));
+    std::fs::write(&token_file, format!("{WORKLOAD_TOKEN}\n")).unwrap();
+    client.verify().await.unwrap();
 }
 
 #[tokio::test]

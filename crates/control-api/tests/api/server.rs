@@ -20,6 +20,8 @@ use tailwharf_control_api::{
 use tokio::net::TcpListener;
 
 pub(crate) const CLIENT_SECRET: &str = "tskey-client-secret";
+/// What the platform vouches for the client with.
+pub(crate) const WORKLOAD_TOKEN: &str = "header.claims.signature";
 
 /// What a request meets instead of its answer.
 #[derive(Debug, Clone)]
@@ -142,8 +144,10 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Reply
         .lock()
         .unwrap()
         .push(format!("{} {path}", parts.method));
-    if path == "/api/v2/oauth/token" {
-        return Ok(token(&shared, &body));
+    match path.as_str() {
+        "/api/v2/oauth/token" => return Ok(token(&shared, &body, "client_secret", CLIENT_SECRET)),
+        "/api/v2/oauth/token-exchange" => return Ok(token(&shared, &body, "jwt", WORKLOAD_TOKEN)),
+        _ => {}
     }
     let wanted = format!("Bearer token-{}", shared.valid_token.load(Ordering::SeqCst));
     if parts
@@ -185,14 +189,12 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Reply
     }
 }
 
-fn token(shared: &Shared, body: &[u8]) -> Reply {
+fn token(shared: &Shared, body: &[u8], proof: &str, expected: &str) -> Reply {
     let form: std::collections::HashMap<_, _> = url::form_urlencoded::parse(body).into_owned().collect();
     let known = form.get("client_id").is_some_and(|id| id == "client")
-        && form
-            .get("client_secret")
-            .is_some_and(|secret| secret == CLIENT_SECRET);
+        && form.get(proof).is_some_and(|secret| secret == expected);
     if !known {
-        let secret = form.get("client_secret").cloned().unwrap_or_default();
+        let secret = form.get(proof).cloned().unwrap_or_default();
         return json_reply(
             401,
             &json!({"error": "invalid_client", "error_description": format!("no client with {secret}")}),
