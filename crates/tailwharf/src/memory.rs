@@ -1,14 +1,62 @@
-//! Memory: the allocator, and how bytes are copied.
+//! Memory: the allocator, the code that is kept in it, and how bytes are copied.
 //!
 //! musl is written to be small. Its allocator is slow under threads, and on x86-64 its `memcpy` is one string instruction of eight bytes a step, which takes a
 //! long start: a packet costs a third of what sealing it does each time it is copied, and a header as much. The routine here takes 16 bytes a step with what
 //! every x86-64 processor has. It is linked in place of both routines of musl.
 
-#![allow(unsafe_code)] // The routine that all copies end in cannot be written in terms of copies.
+#![allow(unsafe_code)] // The routine that all copies end in cannot be written in terms of copies; code pages are told by address.
+
+use std::ffi::c_void;
+use std::io;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::time::Duration;
+
+use nix::sys::mman::{MmapAdvise, madvise};
 
 /// It also gives memory back.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// How long code stays in memory that is not used again.
+const CODE_LIFE: Duration = Duration::from_secs(30);
+
+/// Gives code pages back to the kernel at intervals. What a process runs once, at its start or for a rare request, would count as its
+/// memory ever after and is most of what an idle proxy holds. Code in use comes back from the page cache, without a read, within microseconds.
+pub(crate) async fn give_back_code_at_intervals() {
+    loop {
+        tokio::time::sleep(CODE_LIFE).await;
+        if let Err(error) = give_back_code() {
+            tracing::debug!(%error, "code stays in memory");
+            return;
+        }
+    }
+}
+
+fn give_back_code() -> io::Result<()> {
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    let Some(code) = executable_around(&maps, give_back_code as *const () as usize) else {
+        return Err(io::ErrorKind::NotFound.into());
+    };
+    let Some(start) = NonNull::new(std::ptr::with_exposed_provenance_mut::<c_void>(code.start)) else {
+        return Err(io::ErrorKind::NotFound.into());
+    };
+    // SAFETY: the range is one mapping of a file that nobody can write to through it, so that each of its pages is read from the file
+    // again, with the same content, when it is next used.
+    unsafe { madvise(start, code.len(), MmapAdvise::MADV_DONTNEED) }.map_err(io::Error::from)
+}
+
+/// The mapping of `/proc/PID/maps` (proc(5)) that holds the address, if it is code of a file: readable, executable, and never written to.
+fn executable_around(maps: &str, address: usize) -> Option<Range<usize>> {
+    maps.lines().find_map(|line| {
+        let mut words = line.split_ascii_whitespace();
+        let (from, to) = words.next()?.split_once('-')?;
+        let hexadecimal = |text| usize::from_str_radix(text, 16).ok();
+        let range = hexadecimal(from)?..hexadecimal(to)?;
+        let of_a_file = words.next()? == "r-xp" && words.nth(3)?.starts_with('/');
+        (of_a_file && range.contains(&address)).then_some(range)
+    })
+}
 
 // `memcpy` and `memmove` (C, System V calling convention): `rdx` bytes from `rsi` to `rdi`, which is returned. What may overlap is read before it is written
 // over: up to 128 bytes are all read first; more go upwards if the target is below the source and downwards if it is above, with the far ends read first.
@@ -155,8 +203,34 @@ core::arch::global_asm!(
     ".set memmove, tailwharf_copy",
 );
 
+#[cfg(test)]
+mod code_tests {
+    use super::*;
+
+    const MAPS: &str = "\
+5000-7000 r--p 00000000 fe:00 31 /tailwharf
+7000-9000 r-xp 00002000 fe:00 31 /tailwharf
+9000-a000 rw-p 00004000 fe:00 31 /tailwharf
+b000-c000 r-xp 00000000 00:00 0 [vdso]
+";
+
+    #[test]
+    fn only_code_of_a_file_is_given_back() {
+        assert_eq!(executable_around(MAPS, 0x7abc), Some(0x7000..0x9000));
+        for elsewhere in [0x5000, 0x9000, 0xb000, 0xd000] {
+            assert_eq!(executable_around(MAPS, elsewhere), None);
+        }
+    }
+
+    #[test]
+    fn code_that_was_given_back_still_runs() {
+        give_back_code().unwrap();
+        assert_eq!(executable_around(MAPS, 0x8fff), Some(0x7000..0x9000));
+    }
+}
+
 #[cfg(all(test, target_arch = "x86_64"))]
-mod tests {
+mod copy_tests {
     use std::ffi::c_void;
 
     unsafe extern "C" {

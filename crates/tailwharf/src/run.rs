@@ -19,7 +19,7 @@ use tracing_subscriber::EnvFilter;
 use crate::args::{
     Args, Command, ConfigureArgs, ConfigureCommand, CoordinatorArgs, LogArgs, LogFormat, NameserverArgs,
 };
-use crate::{kubeconfig, local, settings};
+use crate::{kubeconfig, local, memory, settings};
 
 /// Worker threads of a process: more than two bring nothing to what waits for sockets.
 const THREADS: usize = 2;
@@ -54,6 +54,7 @@ fn start(args: Args) -> Result<ExitCode> {
     };
     log(&args.log)?;
     let stop = stop_on_signal(&runtime)?;
+    runtime.spawn(memory::give_back_code_at_intervals());
     runtime.block_on(async {
         match command {
             Command::Operator(operator) => {
