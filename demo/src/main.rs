@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout, reason = "a demo is what it prints")]
 
 mod clusters;
+mod ingress;
 mod stage;
 mod story;
 

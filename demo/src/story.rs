@@ -8,8 +8,8 @@ use tailwharf_testkit::process::Process;
 use tailwharf_testkit::wait::eventually;
 use tailwharf_testkit::{Cluster, Lab, OfficialClient};
 
-use crate::clusters;
 use crate::stage::Stage;
+use crate::{clusters, ingress};
 
 const SERVICE: &str = "apiVersion: v1
 kind: Service
@@ -30,6 +30,7 @@ pub(crate) fn play(stage: &mut Stage, lab: &Lab) -> Result<Cluster> {
     expose(stage, lab)?;
     reach(stage, lab)?;
     direct(stage, lab);
+    ingress::play(stage, lab)?;
     another_person(stage, lab)?;
     let second = clusters::play(stage, lab)?;
     unexpose(stage, lab)?;
