@@ -40,26 +40,36 @@ pub(crate) const SERIAL_RANDOM: usize = 10;
 #[serde(deny_unknown_fields)]
 struct Stored {
     suffix: String,
+    #[serde(default)]
+    short_names: bool,
     certificate: String,
     key: String,
 }
 
-/// The root. Its certificate is constrained to the tailnet's names, so that whoever trusts it trusts it for nothing else.
+/// The root. Its certificate is constrained to the tailnet's names, so that whoever trusts it trusts it for nothing else; but for one that certifies
+/// short names, too, since no constraint can say "names without a dot".
 pub(crate) struct Authority {
+    suffix: String,
+    short_names: bool,
     certificate: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
     key_id: Vec<u8>,
 }
 
 impl Authority {
-    /// Loads the root, or makes one for the names below `suffix`. Blocks on files.
-    pub(crate) fn load_or_create(data_dir: &Path, suffix: &str, now: Timestamp) -> Result<Self, CaError> {
+    /// Loads the root, or makes one for the names below `suffix`, and with `short_names` for their first labels. Blocks on files.
+    pub(crate) fn load_or_create(
+        data_dir: &Path,
+        suffix: &str,
+        short_names: bool,
+        now: Timestamp,
+    ) -> Result<Self, CaError> {
         let path = data_dir.join(FILE_NAME);
         let stored: Option<Stored> = file::read(&path)?;
         let stored = match stored {
-            Some(stored) if stored.suffix == suffix => stored,
+            Some(stored) if stored.suffix == suffix && stored.short_names == short_names => stored,
             _ => {
-                let stored = create(suffix, now).map_err(CaError::Root)?;
+                let stored = create(suffix, short_names, now).map_err(CaError::Root)?;
                 file::write(&path, &stored)?;
                 stored
             }
@@ -76,6 +86,8 @@ impl Authority {
         let key_id = CertificateParams::default().key_identifier(&key);
         let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(CaError::Root)?;
         Ok(Self {
+            suffix: stored.suffix,
+            short_names,
             certificate,
             issuer,
             key_id,
@@ -87,7 +99,7 @@ impl Authority {
         pem("CERTIFICATE", &self.certificate)
     }
 
-    /// Signs a request that asks for exactly `names`; the chain as PEM, the root last.
+    /// Signs a request that asks for exactly `names`; the chain as PEM, the root last. Who has a name has its short form, too, which is added.
     pub(crate) fn issue<'a>(
         &self,
         request: &[u8],
@@ -129,7 +141,9 @@ impl Authority {
             ));
         }
         let not_after = seconds(now) + LEAF_LIFE.as_secs();
-        let mut params = CertificateParams::new(wanted.clone()).map_err(|error| bad(error.to_string()))?;
+        let short = wanted.iter().filter_map(|name| self.short(name));
+        let certified: Vec<String> = wanted.iter().cloned().chain(short).collect();
+        let mut params = CertificateParams::new(certified).map_err(|error| bad(error.to_string()))?;
         if let Some(first) = wanted.iter().find(|name| name.len() <= 64) {
             params.distinguished_name = rcgen::DistinguishedName::new();
             params.distinguished_name.push(DnType::CommonName, first.as_str());
@@ -148,6 +162,12 @@ impl Authority {
                 Problem::internal()
             })?;
         Ok(certificate.pem() + &self.root_pem())
+    }
+
+    /// The name by which devices of the tailnet ask for `name` beside it, if that is to be certified.
+    fn short(&self, name: &str) -> Option<String> {
+        let label = name.strip_suffix(&self.suffix)?.strip_suffix('.')?;
+        (self.short_names && label != "*" && !label.contains('.')).then(|| label.to_owned())
     }
 
     /// What a certificate of ours says; the problem says why it is none.
@@ -238,7 +258,7 @@ pub(crate) const fn reason(number: u8) -> Option<RevocationReason> {
     })
 }
 
-fn create(suffix: &str, now: Timestamp) -> Result<Stored, rcgen::Error> {
+fn create(suffix: &str, short_names: bool, now: Timestamp) -> Result<Stored, rcgen::Error> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
@@ -249,13 +269,14 @@ fn create(suffix: &str, now: Timestamp) -> Result<Stored, rcgen::Error> {
     params.not_after = date(seconds(now) + ROOT_LIFE.as_secs());
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params.name_constraints = Some(NameConstraints {
+    params.name_constraints = (!short_names).then(|| NameConstraints {
         permitted_subtrees: vec![GeneralSubtree::DnsName(suffix.to_owned())],
         excluded_subtrees: Vec::new(),
     });
     let certificate = params.self_signed(&key)?;
     Ok(Stored {
         suffix: suffix.to_owned(),
+        short_names,
         certificate: BASE64_STANDARD.encode(certificate.der()),
         key: BASE64_STANDARD.encode(key.serialize_der()),
     })

@@ -2,7 +2,8 @@
 //!
 //! An ACME server (RFC 8555) with renewal information (RFC 9773) for the names of one tailnet. The proof that a client
 //! controls a name is the TXT record which the client's node had the control server set (`/machine/set-dns`); no DNS
-//! server takes part, so that it works without the Internet. The root certificate is constrained to the tailnet's names.
+//! server takes part, so that it works without the Internet. The root certificate is constrained to the tailnet's names, unless it is to certify
+//! their short forms.
 
 #![forbid(unsafe_code)]
 
@@ -36,6 +37,9 @@ pub struct CaConfig {
     pub server_url: String,
     /// Names below this domain are certified.
     pub suffix: String,
+    /// A certificate for a name right below the suffix also holds its first label, by which devices of the tailnet ask for it. A root that may do so is
+    /// trusted for all names; changing this makes a new root.
+    pub short_names: bool,
     /// Where root key and accounts are kept.
     pub data_dir: PathBuf,
 }

@@ -96,7 +96,12 @@ impl Service {
         Ok(Self {
             base: format!("{}/acme/", config.server_url.trim_end_matches('/')),
             suffix: config.suffix.clone(),
-            authority: Authority::load_or_create(&config.data_dir, &config.suffix, clock())?,
+            authority: Authority::load_or_create(
+                &config.data_dir,
+                &config.suffix,
+                config.short_names,
+                clock(),
+            )?,
             records,
             clock,
             state: Mutex::new(Memory {

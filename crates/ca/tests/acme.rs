@@ -51,10 +51,11 @@ fn clock() -> Timestamp {
     Timestamp::from_second(1_800_000_000).unwrap()
 }
 
-fn open(dir: &tempfile::TempDir, zone: &Arc<Zone>) -> Router {
+fn open(dir: &tempfile::TempDir, zone: &Arc<Zone>, short_names: bool) -> Router {
     let config = CaConfig {
         server_url: "https://control.test/".to_owned(),
         suffix: "tail1.ts.net".to_owned(),
+        short_names,
         data_dir: dir.path().to_owned(),
     };
     CertificateAuthority::open(&config, zone.clone(), clock)
@@ -65,12 +66,12 @@ fn open(dir: &tempfile::TempDir, zone: &Arc<Zone>) -> Router {
 impl Bed {
     fn new() -> Self {
         let (dir, zone) = (tempfile::tempdir().unwrap(), Arc::new(Zone::default()));
-        let router = open(&dir, &zone);
+        let router = open(&dir, &zone, false);
         Self { dir, zone, router }
     }
 
     fn restart(&mut self) {
-        self.router = open(&self.dir, &self.zone);
+        self.router = open(&self.dir, &self.zone, false);
     }
 
     async fn send(&self, request: Request<Body>) -> Answer {
@@ -322,6 +323,32 @@ async fn a_proven_name_gets_a_certificate_that_the_root_vouches_for() {
     assert_eq!(
         bed.get("renewal-info/AAAA.AAAA").await.status,
         StatusCode::NOT_FOUND
+    );
+}
+
+#[tokio::test]
+async fn short_names_are_certified_if_the_server_is_to() {
+    let mut bed = Bed::new();
+    let constrained = bed.get("root.pem").await.text();
+    bed.router = open(&bed.dir, &bed.zone, true);
+    assert_ne!(bed.get("root.pem").await.text(), constrained);
+    let client = Client::new(&bed).await;
+    let names = [NAME, "*.tail1.ts.net", "a.b.tail1.ts.net"];
+    let chain = client.certify(&names, &KeyPair::generate().unwrap()).await;
+    let (_, leaf) = x509_parser::parse_x509_certificate(&chain[0]).unwrap();
+    let (_, root) = x509_parser::parse_x509_certificate(&chain[1]).unwrap();
+    assert!(root.name_constraints().unwrap().is_none());
+    let certified = leaf.subject_alternative_name().unwrap().unwrap().value;
+    let mut certified: Vec<String> = certified.general_names.iter().map(ToString::to_string).collect();
+    certified.sort();
+    assert_eq!(
+        certified,
+        [
+            "DNSName(*.tail1.ts.net)",
+            "DNSName(a.b.tail1.ts.net)",
+            "DNSName(web)",
+            "DNSName(web.tail1.ts.net)"
+        ]
     );
 }
 

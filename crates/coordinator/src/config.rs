@@ -197,11 +197,17 @@ impl Default for Limits {
 pub struct CaSettings {
     /// Whether it runs.
     pub enabled: bool,
+    /// Certificates hold the first label of a device's name, too, so that `https://web` is verified. The root certificate is then not constrained to the
+    /// names of the tailnet: whoever installs it trusts this server for all names. Changing this makes a new root.
+    pub short_names: bool,
 }
 
 impl Default for CaSettings {
     fn default() -> Self {
-        Self { enabled: true }
+        Self {
+            enabled: true,
+            short_names: false,
+        }
     }
 }
 

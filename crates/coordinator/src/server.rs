@@ -379,6 +379,7 @@ fn certificate_authority(config: &Config, ops: &Operations) -> Result<Router, Ca
     let settings = CaConfig {
         server_url: config.server_url.to_string(),
         suffix: config.magic_dns_suffix.to_string(),
+        short_names: config.ca.short_names,
         data_dir: config.data_dir.clone(),
     };
     let proofs = Arc::new(Proofs(ops.clone()));
