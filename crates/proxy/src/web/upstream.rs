@@ -360,7 +360,8 @@ pub(super) struct Upstream {
     pub(super) problem: Option<String>,
     endpoints: Vec<Arc<Endpoint>>,
     next: AtomicUsize,
-    known: Mutex<Known>,
+    /// Shared with the value that this one replaced, if it has the same addresses: what a probe of that finds out counts here.
+    known: Arc<Mutex<Known>>,
 }
 
 /// What is known of a backend.
@@ -397,13 +398,16 @@ impl Upstream {
                 .map(Arc::as_ptr)
                 .eq(endpoints.iter().map(Arc::as_ptr))
         };
-        let known = old.filter(same).map_or(Known::Nothing, |old| old.known().clone());
+        let known = old.filter(same).map_or_else(
+            || Arc::new(Mutex::new(Known::Nothing)),
+            |old| old.known.clone(),
+        );
         Arc::new(Self {
             name: spec.name.as_str().into(),
             problem: spec.problem.clone(),
             endpoints,
             next: AtomicUsize::new(0),
-            known: Mutex::new(known),
+            known,
         })
     }
 
