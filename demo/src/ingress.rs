@@ -1,11 +1,11 @@
-//! The act of the Ingress: a name, a certificate that the laptop verifies, and the same page as by the Service.
+//! The act of the Ingress: a name, a certificate that the laptop verifies, the same page as by the Service, and the internet.
 
-use std::fs;
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use tailwharf_testkit::lab::NAMESPACE;
 use tailwharf_testkit::process::run;
+use tailwharf_testkit::tailnet::SUFFIX;
 use tailwharf_testkit::wait::eventually;
 use tailwharf_testkit::{Lab, workspace};
 
@@ -22,65 +22,115 @@ spec:
   defaultBackend: {service: {name: nginx-service, port: {number: 80}}}
   tls: [{hosts: [nginx]}]
 ";
+const IDENTITY: &str = "tailscale.com/parent-resource=nginx";
 
 /// Plays it. The Service `nginx-service` is exposed.
 pub(crate) fn play(stage: &mut Stage, lab: &Lab) -> Result<()> {
-    stage.act("An Ingress gets a name of its own and a certificate");
+    stage.act("An Ingress gets a name of its own, and a certificate");
     lab.kubectl().apply(INGRESS)?;
-    let ready = [
-        "-n",
-        NAMESPACE,
-        "wait",
-        "--for=condition=Ready",
-        "identity",
-        "-l",
-        "tailscale.com/parent-resource=nginx",
-        "--timeout=60s",
-    ];
-    eventually("the Ingress is ready", || lab.kubectl().run(&ready).map(drop))?;
+    is(lab, "Ready")?;
+    eventually("the Ingress shows its address", || {
+        let shown = lab.kubectl().run(&["get", "ingress", "nginx"])?;
+        contains(&shown, SUFFIX)
+    })?;
     stage.show("admin", &mut lab.kubectl().command(&["get", "ingress", "nginx"]))?;
-    let ingress = lab.kubectl().get(&["ingress", "nginx", "-n", "default"])?;
-    let name = ingress["status"]["loadBalancer"]["ingress"][0]["hostname"]
-        .as_str()
-        .context("the Ingress has no host name")?
-        .to_owned();
+    let seen = eventually("the device is at the laptop", || lab.laptop.peer("nginx"));
+    stage.check("the laptop sees the device nginx", seen.map(drop));
+    let ping = ["ping", "--c=1", "--until-direct=false", "nginx"];
+    let pong = stage.show("laptop", &mut lab.laptop.tailscale(&ping))?;
+    stage.check("tailscale ping answers", contains(&pong, "pong from nginx"));
 
-    // The laptop trusts the tailnet's own authority, as a company's machines do.
-    let root = lab.dir().join("root.pem");
-    let authority = format!("{}/acme/root.pem", lab.tailnet.url());
-    fs::write(&root, run(Command::new("curl").args(["-sf", &authority]))?)?;
-    let root = root.display().to_string();
-    let url = format!("https://{name}");
-    let mut curl = lab.laptop.namespace().command("curl");
-    curl.args(["--silent", "--max-time", "10", "--cacert", &root, &url]);
-    let page = stage.show("laptop", &mut curl)?;
+    lab.reachable("https://nginx")?;
+    let page = stage.show("laptop", &mut curl(lab, "https://nginx"))?;
     stage.check(
-        "curl prints the nginx page, by a certificate that it verifies",
-        same(&page, "Welcome to nginx!"),
+        "curl verifies the certificate and prints the nginx page",
+        contains(&page, "Welcome to nginx!"),
     );
     let plain = lab.laptop.curl("http://default-nginx-service")?;
-    stage.check("it is the page of the Service", ensure_equal(&page, &plain));
+    stage.check("it is the page of the Service", same(&page, &plain));
+    let http = lab.laptop.curl("http://nginx");
+    stage.check("nothing is served without encryption", refused(&http));
 
     let mut explain = Command::new(workspace::tailwharf());
     explain
-        .args(["explain", "ingress/nginx", "-n", "default"])
+        .args(["explain", "ingress/nginx"])
         .env("KUBECONFIG", lab.kubectl().kubeconfig());
     let chain = stage.show("admin", &mut explain)?;
     stage.check(
         "tailwharf explain finds nothing wrong",
-        same(&chain, "Everything is in order."),
+        contains(&chain, "Everything is in order."),
     );
+    internet(stage, lab)?;
     lab.kubectl()
         .run(&["delete", "ingress", "nginx", "--wait=true", "--timeout=30s"])
         .map(drop)
 }
 
-fn same(text: &str, part: &str) -> Result<()> {
+fn internet(stage: &mut Stage, lab: &Lab) -> Result<()> {
+    stage.act("An annotation shows it to the internet");
+    let before = outside(lab);
+    stage.check("before, a machine outside of the tailnet gets nothing", refused(&before));
+    let annotate = ["annotate", "ingress", "nginx", "tailscale.com/funnel=true"];
+    stage.show("admin", &mut lab.kubectl().command(&annotate))?;
+    is(lab, "FunnelReady")?;
+    eventually("the internet sees the page", || outside(lab))?;
+    let page = stage.show("a machine outside", &mut public(lab))?;
+    stage.check(
+        "now it gets the page, and TLS ended at the device",
+        contains(&page, "Welcome to nginx!"),
+    );
+    Ok(())
+}
+
+/// Waits for a condition of the Identity of the Ingress.
+fn is(lab: &Lab, condition: &str) -> Result<()> {
+    let condition = format!("--for=condition={condition}");
+    let wait = [
+        "-n",
+        NAMESPACE,
+        "wait",
+        &condition,
+        "identity",
+        "-l",
+        IDENTITY,
+        "--timeout=30s",
+    ];
+    eventually("the Ingress is served", || lab.kubectl().run(&wait).map(drop))
+}
+
+fn curl(lab: &Lab, url: &str) -> Command {
+    let mut command = lab.laptop.namespace().command("curl");
+    command.args(["--silent", "--max-time", "10", url]);
+    command
+}
+
+/// A request by the gateway's public address, as DNS would lead it there.
+fn public(lab: &Lab) -> Command {
+    let mut command = Command::new("curl");
+    command
+        .args(["--silent", "--max-time", "10", "--cacert"])
+        .arg(lab.root_certificate())
+        .arg("--resolve")
+        .arg(format!("nginx.{SUFFIX}:443:{}", lab.bridge.host()))
+        .arg(format!("https://nginx.{SUFFIX}"));
+    command
+}
+
+fn outside(lab: &Lab) -> Result<String> {
+    run(&mut public(lab))
+}
+
+fn contains(text: &str, part: &str) -> Result<()> {
     ensure!(text.contains(part), "the output does not have {part:?}");
     Ok(())
 }
 
-fn ensure_equal(one: &str, other: &str) -> Result<()> {
+fn refused(answer: &Result<String>) -> Result<()> {
+    ensure!(answer.is_err(), "it answered");
+    Ok(())
+}
+
+fn same(one: &str, other: &str) -> Result<()> {
     ensure!(one.trim() == other.trim(), "the two pages differ");
     Ok(())
 }

@@ -16,17 +16,22 @@ use tempfile::TempDir;
 const ALICE: &str = "alice@example.com";
 /// Everybody reaches the services of tag:server on port 80; port 18090 of the desk is for devices whose tier is prod.
 const POLICY: &str = r#"{
-  "tagOwners": {"tag:server": ["alice@example.com"], "tag:router": ["alice@example.com"]},
+  "tagOwners": {"tag:server": ["alice@example.com"], "tag:router": ["alice@example.com"], "tag:public": ["alice@example.com"]},
   "autoApprovers": {"routes": {"10.98.0.0/16": ["tag:router"]}},
   "postures": {"posture:prod": ["custom:tier == 'prod'"]},
+  "nodeAttrs": [{"target": ["tag:public"], "attr": ["funnel"]}],
+  "ssh": [{"action": "check", "checkPeriod": "1h", "src": ["autogroup:member"], "dst": ["autogroup:self"], "users": ["root"]}],
   "grants": [
     {"src": ["*"], "dst": ["tag:server", "svc:web", "tag:router"], "ip": ["*"]},
     {"src": ["*"], "dst": ["autogroup:member"], "ip": ["tcp:18091"]},
+    {"src": ["autogroup:member"], "dst": ["autogroup:self"], "ip": ["tcp:22"]},
     {"src": ["*"], "dst": ["autogroup:member"], "ip": ["tcp:18090"], "srcPosture": ["posture:prod"]},
   ],
 }"#;
 const OPEN_PORT: &str = "18091";
 const GUARDED_PORT: &str = "18090";
+/// Where the public gateway listens for the port 443.
+const GATEWAY_PORT: u16 = 18443;
 
 struct Fixture {
     /// Alice's machine, which looks at the others.
@@ -60,6 +65,8 @@ fn main() -> ExitCode {
             ("a_posture_change_cuts_access_within_five_seconds", posture),
             ("routes_and_exit_nodes_are_approved", routes),
             ("a_service_is_served_by_the_host_that_was_approved", service),
+            ("funnel_shows_a_page_to_the_internet", funnel),
+            ("ssh_with_check_waits_for_a_fresh_sign_in", ssh_check),
         ],
     )
 }
@@ -67,7 +74,12 @@ fn main() -> ExitCode {
 fn start() -> Result<Fixture> {
     let dir = tempfile::Builder::new().prefix("tailwharf-life-").tempdir()?;
     let bridge = Bridge::create()?;
-    let tailnet = Tailnet::start(bridge.host(), &dir.path().join("coordinator"), POLICY)?;
+    let gateway = format!(
+        "[[funnel.listeners]]\nlisten = \"{}:{GATEWAY_PORT}\"\nport = 443\n",
+        bridge.host()
+    );
+    let data = dir.path().join("coordinator");
+    let tailnet = Tailnet::start_with(bridge.host(), &data, POLICY, &gateway)?;
     let desk = Lab::client(&bridge, &tailnet, dir.path(), "desk", ALICE, "admin")?;
     let servers = [OPEN_PORT, GUARDED_PORT]
         .map(|port| serve(&desk, dir.path(), port))
@@ -313,16 +325,17 @@ fn netcheck_and_dns(fixture: &mut Fixture) -> Result<()> {
     fixture.admin(&["dns", "split", "corp.example"]).map(drop)
 }
 
-fn certificate(fixture: &mut Fixture) -> Result<()> {
+/// Turns certificates on. The file with the root, and the directory of the authority.
+fn certificates(fixture: &Fixture) -> Result<(String, String)> {
     fixture.admin(&["settings", "set", "--https", "true"])?;
-    let url = fixture.tailnet.url();
     let root = fixture.dir.path().join("root.pem");
-    fs::write(
-        &root,
-        run(Command::new("curl").args(["-sf", &format!("{url}/acme/root.pem")]))?,
-    )?;
-    let root = root.display().to_string();
-    let directory = format!("{url}/acme/directory");
+    fs::write(&root, fixture.tailnet.root_certificate()?)?;
+    let directory = format!("{}/acme/directory", fixture.tailnet.url());
+    Ok((root.display().to_string(), directory))
+}
+
+fn certificate(fixture: &mut Fixture) -> Result<()> {
+    let (root, directory) = certificates(fixture)?;
     let variables = [
         ("TS_DEBUG_ACME_DIRECTORY_URL", directory.as_str()),
         ("SSL_CERT_FILE", root.as_str()),
@@ -476,4 +489,133 @@ fn service(fixture: &mut Fixture) -> Result<()> {
     })?;
     fixture.admin(&["service", "delete", "svc:web"])?;
     fixture.remove("host")
+}
+
+/// A request from outside of the tailnet to a name on it, by the public gateway.
+fn public(fixture: &Fixture, root: &str, name: &str) -> Result<String> {
+    let way = format!("{name}:443:{}:{GATEWAY_PORT}", fixture.bridge.host());
+    let url = format!("https://{name}/");
+    run(Command::new("curl").args([
+        "-sS",
+        "--fail",
+        "--max-time",
+        "20",
+        "--cacert",
+        root,
+        "--connect-to",
+        &way,
+        &url,
+    ]))
+}
+
+fn funnel(fixture: &mut Fixture) -> Result<()> {
+    let (root, directory) = certificates(fixture)?;
+    let variables = [
+        ("TS_DEBUG_ACME_DIRECTORY_URL", directory.as_str()),
+        ("SSL_CERT_FILE", root.as_str()),
+    ];
+    let machine = fixture.joined("stall", &["--tags", "tag:public"], &variables)?;
+    let _web = serve(&machine, fixture.dir.path(), "18093")?;
+    let name = format!("stall.{SUFFIX}");
+    ensure!(
+        public(fixture, &root, &name).is_err(),
+        "it is public before anybody said so"
+    );
+    machine
+        .run(&["funnel", "--bg", "18093"])
+        .with_context(|| machine.log_end(30))?;
+    let page = eventually_within(Duration::from_secs(60), "the internet sees the page", || {
+        public(fixture, &root, &name)
+    })
+    .with_context(|| machine.log_end(40))?;
+    ensure!(page == "here\n", "{page}");
+    let desk = public(fixture, &root, &format!("desk.{SUFFIX}"));
+    ensure!(desk.is_err(), "a device without the attribute is public");
+    ensure!(
+        fixture.desk.peer("funnel-gateway").is_err(),
+        "the desk sees the gateway"
+    );
+    machine.run(&["funnel", "reset"])?;
+    eventually("it is not public any more", || {
+        ensure!(public(fixture, &root, &name).is_err(), "it still is");
+        Ok(())
+    })?;
+    fixture.remove("stall")
+}
+
+/// What alice's browser does at the page with this address: signs in by a link, opens it, confirms.
+fn confirm(fixture: &Fixture, page: &str) -> Result<()> {
+    let link = fixture.admin(&["user", "login-link", ALICE])?;
+    let link = link["url"].as_str().context("no link")?;
+    let jar = fixture.dir.path().join("cookies").display().to_string();
+    let browse = |more: &[&str]| {
+        run(Command::new("curl")
+            .args([
+                "-sS",
+                "--fail",
+                "--max-time",
+                "10",
+                "--cookie",
+                &jar,
+                "--cookie-jar",
+                &jar,
+            ])
+            .args(more))
+    };
+    browse(&["--request", "POST", link])?;
+    let text = browse(&[page])?;
+    let token = text
+        .split("name=\"form_token\" value=\"")
+        .last()
+        .and_then(|rest| rest.split('"').next())
+        .context("the page has no form")?;
+    let form = format!("form_token={token}&decision=confirm");
+    let said = browse(&["--data", &form, page])?;
+    ensure!(said.contains("Confirmed"), "{said}");
+    Ok(())
+}
+
+fn ssh_check(fixture: &mut Fixture) -> Result<()> {
+    let machine = fixture.joined("box", &["--user", ALICE], &[])?;
+    machine.run(&["set", "--ssh"])?;
+    let target = format!("root@{}", machine.address()?);
+    let log_in = |limit: &str| {
+        let mut command = fixture.desk.namespace().command("timeout");
+        command.args([
+            limit,
+            "ssh",
+            "-o",
+            "StrictHostKeyChecking=no",
+            "-o",
+            "UserKnownHostsFile=/dev/null",
+            "-o",
+            "ConnectTimeout=5",
+            &target,
+            "echo in",
+        ]);
+        command
+    };
+    let log = fixture.dir.path().join("ssh.log");
+    let session = Process::start("ssh", &mut log_in("60"), &log)?;
+    let page = eventually_within(Duration::from_secs(30), "the client names the page", || {
+        let text = fs::read_to_string(&log)?;
+        let page = text.split_whitespace().find(|word| word.contains("/check/"));
+        page.map(str::to_owned).with_context(|| text.clone())
+    })
+    .with_context(|| machine.log_end(40))?;
+    ensure!(
+        !fs::read_to_string(&log)?.lines().any(|line| line == "in"),
+        "nobody confirmed"
+    );
+    confirm(fixture, &page)?;
+    eventually("the session goes on", || {
+        let text = fs::read_to_string(&log)?;
+        ensure!(text.lines().any(|line| line.trim() == "in"), "{text}");
+        Ok(())
+    })
+    .with_context(|| machine.log_end(40))?;
+    drop(session);
+    let again = run(&mut log_in("20"))?;
+    ensure!(again.contains("in"), "within the hour nobody is asked: {again}");
+    fixture.remove("box")
 }

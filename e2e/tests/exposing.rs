@@ -1,4 +1,4 @@
-//! What is exposed on a real cluster, at the official client: Ingresses with certificates that it verifies, domains of one's own, headless Services.
+//! Ingresses on a real cluster, at the official client: names and certificates that it verifies, what stands in the way, the internet, the end.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,13 +6,16 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, ensure};
 use rcgen::{CertificateParams, KeyPair};
+use serde_json::Value;
+use tailwharf_e2e::condition;
 use tailwharf_testkit::Lab;
 use tailwharf_testkit::lab::{NAMESPACE, NGINX};
 use tailwharf_testkit::process::run;
 use tailwharf_testkit::requirements::Need;
+use tailwharf_testkit::tailnet::{STORY_POLICY, SUFFIX};
 use tailwharf_testkit::wait::eventually;
 
-const SERVICE: &str = "apiVersion: v1
+const SERVICES: &str = "apiVersion: v1
 kind: Service
 metadata:
   name: nginx-service
@@ -21,24 +24,18 @@ metadata:
 spec:
   selector: {app: nginx}
   ports: [{port: 80}]
-";
-const HEADLESS: &str = "apiVersion: v1
+---
+apiVersion: v1
 kind: Service
-metadata:
-  name: nginx-pods
-  namespace: default
-  annotations: {tailscale.com/expose: \"true\"}
+metadata: {name: nobody, namespace: default}
 spec:
-  clusterIP: None
-  selector: {app: nginx}
+  selector: {app: nobody}
   ports: [{port: 80}]
 ";
 const PAGE: &str = "Welcome to nginx!";
 
 struct Fixture {
     lab: Lab,
-    /// The root of the coordinator's certificate authority, as the laptop trusts it.
-    root: PathBuf,
 }
 
 fn main() -> ExitCode {
@@ -54,8 +51,11 @@ fn main() -> ExitCode {
         start,
         &[
             ("an_ingress_answers_with_a_certificate_that_is_verified", ingress),
+            ("port_80_leads_to_https_if_it_is_to", redirect),
+            ("the_internet_sees_it_through_funnel", funnel),
+            ("of_two_with_one_name_the_older_keeps_it", same_name),
+            ("without_an_endpoint_there_is_a_page_that_says_so", no_endpoint),
             ("a_domain_of_ones_own_has_its_own_certificate", own_domain),
-            ("a_headless_service_leads_to_its_pods", headless),
             ("explain_tells_where_a_chain_ends", explain),
             ("clean_up_leaves_nothing", clean_up),
         ],
@@ -65,81 +65,223 @@ fn main() -> ExitCode {
 fn start() -> Result<Fixture> {
     let lab = Lab::start("e2e", Path::new("/var/lib/tailwharf-e2e"), |_| ())?;
     lab.deploy(NGINX, "nginx")?;
-    lab.kubectl().apply(SERVICE)?;
-    let root = lab.dir().join("root.pem");
-    let url = format!("{}/acme/root.pem", lab.tailnet.url());
-    fs::write(&root, run(Command::new("curl").args(["-sf", &url]))?)?;
-    Ok(Fixture { lab, root })
+    lab.kubectl().apply(SERVICES)?;
+    Ok(Fixture { lab })
 }
 
-/// An Ingress of namespace `default` to `nginx-service`.
-fn manifest(name: &str, tls: &str) -> String {
+/// An Ingress to a Service of its namespace.
+fn manifest(namespace: &str, name: &str, service: &str, tls: &str) -> String {
     format!(
-        "apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata: {{name: {name}, namespace: default, annotations: {{tailscale.com/tags: \"tag:k8s\"}}}}\n\
-         spec:\n  ingressClassName: tailscale\n  defaultBackend: {{service: {{name: nginx-service, port: {{number: 80}}}}}}\n  tls: {tls}\n"
+        "apiVersion: networking.k8s.io/v1\nkind: Ingress\n\
+         metadata: {{name: {name}, namespace: {namespace}, annotations: {{tailscale.com/tags: \"tag:k8s\"}}}}\n\
+         spec:\n  ingressClassName: tailscale\n  defaultBackend: {{service: {{name: {service}, port: {{number: 80}}}}}}\n  tls: {tls}\n"
     )
 }
 
 impl Fixture {
-    fn ready(&self, parent: &str) -> Result<()> {
-        let label = format!("tailscale.com/parent-resource={parent}");
-        let wait = [
-            "-n",
-            NAMESPACE,
-            "wait",
-            "--for=condition=Ready",
-            "identity",
-            "-l",
-            &label,
-            "--timeout=60s",
-        ];
-        eventually("the Identity is ready", || {
-            self.lab.kubectl().run(&wait).map(drop)
+    fn apply(&self, name: &str, service: &str, tls: &str) -> Result<()> {
+        let text = manifest("default", name, service, tls);
+        self.lab.kubectl().apply(&text).map(drop)
+    }
+
+    /// The Identity of an Ingress.
+    fn identity(&self, namespace: &str, name: &str) -> Result<Value> {
+        let label =
+            format!("tailscale.com/parent-resource={name},tailscale.com/parent-resource-ns={namespace}");
+        let list = self
+            .lab
+            .kubectl()
+            .get(&["identities", "-n", NAMESPACE, "-l", &label])?;
+        list["items"].get(0).cloned().context("it has no Identity")
+    }
+
+    /// Waits until a condition of the Identity of an Ingress has this status; reason and message.
+    fn becomes(&self, namespace: &str, name: &str, kind: &str, wanted: &str) -> Result<(String, String)> {
+        eventually(&format!("{kind} of {name} is {wanted}"), || {
+            let (status, reason, message) = condition(&self.identity(namespace, name)?, kind)?;
+            ensure!(status == wanted, "{status}: {reason}: {message}");
+            Ok((reason, message))
         })
         .with_context(|| self.lab.cluster.dump(NAMESPACE))
     }
 
-    fn curl(&self, root: &Path, arguments: &[&str]) -> Result<String> {
-        let root = root.display().to_string();
+    fn ready(&self, name: &str) -> Result<()> {
+        self.becomes("default", name, "Ready", "True").map(drop)
+    }
+
+    /// curl at the laptop.
+    fn curl(&self, arguments: &[&str]) -> Result<String> {
         let mut command = self.lab.laptop.namespace().command("curl");
-        command.args([
-            "--silent",
-            "--show-error",
-            "--fail",
-            "--max-time",
-            "10",
-            "--cacert",
-            &root,
-        ]);
-        run(command.args(arguments))
+        run(command
+            .args(["--silent", "--show-error", "--max-time", "10"])
+            .args(arguments))
+    }
+
+    fn annotate(&self, ingress: &str, annotation: &str) -> Result<()> {
+        let words = ["annotate", "ingress", ingress, annotation];
+        self.lab.kubectl().run(&words).map(drop)
+    }
+
+    /// A request from outside of the tailnet.
+    fn public(&self, name: &str) -> Result<String> {
+        let resolve = format!("{name}:443:{}", self.lab.bridge.host());
+        run(Command::new("curl")
+            .args(["-sS", "--fail", "--max-time", "10", "--resolve", &resolve])
+            .arg("--cacert")
+            .arg(self.lab.root_certificate())
+            .arg(format!("https://{name}")))
     }
 
     fn delete(&self, ingress: &str) -> Result<()> {
-        self.lab
-            .kubectl()
-            .run(&["delete", "ingress", ingress, "--wait=true", "--timeout=30s"])
-            .map(drop)
+        let words = ["delete", "ingress", ingress, "--wait=true", "--timeout=30s"];
+        self.lab.kubectl().run(&words).map(drop)
     }
 }
 
+/// The story's own: the short name, the full one, and the same page as by the Service.
 fn ingress(fixture: &mut Fixture) -> Result<()> {
     let lab = &fixture.lab;
-    lab.kubectl().apply(&manifest("nginx", "[{hosts: [nginx]}]"))?;
+    fixture.apply("nginx", "nginx-service", "[{hosts: [nginx]}]")?;
     fixture.ready("nginx")?;
-    let status = lab.kubectl().get(&["ingress", "nginx", "-n", "default"])?;
-    let entry = &status["status"]["loadBalancer"]["ingress"][0];
-    let name = entry["hostname"]
-        .as_str()
-        .context("the Ingress has no host name")?
-        .to_owned();
-    ensure!(entry["ports"][0]["port"] == 443, "{entry}");
-    let page = eventually("the Ingress answers", || {
-        fixture.curl(&fixture.root, &[&format!("https://{name}")])
+    fixture.becomes("default", "nginx", "CertificateReady", "True")?;
+    let full = format!("nginx.{SUFFIX}");
+    let line = eventually("the Ingress shows its address", || {
+        let line = lab.kubectl().run(&["get", "ingress", "nginx", "--no-headers"])?;
+        ensure!(line.contains(&full), "{line}");
+        Ok(line)
+    })?;
+    ensure!(line.contains("443"), "{line}");
+    let page = eventually("the short name answers", || {
+        fixture.curl(&["--fail", "https://nginx"])
     })?;
     ensure!(page.contains(PAGE), "{page}");
+    let same = fixture.curl(&["--fail", &format!("https://{full}")])?;
+    ensure!(page == same, "the full name shows another page");
     let plain = lab.reachable("http://default-nginx-service")?;
-    ensure!(page == plain, "the two pages differ");
+    ensure!(page == plain, "the Service shows another page");
+    ensure!(
+        fixture.curl(&["http://nginx"]).is_err(),
+        "HTTP is served that nobody asked for"
+    );
     Ok(())
+}
+
+fn redirect(fixture: &mut Fixture) -> Result<()> {
+    fixture.annotate("nginx", "tailscale.com/http-redirect=true")?;
+    let answer = eventually("port 80 answers", || {
+        fixture.curl(&["--head", "http://nginx/a?b=c"])
+    })?;
+    let to = format!("location: https://nginx.{SUFFIX}/a?b=c");
+    ensure!(
+        answer.starts_with("HTTP/1.1 301") && answer.to_lowercase().contains(&to),
+        "{answer}"
+    );
+    let page = fixture.curl(&["--fail", "--location", "http://nginx"])?;
+    ensure!(page.contains(PAGE), "{page}");
+    let status = fixture
+        .lab
+        .kubectl()
+        .get(&["ingress", "nginx", "-n", "default"])?;
+    let ports = &status["status"]["loadBalancer"]["ingress"][0]["ports"];
+    ensure!(ports[0]["port"] == 443 && ports[1]["port"] == 80, "{ports}");
+    fixture.annotate("nginx", "tailscale.com/http-redirect-")?;
+    eventually("port 80 is closed again", || {
+        ensure!(fixture.curl(&["--head", "http://nginx"]).is_err(), "it answers");
+        Ok(())
+    })
+}
+
+fn funnel(fixture: &mut Fixture) -> Result<()> {
+    let name = format!("nginx.{SUFFIX}");
+    ensure!(
+        fixture.public(&name).is_err(),
+        "it is public before anybody said so"
+    );
+    fixture.annotate("nginx", "tailscale.com/funnel=true")?;
+    fixture.becomes("default", "nginx", "FunnelReady", "True")?;
+    let page = eventually("the internet sees the page", || fixture.public(&name))
+        .with_context(|| fixture.lab.tailnet.log_end(20))?;
+    ensure!(page.contains(PAGE), "{page}");
+    ensure!(
+        fixture
+            .public(&format!("default-nginx-service.{SUFFIX}"))
+            .is_err(),
+        "what has no annotation is public"
+    );
+
+    let policy = fixture.lab.dir().join("policy.hujson");
+    let set = |text: &str| -> Result<()> {
+        fs::write(&policy, text)?;
+        let file = policy.display().to_string();
+        run(&mut fixture.lab.tailnet.admin(&["policy", "set", &file])).map(drop)
+    };
+    set(&STORY_POLICY.replace("\"attr\": [\"funnel\"]", "\"attr\": []"))?;
+    let (reason, message) = fixture.becomes("default", "nginx", "FunnelReady", "False")?;
+    ensure!(
+        reason == "FunnelUnavailable" && message.contains("nodeAttrs"),
+        "{message}"
+    );
+    fixture.ready("nginx")?;
+    ensure!(fixture.public(&name).is_err(), "the policy does not let it");
+    set(STORY_POLICY)?;
+    fixture.becomes("default", "nginx", "FunnelReady", "True")?;
+    eventually("it is public again", || fixture.public(&name))?;
+    fixture.annotate("nginx", "tailscale.com/funnel-")?;
+    eventually("it is public no more", || {
+        ensure!(fixture.public(&name).is_err(), "it still is");
+        Ok(())
+    })
+}
+
+fn same_name(fixture: &mut Fixture) -> Result<()> {
+    let kubectl = fixture.lab.kubectl();
+    kubectl.run(&["create", "namespace", "other"])?;
+    kubectl.apply(&manifest("other", "late", "web", "[{hosts: [nginx]}]"))?;
+    let (reason, message) = fixture.becomes("other", "late", "Ready", "False")?;
+    ensure!(
+        reason == "HostnameTaken" && message.contains("default/nginx"),
+        "{reason}: {message}"
+    );
+    eventually("an event tells it", || {
+        let events = kubectl.run(&[
+            "get",
+            "events",
+            "-n",
+            "other",
+            "--field-selector",
+            "involvedObject.name=late",
+        ])?;
+        ensure!(events.contains("HostnameTaken"), "{events}");
+        Ok(())
+    })?;
+    let page = fixture.curl(&["--fail", "https://nginx"])?;
+    ensure!(page.contains(PAGE), "{page}");
+    ensure!(
+        fixture.lab.devices("nginx")?.len() == 1,
+        "there is a second device"
+    );
+    let gone = ["delete", "namespace", "other", "--wait=true", "--timeout=60s"];
+    kubectl.run(&gone).map(drop)
+}
+
+fn no_endpoint(fixture: &mut Fixture) -> Result<()> {
+    fixture.apply("empty", "nobody", "[{hosts: [empty]}]")?;
+    fixture.becomes("default", "empty", "CertificateReady", "True")?;
+    let (_, message) = fixture.becomes("default", "empty", "BackendReachable", "False")?;
+    ensure!(message.contains("\"nobody\""), "{message}");
+    let answer = eventually("a page answers", || {
+        fixture.curl(&["--include", "--header", "Accept: text/html", "https://empty"])
+    })?;
+    ensure!(
+        answer.contains(" 503") && answer.contains("nobody") && answer.contains("endpoint"),
+        "{answer}"
+    );
+    fixture.apply("empty", "nginx-service", "[{hosts: [empty]}]")?;
+    let page = eventually("the other backend answers", || {
+        fixture.curl(&["--fail", "https://empty"])
+    })?;
+    ensure!(page.contains(PAGE), "{page}");
+    fixture.delete("empty")
 }
 
 fn own_domain(fixture: &mut Fixture) -> Result<()> {
@@ -148,38 +290,37 @@ fn own_domain(fixture: &mut Fixture) -> Result<()> {
     let certificate = CertificateParams::new(vec!["shop.example.com".to_owned()])?
         .self_signed(&key)?
         .pem();
-    let root = lab.dir().join("shop.pem");
+    let root: PathBuf = lab.dir().join("shop.pem");
     fs::write(&root, &certificate)?;
     let indented = |pem: &str| pem.trim().replace('\n', "\n    ");
     lab.kubectl().apply(&format!(
-        "apiVersion: v1\nkind: Secret\nmetadata: {{name: shop-tls, namespace: default}}\ntype: kubernetes.io/tls\nstringData:\n  tls.crt: |\n    {}\n  tls.key: |\n    {}\n",
+        "apiVersion: v1\nkind: Secret\nmetadata: {{name: shop-tls, namespace: default}}\ntype: kubernetes.io/tls\n\
+         stringData:\n  tls.crt: |\n    {}\n  tls.key: |\n    {}\n",
         indented(&certificate),
         indented(&key.serialize_pem()),
     ))?;
     let tls = "[{hosts: [shop]}, {hosts: [shop.example.com], secretName: shop-tls}]";
-    lab.kubectl().apply(&manifest("shop", tls))?;
+    fixture.apply("shop", "nginx-service", tls)?;
     fixture.ready("shop")?;
     let peer = lab.laptop.peer("shop")?;
     let address = peer["TailscaleIPs"][0]
         .as_str()
-        .context("the device has no address")?
-        .to_owned();
-    let resolve = format!("shop.example.com:443:{address}");
-    let page = eventually("the own domain answers", || {
-        fixture.curl(&root, &["--resolve", &resolve, "https://shop.example.com"])
-    })?;
+        .context("the device has no address")?;
+    let (root, resolve) = (
+        root.display().to_string(),
+        format!("shop.example.com:443:{address}"),
+    );
+    let ask = [
+        "--fail",
+        "--cacert",
+        &root,
+        "--resolve",
+        &resolve,
+        "https://shop.example.com",
+    ];
+    let page = eventually("the own domain answers", || fixture.curl(&ask))?;
     ensure!(page.contains(PAGE), "{page}");
     fixture.delete("shop")
-}
-
-fn headless(fixture: &mut Fixture) -> Result<()> {
-    let lab = &fixture.lab;
-    lab.kubectl().apply(HEADLESS)?;
-    let page = lab.reachable("http://default-nginx-pods")?;
-    ensure!(page.contains(PAGE), "{page}");
-    lab.kubectl()
-        .run(&["delete", "service", "nginx-pods", "--wait=true", "--timeout=30s"])
-        .map(drop)
 }
 
 fn explain(fixture: &mut Fixture) -> Result<()> {
@@ -189,14 +330,15 @@ fn explain(fixture: &mut Fixture) -> Result<()> {
             .env("KUBECONFIG", fixture.lab.kubectl().kubeconfig())
             .output()
     };
-    let good = explain("service/nginx-service")?;
-    let text = String::from_utf8_lossy(&good.stdout);
-    ensure!(
-        good.status.success() && text.contains("Everything is in order."),
-        "{text}"
-    );
-    let lost = manifest("lost", "[{hosts: [lost]}]").replace("nginx-service", "nothing");
-    fixture.lab.kubectl().apply(&lost)?;
+    for object in ["service/nginx-service", "ingress/nginx"] {
+        let good = explain(object)?;
+        let text = String::from_utf8_lossy(&good.stdout);
+        ensure!(
+            good.status.success() && text.contains("Everything is in order."),
+            "{text}"
+        );
+    }
+    fixture.apply("lost", "nothing", "[{hosts: [lost]}]")?;
     eventually("the missing Service is named", || {
         let broken = explain("ingress/lost")?;
         let text = String::from_utf8_lossy(&broken.stdout).into_owned();
@@ -220,21 +362,28 @@ fn clean_up(fixture: &mut Fixture) -> Result<()> {
         "--timeout=30s",
     ])?;
     eventually("nothing is left", || {
-        let secrets = lab
+        let left = lab
             .kubectl()
-            .get(&["secrets", "-n", NAMESPACE, "-l", "tailscale.com/managed=true"])?;
-        let names: Vec<_> = secrets["items"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|secret| secret["metadata"]["name"].as_str())
-            .filter(|name| !name.starts_with("ts-operator"))
+            .run(&["get", "identities,secrets", "-n", NAMESPACE, "-o", "name"])?;
+        // The operator's own device and its credentials, and the pool's account at the authority, which serves the next Ingress.
+        let own = ["/ts-operator", "/operator-oauth", "/tailwharf-default-acme"];
+        let left: Vec<&str> = left
+            .lines()
+            .filter(|name| !own.iter().any(|own| name.contains(own)))
             .collect();
-        ensure!(names.is_empty(), "{names:?}");
-        for prefix in ["nginx", "shop", "lost", "default-"] {
+        ensure!(left.is_empty(), "{left:?}");
+        for prefix in ["nginx", "empty", "shop", "lost", "default-"] {
             let devices = lab.devices(prefix)?;
             ensure!(devices.is_empty(), "{devices:?}");
         }
+        let accounts = fs::read_to_string(lab.dir().join("coordinator/data/ca-accounts.json"))?;
+        let accounts: Value = serde_json::from_str(&accounts)?;
+        ensure!(
+            accounts["accounts"]
+                .as_object()
+                .is_some_and(|all| all.len() == 1),
+            "one account orders for all: {accounts}"
+        );
         Ok(())
     })
 }

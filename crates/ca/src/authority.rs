@@ -167,7 +167,7 @@ impl Authority {
     /// The name by which devices of the tailnet ask for `name` beside it, if that is to be certified.
     fn short(&self, name: &str) -> Option<String> {
         let label = name.strip_suffix(&self.suffix)?.strip_suffix('.')?;
-        (self.short_names && label != "*" && !label.contains('.')).then(|| label.to_owned())
+        (self.short_names && !label.contains('.')).then(|| label.to_owned())
     }
 
     /// What a certificate of ours says; the problem says why it is none.

@@ -333,7 +333,7 @@ async fn short_names_are_certified_if_the_server_is_to() {
     bed.router = open(&bed.dir, &bed.zone, true);
     assert_ne!(bed.get("root.pem").await.text(), constrained);
     let client = Client::new(&bed).await;
-    let names = [NAME, "*.tail1.ts.net", "a.b.tail1.ts.net"];
+    let names = [NAME, "*.web.tail1.ts.net", "a.b.tail1.ts.net"];
     let chain = client.certify(&names, &KeyPair::generate().unwrap()).await;
     let (_, leaf) = x509_parser::parse_x509_certificate(&chain[0]).unwrap();
     let (_, root) = x509_parser::parse_x509_certificate(&chain[1]).unwrap();
@@ -344,7 +344,7 @@ async fn short_names_are_certified_if_the_server_is_to() {
     assert_eq!(
         certified,
         [
-            "DNSName(*.tail1.ts.net)",
+            "DNSName(*.web.tail1.ts.net)",
             "DNSName(a.b.tail1.ts.net)",
             "DNSName(web)",
             "DNSName(web.tail1.ts.net)"

@@ -119,6 +119,7 @@ pub fn explain(facts: &Facts) -> Chain {
             links.push(device(identity));
             links.extend(certificate(identity));
             links.push(path(identity));
+            links.extend(internet(identity));
         }
     } else if links[0].state == State::Good {
         links.push(Link {
@@ -340,6 +341,12 @@ fn path(identity: &Identity) -> Link {
     conditions("Path", identity, &[ConditionType::Advertised], good.to_owned())
 }
 
+fn internet(identity: &Identity) -> Option<Link> {
+    let funnel = identity.spec.web.as_ref().is_some_and(|web| web.funnel);
+    let steps = [ConditionType::FunnelReady];
+    funnel.then(|| conditions("Internet", identity, &steps, "reaches it through Funnel".to_owned()))
+}
+
 fn backend(facts: &Facts) -> Link {
     for backend in &facts.backends {
         let BackendFacts { service, ready, .. } = backend;
@@ -472,6 +479,18 @@ mod tests {
             name == "Backend" && next.contains("kubectl describe service web"),
             "{next}"
         );
+        let mut public = identity("default", &GOOD);
+        public["spec"]["web"] = json!({"hosts": [{"name": "@"}], "funnel": true});
+        let mut told = public["status"]["conditions"].as_array().unwrap().clone();
+        for (kind, status) in [("CertificateReady", "True"), ("FunnelReady", "False")] {
+            let mut condition = told[0].clone();
+            condition["type"] = kind.into();
+            condition["status"] = status.into();
+            told.push(condition);
+        }
+        public["status"]["conditions"] = told.into();
+        let (name, _) = fault(&facts(ingress(Some(INGRESS_CONTROLLER)), Some(public), Some(1)));
+        assert_eq!(name, "Internet");
         let parked = identity("none", &[("Accepted", "False", "The name is taken.")]);
         let chain = explain(&facts(ingress(Some(INGRESS_CONTROLLER)), Some(parked), None));
         assert_eq!(

@@ -26,6 +26,9 @@ pub struct Settings {
     pub default_load_balancer: bool,
     /// The `ingressClassName` of Ingresses that get a device.
     pub ingress_class: String,
+    /// URL of the ACME directory that issues the certificates of Ingresses. Without one, the authority of the control server does, or Let's Encrypt.
+    #[serde(default)]
+    pub acme_directory: Option<String>,
     /// The default pool.
     pub pool: PoolSettings,
 }

@@ -13,6 +13,8 @@ pub struct Limits {
     pub connections: usize,
     /// TCP connections and UDP flows of one identity.
     pub connections_per_identity: usize,
+    /// TCP connections from the internet to one identity, beside those of the tailnet.
+    pub public_connections_per_identity: usize,
     /// Silence after which a TCP connection is closed.
     pub tcp_idle: Duration,
     /// Silence after which a TCP connection is closed of which one side has ended already.
@@ -26,6 +28,7 @@ impl Default for Limits {
         Self {
             connections: 16_384,
             connections_per_identity: 4096,
+            public_connections_per_identity: 1024,
             tcp_idle: Duration::from_secs(2 * 60 * 60),
             tcp_half_closed: Duration::from_secs(10 * 60),
             udp_idle: Duration::from_secs(120),
@@ -68,6 +71,15 @@ impl Room {
         }
     }
 
+    /// Room of its own for what comes to the identity from the internet, so that nobody out there takes that of the tailnet.
+    #[must_use]
+    pub(crate) fn for_public(&self, limits: &Limits) -> Self {
+        Self {
+            pod: self.pod.clone(),
+            identity: Arc::new(Semaphore::new(limits.public_connections_per_identity)),
+        }
+    }
+
     /// Takes room for one connection; `None` when there is none left.
     #[must_use]
     pub(crate) fn enter(&self) -> Option<Permit> {
@@ -100,5 +112,17 @@ mod tests {
         );
         drop(held);
         assert!(b.enter().is_some());
+    }
+
+    #[test]
+    fn the_internet_cannot_take_the_room_of_the_tailnet() {
+        let limits = Limits {
+            public_connections_per_identity: 1,
+            ..Limits::default()
+        };
+        let room = Room::of_identity(&Arc::new(Semaphore::new(limits.connections)), &limits);
+        let public = room.for_public(&limits);
+        let held = [public.enter(), public.enter(), room.enter()];
+        assert_eq!(held.each_ref().map(Option::is_some), [true, false, true]);
     }
 }

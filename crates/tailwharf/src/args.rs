@@ -199,6 +199,9 @@ pub(crate) struct OperatorArgs {
     /// Class of the Ingresses that get a device
     #[arg(long, env = "OPERATOR_INGRESS_CLASS_NAME", default_value = "tailscale")]
     pub(crate) ingress_class: String,
+    /// Directory of the ACME server for Ingresses; by default that of the control server, or of Let's Encrypt where it has none
+    #[arg(long, env = "OPERATOR_ACME_DIRECTORY")]
+    pub(crate) acme_directory: Option<Url>,
     /// Name of this pod; part of its claim to lead
     #[arg(long, env = "POD_NAME")]
     pub(crate) pod_name: String,

@@ -65,6 +65,7 @@ pub(crate) fn operator(args: OperatorArgs, log: &str) -> Result<tailwharf_operat
         },
         default_load_balancer: args.default_load_balancer,
         ingress_class: args.ingress_class,
+        acme_directory: args.acme_directory.map(String::from),
         pool: PoolSettings {
             name: DEFAULT_POOL.to_owned(),
             replicas: args.pool_replicas,

@@ -1,6 +1,7 @@
 //! The stage of demo, end-to-end tests and bench: a tailnet, a cluster with the operator, and a laptop.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -22,6 +23,7 @@ pub const NAMESPACE: &str = "tailscale";
 pub const NGINX: &str = include_str!("../manifests/nginx.yaml");
 /// A server that echoes what it gets over TCP and UDP.
 pub const ECHO: &str = include_str!("../manifests/echo.yaml");
+const ROOT: &str = "root.pem";
 
 /// A tailnet, a cluster with the operator installed, and a laptop with the official client.
 ///
@@ -77,9 +79,14 @@ impl Lab {
         load_images(&cluster)?;
         progress("the coordinator with its relay, and the policy");
         let bridge = Bridge::of_clusters()?;
-        let tailnet = Tailnet::start(bridge.host(), &dir.join("coordinator"), STORY_POLICY)?;
+        let settings = coordinator(bridge.host());
+        let tailnet =
+            Tailnet::start_with(bridge.host(), &dir.join("coordinator"), STORY_POLICY, &settings)?;
         progress("a laptop in a network namespace, with the official client, joined as alice@example.com");
         let laptop = Self::client(&bridge, &tailnet, dir, "laptop", "alice@example.com", "admin")?;
+        let root = tailnet.root_certificate()?;
+        fs::write(dir.join(ROOT), &root)?;
+        laptop.namespace().trust(&root)?;
         let lab = Self {
             laptop,
             tailnet,
@@ -169,6 +176,12 @@ impl Lab {
         &self.place.0
     }
 
+    /// The file with the root of the tailnet's certificate authority, which the laptop trusts.
+    #[must_use]
+    pub fn root_certificate(&self) -> PathBuf {
+        self.place.0.join(ROOT)
+    }
+
     /// Deploys a manifest and waits for the rollout of its Deployment.
     ///
     /// # Errors
@@ -240,6 +253,11 @@ impl Lab {
         )?;
         Ok(())
     }
+}
+
+/// What the story's coordinator does beside: certificates for short names, and a gateway for the internet.
+fn coordinator(host: Ipv4Addr) -> String {
+    format!("[ca]\nshort_names = true\n\n[[funnel.listeners]]\nlisten = \"{host}:443\"\n")
 }
 
 /// Deploys a manifest and waits for the rollout of its Deployment.

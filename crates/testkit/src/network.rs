@@ -157,6 +157,17 @@ impl Namespace {
         command
     }
 
+    /// Lets programs inside trust the certificate authority with this root, and no other.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn trust(&self, root: &str) -> Result<()> {
+        let certificates = self.etc().join("ssl/certs");
+        fs::create_dir_all(&certificates)?;
+        fs::write(certificates.join("ca-certificates.crt"), root)
+            .with_context(|| format!("{}", certificates.display()))
+    }
+
     fn etc(&self) -> PathBuf {
         PathBuf::from("/etc/netns").join(&self.name)
     }

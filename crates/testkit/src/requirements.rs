@@ -17,6 +17,8 @@ pub enum Need {
     OfficialClient,
     /// The official operator and its custom resource definitions.
     OfficialOperator,
+    /// The ACME server `pebble`.
+    Pebble,
     /// The static release binary.
     Binary,
     /// The image archive.
@@ -56,6 +58,7 @@ pub fn unmet(needs: &[Need]) -> Option<String> {
             &[workspace::official("k8s-operator"), workspace::official_crds()],
             "run `make setup`",
         ),
+        Need::Pebble => missing(&[workspace::pebble()], "run `make setup`"),
         Need::Binary => missing(&[workspace::tailwharf()], "run `make build`"),
         Need::Image => missing(&[workspace::image()], "run `make image`"),
     })

@@ -190,6 +190,15 @@ impl Tailnet {
             .unwrap_or_default())
     }
 
+    /// The root of the coordinator's certificate authority, as PEM.
+    ///
+    /// # Errors
+    /// When the coordinator does not answer.
+    pub fn root_certificate(&self) -> Result<String> {
+        let url = format!("{}/acme/root.pem", self.url);
+        run(Command::new("curl").args(["-sSf", "--max-time", "10", &url]))
+    }
+
     /// The end of the coordinator's log.
     #[must_use]
     pub fn log_end(&self, lines: usize) -> String {

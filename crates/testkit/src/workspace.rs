@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 pub const OFFICIAL_VERSION: &str = "1.102.5";
 /// The Kubernetes release that tests run against.
 pub const KUBERNETES_VERSION: &str = "1.36.3";
+/// The release of Let's Encrypt's small ACME server that tests run against.
+pub const PEBBLE_VERSION: &str = "2.10.3";
 
 /// The root of the checkout.
 #[must_use]
@@ -46,6 +48,15 @@ pub fn official(program: &str) -> PathBuf {
         .join(OFFICIAL_VERSION)
         .join("bin")
         .join(program)
+}
+
+/// The ACME server `pebble`.
+#[must_use]
+pub fn pebble() -> PathBuf {
+    cache()
+        .join("peers")
+        .join(format!("pebble-{PEBBLE_VERSION}"))
+        .join("bin/pebble")
 }
 
 /// The custom resource definitions of the official operator.

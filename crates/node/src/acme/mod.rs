@@ -20,6 +20,8 @@ pub use self::account::AcmeAccount;
 use self::client::{Client, decode, location};
 use crate::host::Host;
 
+/// The kind of [`AcmeError::Refused`] by which a server asks for fewer requests (RFC 8555, section 6.7).
+pub const RATE_LIMITED: &str = "urn:ietf:params:acme:error:rateLimited";
 /// How long one order may take.
 const ORDER_TIME: Duration = Duration::from_secs(300);
 

@@ -132,7 +132,7 @@ fn serve(
     let Hosts {
         served, copies, ends, ..
     } = hosts;
-    let web = web(options, served, &routes);
+    let web = web(options, served, &routes, settings);
     Ok(Serving {
         ingress: reference(snapshot),
         add_finalizer: snapshot.subject().add_finalizer(),
@@ -149,14 +149,19 @@ fn serve(
     })
 }
 
-fn web(options: Options, hosts: Vec<tailwharf_kube_types::identity::web::WebHost>, routes: &Routes) -> Web {
+fn web(
+    options: Options,
+    hosts: Vec<tailwharf_kube_types::identity::web::WebHost>,
+    routes: &Routes,
+    settings: &Settings,
+) -> Web {
     Web {
         hosts,
         routes: routes.routes.clone(),
         backends: routes.backends.values().cloned().collect(),
         http: options.http,
         funnel: options.funnel,
-        acme_directory: None,
+        acme_directory: settings.acme_directory.clone(),
         max_body_bytes: options.max_body_bytes,
         response_timeout_seconds: options.response_timeout_seconds,
         access_log: options.access_log,

@@ -34,6 +34,7 @@ pub(crate) fn settings() -> Settings {
         api_server_proxy: false,
         default_load_balancer: false,
         ingress_class: "tailscale".to_owned(),
+        acme_directory: None,
         pool: PoolSettings {
             name: "default".to_owned(),
             replicas: 2,

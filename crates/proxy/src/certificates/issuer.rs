@@ -13,7 +13,7 @@ use tailwharf_kube_types::names::account_secret_name;
 use tailwharf_node::Node;
 use tailwharf_node::acme::{AcmeAccount, AcmeError, Certificate};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use url::Url;
 use zeroize::Zeroizing;
 
@@ -47,6 +47,12 @@ pub(crate) enum IssueError {
     /// The directory's URL is none.
     #[error("{0:?} is not the URL of an ACME directory")]
     Directory(String),
+    /// The authority asked for a pause when something else was ordered, and it is not over.
+    #[error("the certificate authority wants a pause of {} s", left.as_secs())]
+    Paused {
+        /// What is left of it.
+        left: Duration,
+    },
     /// The order failed.
     #[error(transparent)]
     Acme(#[from] AcmeError),
@@ -90,12 +96,8 @@ impl Issuer {
     ) -> Result<Certificate, IssueError> {
         // The semaphore is never closed.
         let _room = self.room.acquire().await;
-        let pause = {
-            let paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
-            paused.get(directory).copied()
-        };
-        if let Some(until) = pause {
-            sleep_until(until).await;
+        if let Some(left) = self.pause(directory) {
+            return Err(IssueError::Paused { left });
         }
         let account = self.account(directory).await?;
         let ordered = node.certificate(&account, name, replaces).await;
@@ -110,6 +112,13 @@ impl Issuer {
             paused.insert(directory.to_owned(), until);
         }
         Ok(ordered?)
+    }
+
+    /// How long a directory wants to be left alone still.
+    fn pause(&self, directory: &str) -> Option<Duration> {
+        let paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = paused.get(directory)?.saturating_duration_since(Instant::now());
+        (!left.is_zero()).then_some(left)
     }
 
     /// The pool's account at a directory: from its Secret, or a new one that is put there before it is used.

@@ -70,6 +70,24 @@ impl Obstacle {
     }
 }
 
+/// Why an order came to nothing.
+struct Failure {
+    reason: IdentityReason,
+    message: String,
+    /// How long to wait before the next, if that does not follow from the attempts.
+    wait: Option<Duration>,
+}
+
+impl Failure {
+    fn new(reason: IdentityReason, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            message: message.into(),
+            wait: None,
+        }
+    }
+}
+
 /// Keeps the certificates of one device.
 pub(crate) struct Keeper {
     pub(crate) identity: Arc<str>,
@@ -249,9 +267,10 @@ impl Keeper {
                     known.insert(host.name.clone(), loaded);
                     return (None, LOOK_EVERY);
                 }
-                Err((reason, message)) => {
-                    let wait = attempts.wait(Timestamp::now()).unwrap_or(RETRY);
-                    (reason, message, wait)
+                Err(failure) => {
+                    let own = attempts.wait(Timestamp::now());
+                    let wait = failure.wait.or(own).unwrap_or(RETRY);
+                    (failure.reason, failure.message, wait)
                 }
             },
         };
@@ -309,7 +328,7 @@ impl Keeper {
         directory: &str,
         old: Option<&Loaded>,
         attempts: &mut Attempts,
-    ) -> Result<Loaded, (IdentityReason, String)> {
+    ) -> Result<Loaded, Failure> {
         if old.is_none() {
             let text = format!("A certificate for {name} is being ordered from {directory}.");
             let (condition, reason) = (
@@ -321,14 +340,14 @@ impl Keeper {
         }
         let replaces = old.and_then(|old| old.renewal_id.as_deref());
         let ordered = tokio::select! {
-            () = self.fence.cancelled() => return Err((IdentityReason::Draining, "Another pod takes over.".to_owned())),
+            () = self.fence.cancelled() => return Err(Failure::new(IdentityReason::Draining, "Another pod takes over.")),
             ordered = self.issuer.order(&self.node, directory, name, replaces) => ordered,
         };
         let stored = match ordered {
             Ok(certificate) => {
                 let (chain, key) = (certificate.chain_pem.as_bytes(), certificate.key_pem.as_bytes());
                 let loaded = Loaded::read(chain, key, name, Timestamp::now()).map_err(|error| {
-                    (
+                    Failure::new(
                         IdentityReason::CertificateInvalid,
                         format!("{directory}: {error}."),
                     )
@@ -343,6 +362,11 @@ impl Keeper {
             }
             Err(error) => {
                 let (reason, message) = explain(&error, name);
+                if let IssueError::Paused { left } = error {
+                    // Nothing was ordered, so nothing has failed.
+                    let wait = Some(left);
+                    return Err(Failure { reason, message, wait });
+                }
                 warn!(identity = %self.identity, name, message, "no certificate was issued");
                 let pause = match &error {
                     IssueError::Acme(tailwharf_node::acme::AcmeError::Refused { retry_after, .. }) => {
@@ -361,12 +385,12 @@ impl Keeper {
                 if let Err(error) = self.store(patch).await {
                     warn!(identity = %self.identity, %error, "the pause before the next order could not be stored");
                 }
-                return Err((reason, message));
+                return Err(Failure::new(reason, message));
             }
         };
         stored.map_err(|error| {
             let text = format!("The certificate for {name} could not be stored: {error}. It is tried again.");
-            (IdentityReason::SecretUnavailable, text)
+            Failure::new(IdentityReason::SecretUnavailable, text)
         })
     }
 
@@ -428,9 +452,16 @@ fn summary(obstacles: &[Obstacle], good: usize, wanted: usize) -> Step {
     }
 }
 
+/// An error as the beginning of a sentence.
+fn capital(text: &str) -> String {
+    let mut chars = text.chars();
+    let first = chars.next().map(|first| first.to_uppercase().collect::<String>());
+    first.unwrap_or_default() + chars.as_str()
+}
+
 /// A failure as the condition tells it.
 fn explain(error: &IssueError, name: &str) -> (IdentityReason, String) {
-    use tailwharf_node::acme::AcmeError;
+    use tailwharf_node::acme::{AcmeError, RATE_LIMITED};
     let again = "It is tried again, with growing pauses.";
     match error {
         IssueError::Account { .. } | IssueError::Damaged { .. } => {
@@ -439,6 +470,10 @@ fn explain(error: &IssueError, name: &str) -> (IdentityReason, String) {
         IssueError::Directory(_) => (
             IdentityReason::CertificateRefused,
             format!("{error}. Correct it."),
+        ),
+        IssueError::Paused { .. } => (
+            IdentityReason::CertificateRateLimited,
+            format!("{}; {name} is ordered after it.", capital(&error.to_string())),
         ),
         IssueError::Acme(acme) => match acme {
             AcmeError::Name { .. } => (
@@ -464,11 +499,22 @@ fn explain(error: &IssueError, name: &str) -> (IdentityReason, String) {
                     pause.as_secs()
                 ),
             ),
-            AcmeError::Exchange { .. } | AcmeError::TimedOut => (
-                IdentityReason::CertificateAuthorityUnreachable,
-                format!("{acme}. {again}"),
+            AcmeError::Refused { kind, detail, .. } if kind == RATE_LIMITED => (
+                IdentityReason::CertificateRateLimited,
+                format!("The certificate authority wants fewer orders: {detail}. {again}"),
             ),
-            _ => (IdentityReason::CertificateRefused, format!("{acme}. {again}")),
+            AcmeError::Exchange { source, .. } => (
+                IdentityReason::CertificateAuthorityUnreachable,
+                format!("{}: {source}. {again}", capital(&acme.to_string())),
+            ),
+            AcmeError::TimedOut => (
+                IdentityReason::CertificateAuthorityUnreachable,
+                format!("{}. {again}", capital(&acme.to_string())),
+            ),
+            _ => (
+                IdentityReason::CertificateRefused,
+                format!("{}. {again}", capital(&acme.to_string())),
+            ),
         },
     }
 }

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use tailwharf_kube_types::identity::web::Web as Spec;
+use tailwharf_kube_types::identity::web::{HTTPS_PORT, Web as Spec};
 use tailwharf_kube_types::{ConditionType, IdentityReason, IdentitySpec, Step};
-use tailwharf_node::{Node, TailnetNode};
+use tailwharf_node::{Node, NodeStatus, TailnetNode};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -151,10 +151,21 @@ impl WebHosting {
             trouble,
             tried,
             certificate: running.step.borrow_and_update().clone(),
-            funnel: running.funnel.then(|| {
-                let text = "Funnel is not served by this version of tailwharf. The device is reached on the tailnet only.";
-                Step::blocked(ConditionType::FunnelReady, IdentityReason::FunnelUnavailable, text)
-            }),
+            funnel: running.funnel.then(|| funnel(&self.node.status().borrow())),
         })
+    }
+}
+
+/// Whether the internet reaches a device that is to be reached from there.
+fn funnel(status: &NodeStatus) -> Step {
+    let condition = ConditionType::FunnelReady;
+    let may = status.funnel_ports.iter().any(|ports| ports.contains(&HTTPS_PORT));
+    match &status.fqdn {
+        Some(name) if may => Step::done(condition, format!("The internet reaches the device at https://{name}.")),
+        _ => {
+            let text = "The control server does not let the internet reach the device. Give its tag the attribute \"funnel\" in nodeAttrs of the policy, \
+                        turn on HTTPS certificates, and use a control server with a gateway on port 443.";
+            Step::blocked(condition, IdentityReason::FunnelUnavailable, text)
+        }
     }
 }

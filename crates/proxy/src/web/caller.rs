@@ -9,6 +9,7 @@ use tailwharf_node::WhoIs;
 const LOGIN: HeaderName = HeaderName::from_static("tailscale-user-login");
 const NAME: HeaderName = HeaderName::from_static("tailscale-user-name");
 const PICTURE: HeaderName = HeaderName::from_static("tailscale-user-profile-pic");
+const FUNNEL: HeaderName = HeaderName::from_static("tailscale-funnel-request");
 const INFO: HeaderName = HeaderName::from_static("tailscale-headers-info");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -41,6 +42,8 @@ enum Kind {
     },
     /// A device with tags, or one that the map does not show any more.
     Device { text: Box<str> },
+    /// Somebody on the internet.
+    Public,
 }
 
 impl Caller {
@@ -66,17 +69,28 @@ impl Caller {
         }
     }
 
+    /// Somebody on the internet at `address`, who comes through Funnel and always under TLS.
+    #[must_use]
+    pub(crate) fn of_internet(address: IpAddr) -> Self {
+        Self {
+            address: address.to_canonical(),
+            secure: true,
+            kind: Kind::Public,
+        }
+    }
+
     /// Where the caller is.
     #[must_use]
     pub(crate) fn address(&self) -> IpAddr {
         self.address
     }
 
-    /// Login of the user or name of the device, for the log.
+    /// Login of the user or name of the device, for the log; `funnel` for the internet.
     #[must_use]
     pub(crate) fn text(&self) -> &str {
         match &self.kind {
             Kind::User { text, .. } | Kind::Device { text } => text,
+            Kind::Public => "funnel",
         }
     }
 
@@ -93,6 +107,9 @@ impl Caller {
                 headers.insert(INFO, INFO_URL);
             }
             Kind::Device { .. } => {}
+            Kind::Public => {
+                headers.insert(FUNNEL, HeaderValue::from_static("?1"));
+            }
         }
         headers.insert(FORWARDED_FOR, value(&self.address.to_string()));
         headers.insert(FORWARDED_HOST, value(host));
@@ -260,6 +277,22 @@ mod tests {
         assert_eq!(caller.text(), "laptop.tail1.ts.net");
         let unknown = Caller::of_tailnet(ADDRESS.parse().unwrap(), false, None);
         assert_eq!(introduced(&unknown, &[]), pairs(&expected));
+    }
+
+    #[test]
+    fn the_internet_is_nobody_and_said_to_be_the_internet() {
+        let caller = Caller::of_internet("2001:db8::7".parse().unwrap());
+        let claimed = [
+            ("tailscale-funnel-request", "?0"),
+            ("tailscale-user-login", "mallory"),
+        ];
+        let expected = [
+            ("tailscale-funnel-request", "?1"),
+            ("x-forwarded-for", "2001:db8::7"),
+            ("x-forwarded-host", "web.tail1.ts.net"),
+            ("x-forwarded-proto", "https"),
+        ];
+        assert_eq!(introduced(&caller, &claimed), pairs(&expected));
     }
 
     #[test]

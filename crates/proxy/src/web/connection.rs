@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use rustls::ServerConfig;
 use tailwharf_http::{HttpLimits, Server, Stall, StallLimits, Version};
-use tailwharf_node::{TailnetNode, WhoIs};
+use tailwharf_node::{FunnelListener, FunnelStream, SocketError, TailnetNode, WhoIs};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +21,7 @@ use super::caller::Caller;
 use super::forward::Handler;
 use super::site::Sites;
 use crate::carrier::Carrier;
-use crate::limits::Permit;
+use crate::limits::{Permit, Room};
 use crate::sockets::Accept;
 
 /// Time for a TLS handshake.
@@ -31,15 +31,39 @@ const TAKE_TIME: Duration = Duration::from_secs(120);
 
 static SERVER: LazyLock<Server> = LazyLock::new(|| Server::new(HttpLimits::default()));
 
-/// Who is behind an address.
+/// Where a web server's requests come from: the tailnet, of which the network map knows who is who, and the internet.
 pub(crate) trait Callers: Send + Sync + 'static {
-    /// What the network map knows of it.
+    /// Connections from the internet.
+    type Public: Accept;
+
+    /// What the network map knows of an address of the tailnet.
     fn who(&self, address: SocketAddr) -> Option<WhoIs>;
+
+    /// Accepts connections from the internet to `port`.
+    ///
+    /// # Errors
+    /// When the port is taken or the node has ended.
+    fn listen_public(&self, port: u16) -> Result<Self::Public, SocketError>;
 }
 
 impl Callers for Arc<dyn TailnetNode> {
+    type Public = FunnelListener;
+
     fn who(&self, address: SocketAddr) -> Option<WhoIs> {
         self.whois(address)
+    }
+
+    fn listen_public(&self, port: u16) -> Result<FunnelListener, SocketError> {
+        self.listen_funnel(port)
+    }
+}
+
+impl Accept for FunnelListener {
+    type Stream = FunnelStream;
+
+    async fn accept(&mut self) -> Option<(FunnelStream, SocketAddr)> {
+        let connection = Self::accept(self).await.ok()?;
+        Some((connection.stream, connection.source))
     }
 }
 
@@ -49,14 +73,20 @@ pub(super) struct Door {
     pub(super) identity: Arc<str>,
     pub(super) sites: Arc<Sites>,
     pub(super) carrier: Arc<Carrier>,
+    /// Room for its connections.
+    pub(super) room: Room,
     /// With TLS, if this is given.
     pub(super) tls: Option<Arc<ServerConfig>>,
     /// The port is closed; requests under way are finished.
     pub(super) closed: CancellationToken,
 }
 
-/// Accepts connections until the port is closed.
-pub(super) async fn serve<L: Accept, C: Callers>(mut listener: L, callers: C, door: Door) {
+/// Accepts connections until the port is closed; `caller` says who is behind the address of a peer.
+pub(super) async fn serve<L: Accept>(
+    mut listener: L,
+    caller: impl Fn(SocketAddr) -> Caller + Send + 'static,
+    door: Door,
+) {
     loop {
         let accepted = tokio::select! {
             () = door.closed.cancelled() => return,
@@ -64,13 +94,11 @@ pub(super) async fn serve<L: Accept, C: Callers>(mut listener: L, callers: C, do
         };
         let Some((stream, peer)) = accepted else { return };
         door.carrier.metrics.connections.increment();
-        let Some(permit) = door.carrier.room.enter() else {
+        let Some(permit) = door.room.enter() else {
             door.carrier.metrics.connections_over_limit.increment();
             continue;
         };
-        let who = callers.who(peer);
-        let caller = Caller::of_tailnet(peer.ip(), door.tls.is_some(), who.as_ref());
-        tokio::spawn(door.clone().admit(stream, caller, permit));
+        tokio::spawn(door.clone().admit(stream, caller(peer), permit));
     }
 }
 

@@ -18,6 +18,7 @@ mod tls;
 mod upstream;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use futures::StreamExt as _;
@@ -26,12 +27,14 @@ use tailwharf_kube_types::identity::web::{HTTP_PORT, HTTPS_PORT, PlainHttp, Web 
 use tailwharf_node::SocketError;
 use tokio_util::sync::DropGuard;
 
+use self::caller::Caller;
 pub(crate) use self::connection::Callers;
 use self::connection::{Door, serve};
 pub(crate) use self::counters::WebCounters;
 use self::site::{Site, Sites};
 pub(crate) use self::tls::Certificates;
 use crate::carrier::{Carrier, Port};
+use crate::limits::Room;
 use crate::sockets::Sockets;
 use crate::status::BackendTrouble;
 
@@ -47,6 +50,8 @@ pub(crate) struct WebServer<S> {
     certificates: Arc<Certificates>,
     /// Open ports. Dropping a guard closes one; requests under way are finished.
     open: BTreeMap<u16, DropGuard>,
+    /// The port for the internet, while it is open.
+    public: Option<DropGuard>,
     failed: BTreeMap<Port, String>,
 }
 
@@ -61,6 +66,7 @@ impl<S: Sockets + Callers + Clone> WebServer<S> {
             sites: Sites::empty(),
             certificates: Arc::default(),
             open: BTreeMap::new(),
+            public: None,
             failed: BTreeMap::new(),
         }
     }
@@ -75,35 +81,69 @@ impl<S: Sockets + Callers + Clone> WebServer<S> {
         }
         for number in [HTTPS_PORT].into_iter().chain(plain.then_some(HTTP_PORT)) {
             if let Err(why) = self.open(number) {
-                let protocol = Protocol::Tcp;
-                self.failed.insert(Port { protocol, number }, why);
+                self.fail(number, why);
             }
         }
+        if !spec.funnel {
+            self.public = None;
+        } else if let Err(why) = self.open_public() {
+            self.fail(HTTPS_PORT, why);
+        }
+    }
+
+    fn fail(&mut self, number: u16, why: String) {
+        let protocol = Protocol::Tcp;
+        self.failed.insert(Port { protocol, number }, why);
     }
 
     fn open(&mut self, number: u16) -> Result<(), String> {
         if self.open.contains_key(&number) {
             return Ok(());
         }
-        let tls = (number == HTTPS_PORT)
-            .then(|| tls::server_config(self.certificates.clone()))
-            .transpose()
-            .map_err(|error| error.to_string())?;
+        let secure = number == HTTPS_PORT;
+        let door = self.door(secure, self.carrier.room.clone())?;
         let socket = self
             .sockets
             .listen_tcp(number)
             .map_err(|error: SocketError| error.to_string())?;
-        let closed = self.carrier.end.child_token();
-        let door = Door {
+        let (callers, closed) = (self.sockets.clone(), door.closed.clone());
+        let caller =
+            move |peer: SocketAddr| Caller::of_tailnet(peer.ip(), secure, callers.who(peer).as_ref());
+        tokio::spawn(serve(socket, caller, door));
+        self.open.insert(number, closed.drop_guard());
+        Ok(())
+    }
+
+    /// Serves the same to the internet.
+    fn open_public(&mut self) -> Result<(), String> {
+        if self.public.is_some() {
+            return Ok(());
+        }
+        let door = self.door(true, self.carrier.room.for_public(&self.carrier.limits))?;
+        let socket = self
+            .sockets
+            .listen_public(HTTPS_PORT)
+            .map_err(|error: SocketError| error.to_string())?;
+        let closed = door.closed.clone();
+        let caller = |peer: SocketAddr| Caller::of_internet(peer.ip());
+        tokio::spawn(serve(socket, caller, door));
+        self.public = Some(closed.drop_guard());
+        Ok(())
+    }
+
+    fn door(&self, secure: bool, room: Room) -> Result<Door, String> {
+        let tls = secure
+            .then(|| tls::server_config(self.certificates.clone()))
+            .transpose()
+            .map_err(|error| error.to_string())?;
+        Ok(Door {
             identity: self.identity.clone(),
             sites: self.sites.clone(),
             carrier: self.carrier.clone(),
+            room,
             tls,
-            closed: closed.clone(),
-        };
-        tokio::spawn(serve(socket, self.sockets.clone(), door));
-        self.open.insert(number, closed.drop_guard());
-        Ok(())
+            closed: self.carrier.end.child_token(),
+        })
     }
 
     /// The ports that could not be opened, and why.

@@ -64,9 +64,18 @@ impl Sockets for Loopback {
     }
 }
 
+/// Where connections from the internet are accepted, beside the ports of the node.
+const PUBLIC: u16 = 0;
+
 impl Callers for Loopback {
+    type Public = TcpListener;
+
     fn who(&self, _: SocketAddr) -> Option<WhoIs> {
         None
+    }
+
+    fn listen_public(&self, _: u16) -> Result<TcpListener, SocketError> {
+        self.listen_tcp(PUBLIC)
     }
 }
 
@@ -119,6 +128,15 @@ impl Bed {
 
     /// A connection to port 443, with the protocol asked for.
     pub(super) async fn tls(&self, protocol: &[u8]) -> tokio_rustls::client::TlsStream<TcpStream> {
+        self.tls_to(443, protocol).await
+    }
+
+    /// A connection from the internet.
+    pub(super) async fn public(&self) -> tokio_rustls::client::TlsStream<TcpStream> {
+        self.tls_to(PUBLIC, b"http/1.1").await
+    }
+
+    async fn tls_to(&self, port: u16, protocol: &[u8]) -> tokio_rustls::client::TlsStream<TcpStream> {
         use rustls_pki_types::pem::PemObject as _;
         let mut roots = rustls::RootCertStore::empty();
         let root = rustls_pki_types::CertificateDer::from_pem_slice(self.chain.as_bytes()).unwrap();
@@ -129,7 +147,7 @@ impl Bed {
             .with_root_certificates(roots)
             .with_no_client_auth();
         config.alpn_protocols = vec![protocol.to_vec()];
-        let tcp = TcpStream::connect(self.at(443)).await.unwrap();
+        let tcp = TcpStream::connect(self.at(port)).await.unwrap();
         let name = DEVICE.try_into().unwrap();
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
         connector.connect(name, tcp).await.unwrap()

@@ -70,6 +70,38 @@ async fn both_versions_are_served_under_tls() {
 }
 
 #[tokio::test]
+async fn what_a_probe_finds_out_counts_also_for_what_is_served_meanwhile() {
+    let spec = to(&[backend("one").await]);
+    let mut bed = Bed::new(&spec);
+    let probe = bed.server.probe();
+    // As when the device gets its name.
+    bed.apply(&spec);
+    probe.await;
+    assert_eq!(bed.server.trouble(), (None, true));
+}
+
+#[tokio::test]
+async fn the_internet_is_served_only_if_it_is_to_be() {
+    let mut spec = to(&[backend("one").await]);
+    spec["funnel"] = true.into();
+    let mut bed = Bed::new(&spec);
+    let request = format!("GET /x HTTP/1.1\r\nHost: {DEVICE}\r\nConnection: close\r\n\r\n");
+    let mut stream = bed.public().await;
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let answer = super::bed::read_all(stream).await;
+    assert!(answer.contains("tailscale-funnel-request: ?1\n"), "{answer}");
+    let mut kept = bed.public().await;
+    spec["funnel"] = false.into();
+    bed.apply(&spec);
+    // What has no request under way ends with the port.
+    assert_eq!(super::bed::read_all(&mut kept).await, "");
+    assert!(
+        tokio::net::TcpStream::connect(bed.at(0)).await.is_err(),
+        "the port is still open"
+    );
+}
+
+#[tokio::test]
 async fn large_bodies_stream_both_ways_and_connections_are_used_again() {
     let bed = Bed::new(&to(&[backend("one").await]));
     let stream = TokioIo::new(bed.tls(b"http/1.1").await);

@@ -1,0 +1,402 @@
+//! Certificates of devices that serve HTTP, from pebble, the ACME server by which Let's Encrypt lets clients be tested: proofs by DNS that the coordinator's
+//! records answer, refusals, limits, and one account for all.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+mod bed;
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::Api;
+use serde_json::{Value, json};
+use tailwharf_coordinator::model::Actor;
+use tailwharf_coordinator::ops::NewAuthKey;
+use tailwharf_coordinator::{Config, Coordinator, Handle, Operations};
+use tailwharf_kube_types::names::account_secret_name;
+use tailwharf_kube_types::{ConditionStatus, ConditionType, IdentityReason};
+use tailwharf_testkit::process::{Process, run};
+use tailwharf_testkit::requirements::Need;
+use tailwharf_testkit::wait::eventually;
+use tailwharf_testkit::workspace;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::bed::{Bed, Member, NAMESPACE, get};
+
+const POOL: &str = "acme";
+const SUFFIX: &str = "tail1234.ts.net";
+/// Devices that get what they ask for.
+const GOOD: [&str; 5] = ["web-0", "web-1", "web-2", "web-3", "web-4"];
+/// The authority issues nothing for it.
+const REFUSED: &str = "refused";
+/// The authority does not see its record.
+const UNSEEN: &str = "unseen";
+/// Their authority wants fewer orders.
+const LIMITED: [&str; 2] = ["limited-0", "limited-1"];
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn main() -> ExitCode {
+    // RUST_LOG=tailwharf_proxy=debug shows what the members do.
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .init();
+    tailwharf_e2e::run(
+        &[Need::ApiServer, Need::Pebble],
+        Fixture::start,
+        &[
+            ("one_account_makes_one_order_for_each_name", one_account),
+            ("what_the_authority_refuses_is_told_in_its_words", refusals),
+            ("a_pause_that_the_authority_wants_is_kept", limits),
+        ],
+    )
+}
+
+struct Fixture {
+    member: Member,
+    pebble: Process,
+    log: PathBuf,
+    /// The URL of pebble's directory.
+    directory: String,
+    /// What pebble's own server shows.
+    trust: String,
+    control: String,
+    auth_key: String,
+    _tailnet: Handle,
+    bed: Bed,
+    _dir: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn start() -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let devices = GOOD.iter().chain(&[REFUSED, UNSEEN]).chain(&LIMITED);
+        let mut secrets: Vec<String> = devices.map(|name| format!("ts-{name}-0")).collect();
+        secrets.push(account_secret_name(POOL));
+        let bed = Bed::start(&secrets)?;
+        let (tailnet, control, auth_key, dns) = bed.runtime.block_on(async {
+            bed.secret(&account_secret_name(POOL), json!({})).await?;
+            let (tailnet, control) = coordinator(dir.path()).await?;
+            let auth_key = auth_key(tailnet.operations()).await?;
+            let listener = TcpListener::bind("127.0.0.1:0").await?;
+            let dns = listener.local_addr()?;
+            tokio::spawn(answer_dns(listener, tailnet.operations().clone()));
+            anyhow::Ok((tailnet, control, auth_key, dns))
+        })?;
+        let (pebble, directory, trust) = pebble(dir.path(), dns)?;
+        let member = bed
+            .runtime
+            .block_on(bed.member(POOL, "acme-0", Some(&trust)))?;
+        Ok(Self {
+            member,
+            pebble,
+            log: dir.path().join("pebble.log"),
+            directory,
+            trust,
+            control,
+            auth_key,
+            _tailnet: tailnet,
+            bed,
+            _dir: dir,
+        })
+    }
+
+    /// Makes a device that serves HTTPS with a certificate from `directory`.
+    async fn device(&self, name: &str, directory: &str) -> Result<()> {
+        let identity = format!("ts-{name}");
+        self.bed
+            .secret(&format!("{identity}-0"), json!({"auth_key": self.auth_key}))
+            .await?;
+        let spec = json!({
+            "hostname": name,
+            "tags": ["tag:k8s"],
+            "pool": POOL,
+            "loginServer": self.control,
+            "web": {"hosts": [{"name": "@"}], "acmeDirectory": directory},
+        });
+        self.bed.identity(&identity, POOL, spec).await
+    }
+
+    /// Waits until the certificate of a device is as far as this; the condition's message.
+    async fn becomes(&self, name: &str, status: ConditionStatus, reason: IdentityReason) -> Result<String> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let identity = self.bed.identities().get(&format!("ts-{name}")).await?;
+            let known = identity.status.unwrap_or_default();
+            if known.step(ConditionType::CertificateReady) == (status, Some(reason)) {
+                let condition = known.condition(ConditionType::CertificateReady);
+                return Ok(condition.map(|condition| condition.message.clone()).unwrap_or_default());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "{name}: {:?}, want {reason}; pebble: {}",
+                known.conditions,
+                self.pebble.log_end(20)
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn secret(&self, name: &str) -> Result<Secret> {
+        let secrets: Api<Secret> = Api::namespaced(self.bed.admin.clone(), NAMESPACE);
+        Ok(secrets.get(&format!("ts-{name}-0")).await?)
+    }
+
+    /// The largest number that pebble has logged as "There are now N <things>".
+    fn count(&self, things: &str) -> Result<usize> {
+        let log = fs::read_to_string(&self.log)?;
+        let numbers = log.lines().filter_map(|line| {
+            let (number, rest) = line.split_once("There are now ")?.1.split_once(' ')?;
+            rest.starts_with(things).then(|| number.parse().ok())?
+        });
+        Ok(numbers.max().unwrap_or_default())
+    }
+}
+
+fn one_account(fixture: &mut Fixture) -> Result<()> {
+    let runtime = fixture.bed.runtime.handle().clone();
+    runtime.block_on(async {
+        for name in GOOD {
+            fixture.device(name, &fixture.directory).await?;
+        }
+        for name in GOOD {
+            fixture
+                .becomes(name, ConditionStatus::True, IdentityReason::Done)
+                .await?;
+            let data = fixture.secret(name).await?.data.unwrap_or_default();
+            for half in ["crt", "key"] {
+                let key = format!("{name}.{SUFFIX}.{half}");
+                ensure!(data.contains_key(&key), "the Secret lacks {key}: {:?}", data.keys());
+            }
+        }
+        ensure!(fixture.count("accounts")? == 1, "{} accounts", fixture.count("accounts")?);
+        ensure!(fixture.count("orders")? == GOOD.len(), "{} orders", fixture.count("orders")?);
+        let metrics = get(fixture.member.address, "/metrics").await?;
+        let issued = format!("tailwharf_proxy_certificate_orders_total{{outcome=\"issued\"}} {}\n", GOOD.len());
+        ensure!(metrics.contains(&issued), "{metrics}");
+
+        // Another pod takes over, and has the certificates without an order.
+        let next = fixture.bed.member(POOL, "acme-1", Some(&fixture.trust)).await?;
+        let first = std::mem::replace(&mut fixture.member, next);
+        first.stop.cancel();
+        first.task.await?.context("the first member did not end well")?;
+        let served = format!("tailwharf_proxy_certificate_devices {}\n", GOOD.len());
+        let deadline = Instant::now() + PATIENCE;
+        while !get(fixture.member.address, "/metrics").await?.contains(&served) {
+            ensure!(Instant::now() < deadline, "the second pod does not serve all");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        ensure!(fixture.count("orders")? == GOOD.len(), "{} orders", fixture.count("orders")?);
+        Ok(())
+    })
+}
+
+fn refusals(fixture: &mut Fixture) -> Result<()> {
+    fixture.bed.runtime.block_on(async {
+        fixture.device(REFUSED, &fixture.directory).await?;
+        fixture.device(UNSEEN, &fixture.directory).await?;
+        let (status, reason) = (ConditionStatus::False, IdentityReason::CertificateRefused);
+        let told = fixture.becomes(REFUSED, status, reason).await?;
+        ensure!(told.contains("refused.tail1234.ts.net"), "{told}");
+        ensure!(told.to_lowercase().contains("policy"), "{told}");
+        let told = fixture.becomes(UNSEEN, status, reason).await?;
+        ensure!(told.contains("_acme-challenge.unseen"), "{told}");
+        Ok(())
+    })
+}
+
+fn limits(fixture: &mut Fixture) -> Result<()> {
+    fixture.bed.runtime.block_on(async {
+        let orders = Arc::new(AtomicUsize::new(0));
+        let directory = limiting(orders.clone()).await?;
+        let (status, reason) = (ConditionStatus::False, IdentityReason::CertificateRateLimited);
+        fixture.device(LIMITED[0], &directory).await?;
+        let told = fixture.becomes(LIMITED[0], status, reason).await?;
+        ensure!(told.contains("3600 s") && told.contains("too many certificates"), "{told}");
+        let data = fixture.secret(LIMITED[0]).await?.data.unwrap_or_default();
+        ensure!(data.contains_key("tailwharf-certificate.json"), "a restart would order at once");
+        fixture.device(LIMITED[1], &directory).await?;
+        let told = fixture.becomes(LIMITED[1], status, reason).await?;
+        ensure!(told.contains("ordered after it"), "{told}");
+        let orders = orders.load(Ordering::Relaxed);
+        ensure!(orders == 1, "{orders} orders in the pause");
+        Ok(())
+    })
+}
+
+/// A coordinator without an authority of its own, and its URL.
+async fn coordinator(dir: &Path) -> Result<(Handle, String)> {
+    let port = || -> Result<SocketAddr> { Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?) };
+    let (control, relay, stun) = (port()?, port()?, port()?);
+    let policy = dir.join("policy.hujson");
+    fs::write(&policy, "{\"tagOwners\": {\"tag:k8s\": []}}")?;
+    let url = format!("http://{control}");
+    let text = format!(
+        "server_url = \"{url}\"\nlisten = \"{control}\"\ndata_dir = {data:?}\nmagic_dns_suffix = \"{SUFFIX}\"\npolicy_file = {policy:?}\n\
+         [ca]\nenabled = false\n[relay]\nlisten = \"{relay}\"\nstun_listen = \"{stun}\"\nhostname = \"127.0.0.1\"\n",
+        data = dir.join("data"),
+    );
+    let config = Config::parse(&text, &policy)?;
+    Ok((Coordinator::start(config, CancellationToken::new()).await?, url))
+}
+
+async fn auth_key(operations: &Operations) -> Result<String> {
+    let key = NewAuthKey {
+        creator: Actor::Administrator,
+        owner: None,
+        description: String::new(),
+        reusable: true,
+        ephemeral: false,
+        preauthorized: true,
+        tags: BTreeSet::from(["tag:k8s".parse()?]),
+        lifetime: None,
+    };
+    Ok(operations.create_auth_key(key).await?.secret.reveal().to_owned())
+}
+
+/// Starts pebble, which asks `dns` for proofs; the URL of its directory, and the certificate that it shows.
+fn pebble(dir: &Path, dns: SocketAddr) -> Result<(Process, String, String)> {
+    let shown = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
+    let (certificate, key) = (dir.join("pebble.crt"), dir.join("pebble.key"));
+    fs::write(&certificate, shown.cert.pem())?;
+    fs::write(&key, shown.signing_key.serialize_pem())?;
+    let free = || -> Result<SocketAddr> { Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?) };
+    let (listen, management) = (free()?, free()?);
+    let config = json!({"pebble": {
+        "listenAddress": listen,
+        "managementListenAddress": management,
+        "certificate": certificate,
+        "privateKey": key,
+        "httpPort": 5002,
+        "tlsPort": 5001,
+        "domainBlocklist": [format!("{REFUSED}.{SUFFIX}")],
+        "keyAlgorithm": "ecdsa",
+        "profiles": {"default": {"description": "The one", "validityPeriod": 7_776_000}},
+    }});
+    let file = dir.join("pebble.json");
+    fs::write(&file, config.to_string())?;
+    let mut command = Command::new(workspace::pebble());
+    command
+        .arg("-config")
+        .arg(&file)
+        .args(["-dnsserver", &dns.to_string()])
+        .env("PEBBLE_VA_NOSLEEP", "1")
+        // Clients have to bear it: one nonce of five is refused.
+        .env("PEBBLE_WFE_NONCEREJECT", "20");
+    let mut process = Process::start("pebble", &mut command, &dir.join("pebble.log"))?;
+    let directory = format!("https://localhost:{}/dir", listen.port());
+    eventually("pebble answers", || {
+        process.alive()?;
+        let mut curl = Command::new("curl");
+        curl.args(["-sSf", "--max-time", "2", "--cacert"]).arg(&certificate);
+        run(curl.arg(&directory)).map(drop)
+    })?;
+    Ok((process, directory, shown.cert.pem()))
+}
+
+/// Answers questions for TXT records, which come by TCP (RFC 1035), with what nodes have had the coordinator set.
+async fn answer_dns(listener: TcpListener, records: Operations) {
+    while let Ok((mut stream, _)) = listener.accept().await {
+        let records = records.clone();
+        tokio::spawn(async move {
+            while let Ok(length) = stream.read_u16().await {
+                let mut query = vec![0; length.into()];
+                stream.read_exact(&mut query).await?;
+                let answer = answer(&query, &records).unwrap_or_default();
+                let length = u16::try_from(answer.len()).unwrap_or_default();
+                stream.write_u16(length).await?;
+                stream.write_all(&answer).await?;
+            }
+            std::io::Result::Ok(())
+        });
+    }
+}
+
+fn answer(query: &[u8], records: &Operations) -> Option<Vec<u8>> {
+    const HEADER: usize = 12;
+    let (mut at, mut labels) = (HEADER, Vec::new());
+    loop {
+        let length = usize::from(*query.get(at)?);
+        at += 1;
+        if length == 0 {
+            break;
+        }
+        labels.push(String::from_utf8_lossy(query.get(at..at + length)?).into_owned());
+        at += length;
+    }
+    let question = query.get(HEADER..at + 4)?;
+    let name = labels.join(".");
+    let value = records
+        .dns_txt(&name)
+        .filter(|_| question.ends_with(&[0, 16, 0, 1]) && !name.contains(UNSEEN));
+    let mut reply = query.get(..2)?.to_vec();
+    // An authoritative answer with one question and at most one record.
+    reply.extend([0x84, 0, 0, 1, 0, u8::from(value.is_some()), 0, 0, 0, 0]);
+    reply.extend(question);
+    if let Some(value) = value {
+        let length = u8::try_from(value.len()).ok()?;
+        reply.extend([0xc0, 12, 0, 16, 0, 1, 0, 0, 0, 0, 0, length + 1, length]);
+        reply.extend(value.as_bytes());
+    }
+    Some(reply)
+}
+
+/// An authority that has issued enough; the URL of its directory.
+async fn limiting(orders: Arc<AtomicUsize>) -> Result<String> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let base = format!("http://{}", listener.local_addr()?);
+    let url = format!("{base}/directory");
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (base, orders) = (base.clone(), orders.clone());
+            let service = service_fn(move |request| limited(base.clone(), orders.clone(), request));
+            tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+        }
+    });
+    Ok(url)
+}
+
+async fn limited(
+    base: String,
+    orders: Arc<AtomicUsize>,
+    request: Request<Incoming>,
+) -> Result<Response<Full<bytes::Bytes>>, Infallible> {
+    let path = request.uri().path().to_owned();
+    let _ = request.into_body().collect().await;
+    let mut response = Response::builder().header("replay-nonce", "a-nonce");
+    let body: Value = match path.as_str() {
+        "/directory" => json!({
+            "newNonce": format!("{base}/nonce"),
+            "newAccount": format!("{base}/account"),
+            "newOrder": format!("{base}/order"),
+        }),
+        "/account" => {
+            response = response.status(201).header("location", format!("{base}/account/1"));
+            json!({"status": "valid"})
+        }
+        "/order" => {
+            orders.fetch_add(1, Ordering::Relaxed);
+            response = response.status(429).header("retry-after", "3600");
+            json!({
+                "type": "urn:ietf:params:acme:error:rateLimited",
+                "detail": "too many certificates (50) already issued",
+            })
+        }
+        _ => json!({}),
+    };
+    Ok(response.body(Full::from(body.to_string())).unwrap())
+}
