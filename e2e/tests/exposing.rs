@@ -268,7 +268,7 @@ fn no_endpoint(fixture: &mut Fixture) -> Result<()> {
     fixture.apply("empty", "nobody", "[{hosts: [empty]}]")?;
     fixture.becomes("default", "empty", "CertificateReady", "True")?;
     let (_, message) = fixture.becomes("default", "empty", "BackendReachable", "False")?;
-    ensure!(message.contains("\"nobody\""), "{message}");
+    ensure!(message.contains("nobody:80"), "{message}");
     let answer = eventually("a page answers", || {
         fixture.curl(&["--include", "--header", "Accept: text/html", "https://empty"])
     })?;

@@ -314,14 +314,22 @@ impl Journey<'_> {
             }
             ConnectError::Refused(refused) => {
                 self.note(Err(refused.clone()));
-                let status = match refused {
-                    BackendError::TimedOut(_) => StatusCode::GATEWAY_TIMEOUT,
-                    _ => StatusCode::BAD_GATEWAY,
-                };
-                Refusal::new(
-                    status,
-                    format!("The backend {name} takes no connections: {refused}."),
-                )
+                // Addresses inside of the cluster are no business of whoever asks.
+                match refused {
+                    BackendError::TimedOut(_) => Refusal::new(
+                        StatusCode::GATEWAY_TIMEOUT,
+                        format!("The backend {name} does not answer."),
+                    ),
+                    // A Service without a ready endpoint refuses connections.
+                    BackendError::Refused(..) | BackendError::None => Refusal::new(
+                        StatusCode::SERVICE_UNAVAILABLE,
+                        format!("The backend {name} takes no connections: its Service may have no ready endpoint."),
+                    ),
+                    BackendError::Unresolved(_) | BackendError::Target(_) => Refusal::new(
+                        StatusCode::BAD_GATEWAY,
+                        format!("The backend {name} cannot be found."),
+                    ),
+                }
             }
             ConnectError::Handshake(_) => Refusal::new(
                 StatusCode::BAD_GATEWAY,

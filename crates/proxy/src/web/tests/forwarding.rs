@@ -164,8 +164,8 @@ async fn pages_say_what_is_wrong() {
     for (path, status, words) in [
         ("/other", "404", "No route"),
         ("/none", "503", "Service web has no ready endpoint."),
-        ("/dead", "502", "takes no connections"),
-        ("/one/../dead", "502", "takes no connections"),
+        ("/dead", "503", "takes no connections"),
+        ("/one/../dead", "503", "takes no connections"),
         ("/%zz", "400", "path"),
     ] {
         let answer = bed.get(path).await;
