@@ -295,8 +295,8 @@ fn pebble(dir: &Path, dns: SocketAddr) -> Result<(Process, String, String)> {
         .arg(&file)
         .args(["-dnsserver", &dns.to_string()])
         .env("PEBBLE_VA_NOSLEEP", "1")
-        // Clients have to bear it: one nonce of five is refused.
-        .env("PEBBLE_WFE_NONCEREJECT", "20");
+        // Clients have to bear it: one nonce of ten is refused.
+        .env("PEBBLE_WFE_NONCEREJECT", "10");
     let mut process = Process::start("pebble", &mut command, &dir.join("pebble.log"))?;
     let directory = format!("https://localhost:{}/dir", listen.port());
     eventually("pebble answers", || {

@@ -18,7 +18,7 @@ use crate::{fetch, http1};
 /// The error of a nonce that was used or is too old; the answer brings a fresh one.
 const BAD_NONCE: &str = "urn:ietf:params:acme:error:badNonce";
 /// How often a request is made again with a fresh nonce.
-const ATTEMPTS: usize = 3;
+const ATTEMPTS: usize = 6;
 /// The pause between the first looks at what the server is working on; it grows with each.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// The longest pause between two looks that we choose ourselves.
