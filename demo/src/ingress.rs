@@ -69,7 +69,10 @@ pub(crate) fn play(stage: &mut Stage, lab: &Lab) -> Result<()> {
 fn internet(stage: &mut Stage, lab: &Lab) -> Result<()> {
     stage.act("An annotation shows it to the internet");
     let before = outside(lab);
-    stage.check("before, a machine outside of the tailnet gets nothing", refused(&before));
+    stage.check(
+        "before, a machine outside of the tailnet gets nothing",
+        refused(&before),
+    );
     let annotate = ["annotate", "ingress", "nginx", "tailscale.com/funnel=true"];
     stage.show("admin", &mut lab.kubectl().command(&annotate))?;
     is(lab, "FunnelReady")?;

@@ -379,9 +379,7 @@ fn clean_up(fixture: &mut Fixture) -> Result<()> {
         let accounts = fs::read_to_string(lab.dir().join("coordinator/data/ca-accounts.json"))?;
         let accounts: Value = serde_json::from_str(&accounts)?;
         ensure!(
-            accounts["accounts"]
-                .as_object()
-                .is_some_and(|all| all.len() == 1),
+            accounts["accounts"].as_object().is_some_and(|all| all.len() == 1),
             "one account orders for all: {accounts}"
         );
         Ok(())

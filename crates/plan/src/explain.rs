@@ -344,7 +344,14 @@ fn path(identity: &Identity) -> Link {
 fn internet(identity: &Identity) -> Option<Link> {
     let funnel = identity.spec.web.as_ref().is_some_and(|web| web.funnel);
     let steps = [ConditionType::FunnelReady];
-    funnel.then(|| conditions("Internet", identity, &steps, "reaches it through Funnel".to_owned()))
+    funnel.then(|| {
+        conditions(
+            "Internet",
+            identity,
+            &steps,
+            "reaches it through Funnel".to_owned(),
+        )
+    })
 }
 
 fn backend(facts: &Facts) -> Link {

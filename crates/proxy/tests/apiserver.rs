@@ -59,7 +59,8 @@ fn start() -> Result<Bed> {
 }
 
 async fn identity(bed: &Bed, name: &str, pool: &str) -> Result<()> {
-    let spec = json!({ "hostname": name, "tags": ["tag:k8s"], "pool": pool, "loginServer": "http://127.0.0.1:1" });
+    let spec =
+        json!({ "hostname": name, "tags": ["tag:k8s"], "pool": pool, "loginServer": "http://127.0.0.1:1" });
     bed.identity(name, pool, spec).await
 }
 
@@ -181,11 +182,9 @@ fn a_secret_that_comes_later_is_found(bed: &mut Bed) -> Result<()> {
     bed.runtime.block_on(async {
         identity(bed, "ts-later-0", "later").await?;
         let member = bed.member("later", "later-0", None).await?;
-        reason(bed, "ts-later-0", IdentityReason::SecretUnavailable)
-            .await?;
+        reason(bed, "ts-later-0", IdentityReason::SecretUnavailable).await?;
         secret(bed, "ts-later-0").await?;
-        let identity = reason(bed, "ts-later-0", IdentityReason::ControlServerUnreachable)
-            .await?;
+        let identity = reason(bed, "ts-later-0", IdentityReason::ControlServerUnreachable).await?;
         let status = identity.status.context("the identity has no status")?;
         if status.host.as_deref() != Some("later-0") || status.claim.is_none() {
             bail!("{status:?}");

@@ -98,9 +98,7 @@ impl Fixture {
             anyhow::Ok((tailnet, control, auth_key, dns))
         })?;
         let (pebble, directory, trust) = pebble(dir.path(), dns)?;
-        let member = bed
-            .runtime
-            .block_on(bed.member(POOL, "acme-0", Some(&trust)))?;
+        let member = bed.runtime.block_on(bed.member(POOL, "acme-0", Some(&trust)))?;
         Ok(Self {
             member,
             pebble,
@@ -139,7 +137,9 @@ impl Fixture {
             let known = identity.status.unwrap_or_default();
             if known.step(ConditionType::CertificateReady) == (status, Some(reason)) {
                 let condition = known.condition(ConditionType::CertificateReady);
-                return Ok(condition.map(|condition| condition.message.clone()).unwrap_or_default());
+                return Ok(condition
+                    .map(|condition| condition.message.clone())
+                    .unwrap_or_default());
             }
             ensure!(
                 Instant::now() < deadline,
@@ -180,13 +180,28 @@ fn one_account(fixture: &mut Fixture) -> Result<()> {
             let data = fixture.secret(name).await?.data.unwrap_or_default();
             for half in ["crt", "key"] {
                 let key = format!("{name}.{SUFFIX}.{half}");
-                ensure!(data.contains_key(&key), "the Secret lacks {key}: {:?}", data.keys());
+                ensure!(
+                    data.contains_key(&key),
+                    "the Secret lacks {key}: {:?}",
+                    data.keys()
+                );
             }
         }
-        ensure!(fixture.count("accounts")? == 1, "{} accounts", fixture.count("accounts")?);
-        ensure!(fixture.count("orders")? == GOOD.len(), "{} orders", fixture.count("orders")?);
+        ensure!(
+            fixture.count("accounts")? == 1,
+            "{} accounts",
+            fixture.count("accounts")?
+        );
+        ensure!(
+            fixture.count("orders")? == GOOD.len(),
+            "{} orders",
+            fixture.count("orders")?
+        );
         let metrics = get(fixture.member.address, "/metrics").await?;
-        let issued = format!("tailwharf_proxy_certificate_orders_total{{outcome=\"issued\"}} {}\n", GOOD.len());
+        let issued = format!(
+            "tailwharf_proxy_certificate_orders_total{{outcome=\"issued\"}} {}\n",
+            GOOD.len()
+        );
         ensure!(metrics.contains(&issued), "{metrics}");
 
         // Another pod takes over, and has the certificates without an order.
@@ -200,7 +215,11 @@ fn one_account(fixture: &mut Fixture) -> Result<()> {
             ensure!(Instant::now() < deadline, "the second pod does not serve all");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        ensure!(fixture.count("orders")? == GOOD.len(), "{} orders", fixture.count("orders")?);
+        ensure!(
+            fixture.count("orders")? == GOOD.len(),
+            "{} orders",
+            fixture.count("orders")?
+        );
         Ok(())
     })
 }
@@ -226,9 +245,15 @@ fn limits(fixture: &mut Fixture) -> Result<()> {
         let (status, reason) = (ConditionStatus::False, IdentityReason::CertificateRateLimited);
         fixture.device(LIMITED[0], &directory).await?;
         let told = fixture.becomes(LIMITED[0], status, reason).await?;
-        ensure!(told.contains("3600 s") && told.contains("too many certificates"), "{told}");
+        ensure!(
+            told.contains("3600 s") && told.contains("too many certificates"),
+            "{told}"
+        );
         let data = fixture.secret(LIMITED[0]).await?.data.unwrap_or_default();
-        ensure!(data.contains_key("tailwharf-certificate.json"), "a restart would order at once");
+        ensure!(
+            data.contains_key("tailwharf-certificate.json"),
+            "a restart would order at once"
+        );
         fixture.device(LIMITED[1], &directory).await?;
         let told = fixture.becomes(LIMITED[1], status, reason).await?;
         ensure!(told.contains("ordered after it"), "{told}");
@@ -302,7 +327,8 @@ fn pebble(dir: &Path, dns: SocketAddr) -> Result<(Process, String, String)> {
     eventually("pebble answers", || {
         process.alive()?;
         let mut curl = Command::new("curl");
-        curl.args(["-sSf", "--max-time", "2", "--cacert"]).arg(&certificate);
+        curl.args(["-sSf", "--max-time", "2", "--cacert"])
+            .arg(&certificate);
         run(curl.arg(&directory)).map(drop)
     })?;
     Ok((process, directory, shown.cert.pem()))
@@ -364,7 +390,9 @@ async fn limiting(orders: Arc<AtomicUsize>) -> Result<String> {
         while let Ok((stream, _)) = listener.accept().await {
             let (base, orders) = (base.clone(), orders.clone());
             let service = service_fn(move |request| limited(base.clone(), orders.clone(), request));
-            tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+            tokio::spawn(
+                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service),
+            );
         }
     });
     Ok(url)
@@ -385,7 +413,9 @@ async fn limited(
             "newOrder": format!("{base}/order"),
         }),
         "/account" => {
-            response = response.status(201).header("location", format!("{base}/account/1"));
+            response = response
+                .status(201)
+                .header("location", format!("{base}/account/1"));
             json!({"status": "valid"})
         }
         "/order" => {

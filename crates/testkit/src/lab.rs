@@ -80,8 +80,7 @@ impl Lab {
         progress("the coordinator with its relay, and the policy");
         let bridge = Bridge::of_clusters()?;
         let settings = coordinator(bridge.host());
-        let tailnet =
-            Tailnet::start_with(bridge.host(), &dir.join("coordinator"), STORY_POLICY, &settings)?;
+        let tailnet = Tailnet::start_with(bridge.host(), &dir.join("coordinator"), STORY_POLICY, &settings)?;
         progress("a laptop in a network namespace, with the official client, joined as alice@example.com");
         let laptop = Self::client(&bridge, &tailnet, dir, "laptop", "alice@example.com", "admin")?;
         let root = tailnet.root_certificate()?;

@@ -365,7 +365,11 @@ impl Keeper {
                 if let IssueError::Paused { left } = error {
                     // Nothing was ordered, so nothing has failed.
                     let wait = Some(left);
-                    return Err(Failure { reason, message, wait });
+                    return Err(Failure {
+                        reason,
+                        message,
+                        wait,
+                    });
                 }
                 warn!(identity = %self.identity, name, message, "no certificate was issued");
                 let pause = match &error {

@@ -159,9 +159,15 @@ impl WebHosting {
 /// Whether the internet reaches a device that is to be reached from there.
 fn funnel(status: &NodeStatus) -> Step {
     let condition = ConditionType::FunnelReady;
-    let may = status.funnel_ports.iter().any(|ports| ports.contains(&HTTPS_PORT));
+    let may = status
+        .funnel_ports
+        .iter()
+        .any(|ports| ports.contains(&HTTPS_PORT));
     match &status.fqdn {
-        Some(name) if may => Step::done(condition, format!("The internet reaches the device at https://{name}.")),
+        Some(name) if may => Step::done(
+            condition,
+            format!("The internet reaches the device at https://{name}."),
+        ),
         _ => {
             let text = "The control server does not let the internet reach the device. Give its tag the attribute \"funnel\" in nodeAttrs of the policy, \
                         turn on HTTPS certificates, and use a control server with a gateway on port 443.";

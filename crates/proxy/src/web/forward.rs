@@ -323,7 +323,9 @@ impl Journey<'_> {
                     // A Service without a ready endpoint refuses connections.
                     BackendError::Refused(..) | BackendError::None => Refusal::new(
                         StatusCode::SERVICE_UNAVAILABLE,
-                        format!("The backend {name} takes no connections: its Service may have no ready endpoint."),
+                        format!(
+                            "The backend {name} takes no connections: its Service may have no ready endpoint."
+                        ),
                     ),
                     BackendError::Unresolved(_) | BackendError::Target(_) => Refusal::new(
                         StatusCode::BAD_GATEWAY,

@@ -398,10 +398,9 @@ impl Upstream {
                 .map(Arc::as_ptr)
                 .eq(endpoints.iter().map(Arc::as_ptr))
         };
-        let known = old.filter(same).map_or_else(
-            || Arc::new(Mutex::new(Known::Nothing)),
-            |old| old.known.clone(),
-        );
+        let known = old
+            .filter(same)
+            .map_or_else(|| Arc::new(Mutex::new(Known::Nothing)), |old| old.known.clone());
         Arc::new(Self {
             name: spec.name.as_str().into(),
             problem: spec.problem.clone(),

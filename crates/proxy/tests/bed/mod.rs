@@ -79,7 +79,8 @@ impl Bed {
 
     /// Makes a Secret as the operator does.
     pub(crate) async fn secret(&self, name: &str, data: Value) -> Result<()> {
-        let secret = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": name }, "stringData": data });
+        let secret =
+            json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": name }, "stringData": data });
         let secrets: Api<Secret> = Api::namespaced(self.admin.clone(), NAMESPACE);
         let params = PatchParams::apply("tailwharf-operator");
         secrets.patch(name, &params, &Patch::Apply(secret)).await?;
