@@ -5,23 +5,17 @@
 mod shared;
 
 use std::fs;
-use std::net::SocketAddr;
-use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
-use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use tailwharf_apiproxy::{OWN_CAPABILITY, Proxy, Settings, SystemGroups, UpstreamSettings};
+use tailwharf_apiproxy::OWN_CAPABILITY;
 use tailwharf_node::WhoIs;
 use tailwharf_testkit::requirements::Need;
-use tailwharf_testkit::{ApiServer, Kubectl, eventually, workspace};
-use tokio::net::TcpListener;
-use tokio::runtime::Runtime;
-use tokio_util::sync::CancellationToken;
+use tailwharf_testkit::{ApiServer, Kubectl, eventually};
 
-use self::shared::{Fake, Loopback, device, groups, tagged};
+use self::shared::front::Front;
+use self::shared::{device, groups, tagged};
 
 fn main() -> ExitCode {
     tailwharf_e2e::run(
@@ -50,36 +44,18 @@ fn main() -> ExitCode {
 struct Bed {
     server: ApiServer,
     admin: Kubectl,
-    kubectl: Kubectl,
-    tailnet: Arc<Fake>,
-    proxy: Proxy,
-    addr: SocketAddr,
-    token: String,
-    _runtime: Runtime,
-    _dir: tempfile::TempDir,
-}
-
-fn account(file: &Path) -> Result<String> {
-    let text = fs::read_to_string(file)?;
-    // Only what gives rights: the pods have no place here.
-    let documents = text.split("\n---\n").filter(|document| {
-        [
-            "kind: ServiceAccount",
-            "kind: ClusterRole",
-            "kind: ClusterRoleBinding",
-        ]
-        .iter()
-        .any(|kind| document.lines().any(|line| line == *kind))
-    });
-    Ok(documents.collect::<Vec<_>>().join("\n---\n"))
+    front: Front,
 }
 
 impl Bed {
     fn start() -> Result<Self> {
         let server = ApiServer::start()?;
         let admin = Kubectl::new(server.kubeconfig());
-        admin.run(&["create", "namespace", "tailscale"])?;
-        admin.apply(&account(&workspace::root().join("deploy/apiserver-proxy.yaml"))?)?;
+        let front = Front::start(
+            &admin,
+            server.url(),
+            server.kubeconfig().with_file_name("ca.crt"),
+        )?;
         admin.run(&[
             "create",
             "clusterrole",
@@ -94,65 +70,16 @@ impl Bed {
             "--clusterrole=reader",
             "--group=tailnet-readers",
         ])?;
-        let token = admin.run(&["-n", "tailscale", "create", "token", "kube-apiserver-auth-proxy"])?;
-        let token = token.trim().to_owned();
-        let dir = tempfile::tempdir()?;
-        let token_file = dir.path().join("token");
-        fs::write(&token_file, &token)?;
-        let (host, port) = server
-            .url()
-            .trim_start_matches("https://")
-            .rsplit_once(':')
-            .context("a port")?;
-        let settings = Settings {
-            upstream: UpstreamSettings {
-                host: host.to_owned(),
-                port: port.parse()?,
-                ca_file: server.kubeconfig().with_file_name("ca.crt"),
-                token_file: Some(token_file),
-            },
-            system_groups: SystemGroups::default(),
-            extras: true,
-            streams_per_user: 64,
-            review_interval: Duration::from_millis(100),
-            audit: None,
-        };
-        let runtime = Runtime::new()?;
-        let tailnet = Arc::new(Fake::default());
-        let proxy = Proxy::new(settings, tailnet.clone())?;
-        let listener = runtime.block_on(TcpListener::bind(("127.0.0.1", 0)))?;
-        let addr = listener.local_addr()?;
-        let (serving, keeping) = (proxy.clone(), proxy.clone());
-        runtime.spawn(async move { serving.serve(Loopback(listener), None).await });
-        runtime.spawn(async move { keeping.maintain(CancellationToken::new()).await });
-        let config = dir.path().join("config");
-        fs::write(
-            &config,
-            format!(
-                "apiVersion: v1\nkind: Config\ncurrent-context: p\nclusters: [{{name: p, cluster: {{server: \"http://{addr}\"}}}}]\n\
-                 users: [{{name: p, user: {{token: unused}}}}]\ncontexts: [{{name: p, context: {{cluster: p, user: p}}}}]\n"
-            ),
-        )?;
-        Ok(Self {
-            kubectl: Kubectl::new(&config),
-            admin,
-            server,
-            tailnet,
-            proxy,
-            addr,
-            token,
-            _runtime: runtime,
-            _dir: dir,
-        })
+        Ok(Self { server, admin, front })
     }
 
     fn become_device(&self, who: WhoIs) {
-        self.tailnet.set(Some(who));
+        self.front.tailnet.set(Some(who));
     }
 
     /// What kubectl says when it must not succeed.
     fn refused(&self, arguments: &[&str]) -> Result<String> {
-        let output = self.kubectl.command(arguments).output()?;
+        let output = self.front.kubectl.command(arguments).output()?;
         let words = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(
             !output.status.success(),
@@ -164,6 +91,7 @@ impl Bed {
 
     fn whoami(&self, arguments: &[&str]) -> Result<Value> {
         let text = self
+            .front
             .kubectl
             .run(&[&["auth", "whoami", "-o", "json"], arguments].concat())?;
         Ok(serde_json::from_str::<Value>(&text)?["status"]["userInfo"].clone())
@@ -183,7 +111,7 @@ fn the_account_alone(bed: &mut Bed) -> Result<()> {
     ] {
         let output = Command::new("curl")
             .args(["-sk", "-o", "/dev/null", "-w", "%{http_code}", "-H"])
-            .arg(format!("Authorization: Bearer {}", bed.token))
+            .arg(format!("Authorization: Bearer {}", bed.front.token))
             .arg(format!("{server}{request}"))
             .output()?;
         ensure!(
@@ -209,14 +137,15 @@ fn groups_and_extras(bed: &mut Bed) -> Result<()> {
     );
     ensure!(user["extra"]["tailwharf.dev/request-id"].is_array(), "{user}");
     bed.become_device(admin());
-    bed.kubectl.run(&[
+    bed.front.kubectl.run(&[
         "create",
         "configmap",
         "made-through-the-proxy",
         "--from-literal=a=b",
     ])?;
-    bed.kubectl.run(&["get", "pods", "-A"])?;
-    bed.kubectl
+    bed.front.kubectl.run(&["get", "pods", "-A"])?;
+    bed.front
+            .kubectl
         .run(&["delete", "configmap", "made-through-the-proxy"])?;
     Ok(())
 }
@@ -241,7 +170,7 @@ fn acting_as(bed: &mut Bed) -> Result<()> {
 
 fn reader_and_stranger(bed: &mut Bed) -> Result<()> {
     bed.become_device(device("bob@example.com", &[groups(&["tailnet-readers"])]));
-    bed.kubectl.run(&["get", "pods"])?;
+    bed.front.kubectl.run(&["get", "pods"])?;
     let words = bed.refused(&["create", "configmap", "no"])?;
     ensure!(
         words.contains("forbidden") && !words.contains("capability"),
@@ -262,7 +191,7 @@ fn reader_and_stranger(bed: &mut Bed) -> Result<()> {
         "default",
     ])?;
     eventually("the binding counts", || {
-        bed.kubectl.run(&["get", "pods", "-n", "default"]).map(drop)
+        bed.front.kubectl.run(&["get", "pods", "-n", "default"]).map(drop)
     })
 }
 
@@ -289,16 +218,17 @@ fn odd_names(bed: &mut Bed) -> Result<()> {
 fn watch_ends(bed: &mut Bed) -> Result<()> {
     bed.become_device(admin());
     let mut watch = bed
-        .kubectl
+        .front
+            .kubectl
         .command(&["get", "--raw", "/api/v1/namespaces?watch=1"])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
     eventually("the watch is open", || {
         ensure!(
-            bed.proxy.open_streams() == 1,
+            bed.front.proxy.open_streams() == 1,
             "{} streams",
-            bed.proxy.open_streams()
+            bed.front.proxy.open_streams()
         );
         Ok(())
     })?;
@@ -309,9 +239,9 @@ fn watch_ends(bed: &mut Bed) -> Result<()> {
     })?;
     eventually("nothing is left", || {
         ensure!(
-            bed.proxy.open_streams() == 0,
+            bed.front.proxy.open_streams() == 0,
             "{} streams",
-            bed.proxy.open_streams()
+            bed.front.proxy.open_streams()
         );
         Ok(())
     })
@@ -323,7 +253,7 @@ fn paths(bed: &mut Bed) -> Result<()> {
     let get = |path: &str| -> Result<(String, String)> {
         let output = Command::new("curl")
             .args(["-s", "--path-as-is", "-w", "\n%{http_code}"])
-            .arg(format!("http://{}{path}", bed.addr))
+            .arg(format!("http://{}{path}", bed.front.addr))
             .output()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let (body, code) = text.rsplit_once('\n').context("no code")?;
@@ -359,7 +289,7 @@ fn both_audit_logs(bed: &mut Bed) -> Result<()> {
     bed.become_device(admin());
     let output = Command::new("curl")
         .args(["-s", "-D", "-", "-o", "/dev/null"])
-        .arg(format!("http://{}/api/v1/namespaces", bed.addr))
+        .arg(format!("http://{}/api/v1/namespaces", bed.front.addr))
         .output()?;
     let head = String::from_utf8_lossy(&output.stdout).into_owned();
     let id = head

@@ -17,6 +17,7 @@ pub mod network;
 pub mod official;
 pub mod process;
 pub mod requirements;
+pub mod sessions;
 pub mod tailnet;
 pub mod wait;
 pub mod workspace;

@@ -4,9 +4,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::server::{ClientHello, ResolvesServerCert};
-use rustls::sign::CertifiedKey;
-use rustls_pki_types::PrivateKeyDer;
 use serde_json::Value;
 use tailwharf_apiproxy::{FileSettings, Output, Proxy, Settings, SystemGroups, UpstreamSettings};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -14,31 +11,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::{Backend, Reply, Seen, answer};
+use crate::shared::certificate::Shown;
 use crate::shared::{Fake, Loopback};
 pub(crate) use crate::shared::{NAME, alice, device, groups, tagged};
 
 /// Long enough for a machine under load; a test that hits it has failed.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
-/// A certificate that nobody has signed.
-#[derive(Debug)]
-struct Shown(Arc<CertifiedKey>);
-
-impl Shown {
-    fn new() -> Self {
-        let made = rcgen::generate_simple_self_signed(vec![NAME.to_owned()]).unwrap();
-        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-        let chain = vec![made.cert.der().clone()];
-        Self(Arc::new(
-            CertifiedKey::from_der(chain, key, &tailwharf_tls::provider()).unwrap(),
-        ))
-    }
-}
-
-impl ResolvesServerCert for Shown {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.clone())
-    }
-}
 
 /// A proxy between a client and an API server.
 pub(crate) struct Bed {
