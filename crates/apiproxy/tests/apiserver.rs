@@ -51,11 +51,7 @@ impl Bed {
     fn start() -> Result<Self> {
         let server = ApiServer::start()?;
         let admin = Kubectl::new(server.kubeconfig());
-        let front = Front::start(
-            &admin,
-            server.url(),
-            server.kubeconfig().with_file_name("ca.crt"),
-        )?;
+        let front = Front::start(&admin, server.url(), server.kubeconfig().with_file_name("ca.crt"))?;
         admin.run(&[
             "create",
             "clusterrole",
@@ -145,7 +141,7 @@ fn groups_and_extras(bed: &mut Bed) -> Result<()> {
     ])?;
     bed.front.kubectl.run(&["get", "pods", "-A"])?;
     bed.front
-            .kubectl
+        .kubectl
         .run(&["delete", "configmap", "made-through-the-proxy"])?;
     Ok(())
 }
@@ -219,7 +215,7 @@ fn watch_ends(bed: &mut Bed) -> Result<()> {
     bed.become_device(admin());
     let mut watch = bed
         .front
-            .kubectl
+        .kubectl
         .command(&["get", "--raw", "/api/v1/namespaces?watch=1"])
         .stdout(Stdio::null())
         .stderr(Stdio::null())

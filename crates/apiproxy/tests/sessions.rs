@@ -22,9 +22,15 @@ fn main() -> ExitCode {
         &[Need::Root, Need::Cluster, Need::Image],
         Bed::start,
         &[
-            ("f_00_exec_over_each_protocol", |bed| bed.person(|person, _| person.exec())),
-            ("f_00_exec_in_a_terminal", |bed| bed.person(|person, _| person.terminal())),
-            ("f_00_copies_both_ways", |bed| bed.person(|person, dir| person.copy(dir))),
+            ("f_00_exec_over_each_protocol", |bed| {
+                bed.person(|person, _| person.exec())
+            }),
+            ("f_00_exec_in_a_terminal", |bed| {
+                bed.person(|person, _| person.terminal())
+            }),
+            ("f_00_copies_both_ways", |bed| {
+                bed.person(|person, dir| person.copy(dir))
+            }),
             ("f_00_attach_logs_and_port_forward", |bed| {
                 bed.person(|person, _| person.follow())
             }),
@@ -48,7 +54,14 @@ impl Bed {
         cluster.load(&workspace::test_image("nginx"))?;
         let admin = cluster.kubectl();
         deploy(admin, NGINX, "nginx")?;
-        let pod = admin.run(&["get", "pods", "-l", "app=nginx", "-o", "jsonpath={.items[0].metadata.name}"])?;
+        let pod = admin.run(&[
+            "get",
+            "pods",
+            "-l",
+            "app=nginx",
+            "-o",
+            "jsonpath={.items[0].metadata.name}",
+        ])?;
         let url = admin.run(&["config", "view", "-o", "jsonpath={.clusters[0].cluster.server}"])?;
         let ca = admin.kubeconfig().with_file_name("pki").join("ca.crt");
         let front = Front::start(admin, &url, ca)?;

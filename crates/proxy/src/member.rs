@@ -36,8 +36,8 @@ pub(crate) struct LeaseReading {
     pub holder: Option<String>,
     /// The resource version: differs after each write.
     pub version: String,
-    /// The member takes no new identities and hands its own over.
-    pub draining: bool,
+    /// The member takes identities of this pool: it belongs to it, and does not hand its own over.
+    pub willing: bool,
 }
 
 /// One unbroken span of holding our Lease. What was claimed in one tenure is void in the next.
@@ -253,7 +253,7 @@ impl Seen {
     }
 
     fn takes_identities(&self) -> bool {
-        let willing = |reading: &LeaseReading| reading.holder.is_some() && !reading.draining;
+        let willing = |reading: &LeaseReading| reading.holder.is_some() && reading.willing;
         self.dead.is_none() && self.reading.as_ref().is_some_and(willing)
     }
 }
@@ -356,7 +356,7 @@ mod tests {
         LeaseReading {
             holder: holder.map(str::to_owned),
             version: version.to_owned(),
-            draining: false,
+            willing: true,
         }
     }
 
@@ -570,6 +570,19 @@ mod tests {
     }
 
     #[test]
+    fn a_member_of_another_pool_is_asked_about_and_takes_nothing() {
+        let t = Instant::now();
+        let mut members = Members::default();
+        members.inquire("other-0", t);
+        let foreign = LeaseReading {
+            willing: false,
+            ..reading(Some("uid-o"), "5")
+        };
+        members.confirm("other-0", Some(foreign), t + ms(3000), t + ms(3010));
+        assert!(members.candidates().is_empty() && members.dead().is_empty());
+    }
+
+    #[test]
     fn a_draining_member_takes_nothing_and_one_that_left_is_read_at_once() {
         let t = Instant::now();
         let mut members = Members::default();
@@ -578,7 +591,7 @@ mod tests {
         members.observe(
             "pod-b",
             LeaseReading {
-                draining: true,
+                willing: false,
                 ..reading(Some("uid-b"), "6")
             },
             t,

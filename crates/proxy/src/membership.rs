@@ -178,11 +178,12 @@ impl Keeper {
         match done {
             OwnDone::Read(Ok(lease)) => {
                 self.own
-                    .handle_read(lease.map(|lease| reading(&lease)), self.sent, now);
+                    .handle_read(lease.map(|lease| self.reading(&lease)), self.sent, now);
             }
             OwnDone::Written(Ok(lease)) => {
                 self.told |= self.telling;
-                self.own.handle_written(reading(&lease).version, self.sent, now);
+                self.own
+                    .handle_written(self.reading(&lease).version, self.sent, now);
             }
             OwnDone::Written(Err(ApiError::Conflict | ApiError::NotFound)) => self.own.handle_failed(now),
             OwnDone::Read(Err(error)) | OwnDone::Written(Err(error)) => {
@@ -198,7 +199,7 @@ impl Keeper {
     fn handle_confirmation(&mut self, confirmation: Confirmation) {
         match confirmation.read {
             Ok(lease) => {
-                let read = lease.as_ref().map(reading);
+                let read = lease.as_ref().map(|lease| self.reading(lease));
                 self.others
                     .confirm(&confirmation.member, read, confirmation.started, Instant::now());
             }
@@ -218,7 +219,7 @@ impl Keeper {
         match event {
             Ok(Apply(lease) | InitApply(lease)) => {
                 if let Some(name) = self.other(&lease) {
-                    self.others.observe(name, reading(&lease), Instant::now());
+                    self.others.observe(name, self.reading(&lease), Instant::now());
                 }
             }
             // A Lease that is gone runs out like any other.
@@ -228,6 +229,10 @@ impl Keeper {
                 "the watch of member Leases broke off"
             ),
         }
+    }
+
+    fn reading(&self, lease: &Lease) -> LeaseReading {
+        reading(lease, &self.member.pool)
     }
 
     /// The name of a Lease that is not ours.
@@ -290,8 +295,8 @@ impl Keeper {
         // A renewal may have been under way: the version is read anew.
         let read = self.cluster.lease(&self.member.pod, LEASE_TIMEOUT).await;
         let given_back = match read {
-            Ok(Some(lease)) if reading(&lease).holder.as_deref() == Some(&*self.member.uid) => {
-                let patch = self.renewal(&reading(&lease).version, None);
+            Ok(Some(lease)) if self.reading(&lease).holder.as_deref() == Some(&*self.member.uid) => {
+                let patch = self.renewal(&self.reading(&lease).version, None);
                 self.cluster
                     .patch_lease(&self.member.pod, patch, LEASE_TIMEOUT)
                     .await
@@ -385,15 +390,37 @@ async fn pending<T>(slot: &mut Option<BoxFuture<'static, T>>) -> T {
     done
 }
 
-fn reading(lease: &Lease) -> LeaseReading {
-    let annotations = lease.metadata.annotations.as_ref();
+/// What a Lease says to a member of `pool`.
+fn reading(lease: &Lease, pool: &str) -> LeaseReading {
+    let metadata = &lease.metadata;
+    let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.clone());
+    let labels = metadata.labels.as_ref();
+    let annotations = metadata.annotations.as_ref();
+    let draining = annotations.is_some_and(|annotations| annotations.contains_key(DRAINING));
+    // An identity that moved here from another pool names a member of that one, which is asked about.
+    let of_pool = labels.is_some_and(|labels| labels.get(label::POOL).is_some_and(|named| named == pool));
     LeaseReading {
-        holder: lease
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.holder_identity.clone())
-            .filter(|holder| !holder.is_empty()),
-        version: lease.metadata.resource_version.clone().unwrap_or_default(),
-        draining: annotations.is_some_and(|annotations| annotations.contains_key(DRAINING)),
+        holder: holder.filter(|holder| !holder.is_empty()),
+        version: metadata.resource_version.clone().unwrap_or_default(),
+        willing: of_pool && !draining,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_in_another_pool_or_drains_takes_no_identity_of_this_one() {
+        let willing = |pool: &str, annotations: serde_json::Value| {
+            let lease = serde_json::json!({
+                "metadata": {"labels": {label::POOL: pool}, "annotations": annotations},
+                "spec": {"holderIdentity": "uid"},
+            });
+            reading(&serde_json::from_value(lease).unwrap(), "mine").willing
+        };
+        assert!(willing("mine", serde_json::json!({})));
+        assert!(!willing("mine", serde_json::json!({DRAINING: "true"})));
+        assert!(!willing("other", serde_json::json!({})));
     }
 }

@@ -45,7 +45,10 @@ impl Person<'_> {
             ensure!(ended.stderr.starts_with(b"err\n"), "{protocol}: {ended:?}");
             ensure!(ended.status.code() == Some(7), "{protocol}: {ended:?}");
             let script = "cat; echo end";
-            let mut command = self.with(websockets, &["exec", "-i", self.pod, "--", "/bin/sh", "-c", script]);
+            let mut command = self.with(
+                websockets,
+                &["exec", "-i", self.pod, "--", "/bin/sh", "-c", script],
+            );
             let mut child = command
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
@@ -68,7 +71,15 @@ impl Person<'_> {
         for (protocol, websockets) in PROTOCOLS {
             let kubectl = self.with(
                 websockets,
-                &["exec", "-it", self.pod, "--", "/bin/sh", "-c", "test -t 0 && echo a terminal"],
+                &[
+                    "exec",
+                    "-it",
+                    self.pod,
+                    "--",
+                    "/bin/sh",
+                    "-c",
+                    "test -t 0 && echo a terminal",
+                ],
             );
             let shown = output(&mut in_terminal(&kubectl))?;
             let text = String::from_utf8_lossy(&shown.stdout).into_owned();

@@ -71,7 +71,11 @@ impl Front {
         let (addr, tls) = (plain.local_addr()?, secured.local_addr()?);
         let (serving, keeping, securing) = (proxy.clone(), proxy.clone(), proxy.clone());
         runtime.spawn(async move { serving.serve(Loopback(plain), None).await });
-        runtime.spawn(async move { securing.serve(Loopback(secured), Some(Arc::new(Shown::new()))).await });
+        runtime.spawn(async move {
+            securing
+                .serve(Loopback(secured), Some(Arc::new(Shown::new())))
+                .await
+        });
         runtime.spawn(async move { keeping.maintain(CancellationToken::new()).await });
         let config = dir.path().join("config");
         fs::write(

@@ -175,7 +175,7 @@ impl World {
                 let lease = LeaseReading {
                     holder,
                     version: self.version.to_string(),
-                    draining,
+                    willing: !draining,
                 };
                 self.leases.insert(pod, lease.clone());
                 self.tell_all(&Seen::Lease(pod, lease.clone()));
