@@ -412,15 +412,15 @@ mod tests {
 
     #[test]
     fn who_is_in_another_pool_or_drains_takes_no_identity_of_this_one() {
-        let willing = |pool: &str, annotations: serde_json::Value| {
-            let lease = serde_json::json!({
+        let willing = |pool: &str, annotations: Value| {
+            let lease = json!({
                 "metadata": {"labels": {label::POOL: pool}, "annotations": annotations},
                 "spec": {"holderIdentity": "uid"},
             });
             reading(&serde_json::from_value(lease).unwrap(), "mine").willing
         };
-        assert!(willing("mine", serde_json::json!({})));
-        assert!(!willing("mine", serde_json::json!({DRAINING: "true"})));
-        assert!(!willing("other", serde_json::json!({})));
+        assert!(willing("mine", json!({})));
+        assert!(!willing("mine", json!({DRAINING: "true"})));
+        assert!(!willing("other", json!({})));
     }
 }
