@@ -5,34 +5,27 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use kube_core::CustomResourceExt;
-use tailwharf_kube_types::Identity;
 use tailwharf_kube_types::dns_config::DNSConfig;
+use tailwharf_kube_types::schema::definition;
+use tailwharf_kube_types::{Connector, Identity, ProxyClass};
 
 const NOTE: &str = "# Generated from crates/kube-types by `cargo xtask generate`.\n";
 
 /// Path and content of each generated file.
 fn files() -> anyhow::Result<Vec<(&'static str, String)>> {
     Ok(vec![
-        (
-            "deploy/crds/dnsconfigs.tailscale.com.yaml",
-            definition::<DNSConfig>()?,
-        ),
-        (
-            "deploy/crds/identities.tailwharf.dev.yaml",
-            definition::<Identity>()?,
-        ),
+        file::<DNSConfig>("deploy/crds/dnsconfigs.tailscale.com.yaml")?,
+        file::<Identity>("deploy/crds/identities.tailwharf.dev.yaml")?,
+        file::<Connector>("deploy/crds/connectors.tailscale.com.yaml")?,
+        file::<ProxyClass>("deploy/crds/proxyclasses.tailscale.com.yaml")?,
     ])
 }
 
-/// The definition of a custom resource as YAML.
-fn definition<R: CustomResourceExt>() -> anyhow::Result<String> {
-    let text = serde_saphyr::to_string(&R::crd())
-        .with_context(|| format!("the resource {} cannot be written as YAML", R::crd_name()))?;
-    Ok(format!(
-        "{NOTE}{}
-",
-        text.trim_end()
-    ))
+/// The definition of a custom resource.
+fn file<K: CustomResourceExt>(path: &'static str) -> anyhow::Result<(&'static str, String)> {
+    let write = || anyhow::Ok(serde_saphyr::to_string(&definition::<K>()?)?);
+    let text = write().with_context(|| format!("{path} cannot be written"))?;
+    Ok((path, format!("{NOTE}{}\n", text.trim_end())))
 }
 
 /// Writes the files.

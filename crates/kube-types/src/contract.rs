@@ -80,8 +80,20 @@ pub const OPERATOR_FIELD_MANAGER: &str = "tailwharf-operator";
 pub const EVENT_REPORTER: &str = "tailscale-operator";
 /// Condition on an exposed Service.
 pub const PROXY_READY: &str = "TailscaleProxyReady";
+/// Condition on a Connector.
+pub const CONNECTOR_READY: &str = "ConnectorReady";
+/// Condition on a Connector: the tailnet lets it route what it advertises.
+pub const ROUTES_APPROVED: &str = "RoutesApproved";
+/// Condition on a Connector: it advertises addresses that mean something else in its own cluster.
+pub const ROUTES_OVERLAP: &str = "RoutesOverlap";
+/// Condition on a ProxyClass.
+pub const PROXY_CLASS_READY: &str = "ProxyClassReady";
 /// The pool that serves everything that names no other.
 pub const DEFAULT_POOL: &str = "default";
+/// Longest name of a pool, in bytes.
+pub const MAX_POOL_NAME: usize = 40;
+/// Longest value of a label, in bytes.
+pub const MAX_LABEL: usize = 63;
 /// Longest name of an [`crate::Identity`], in bytes: its Secret and the objects of other versions of the operator add suffixes to it.
 pub const MAX_IDENTITY_NAME: usize = 52;
 /// The pool of identities that nobody hosts: they only tell why their object gets no device. No pool of pods has this name.
@@ -96,6 +108,10 @@ pub const MAX_TARGETS: usize = 16;
 pub const EGRESS_SERVICE: &str = "egress";
 /// The ports of a pool's pods that stand for ports of egress targets: below those that the kernel gives to connections.
 pub const EGRESS_PORTS: std::ops::RangeInclusive<u16> = 10_000..=29_999;
+/// Most networks that one device routes.
+pub const MAX_ROUTES: usize = 1000;
+/// Most devices of one Connector.
+pub const MAX_REPLICAS: usize = 50;
 /// Most tags of one device.
 pub const MAX_TAGS: usize = 32;
 /// Most peers remembered in an identity's status.

@@ -5,17 +5,20 @@
 
 #![allow(clippy::duplicated_attributes, reason = "columns of one type repeat it")]
 
+pub mod router;
 pub mod web;
 
 use std::fmt;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube_derive::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::egress::Egress;
+use crate::identity::router::Router;
 use crate::identity::web::Web;
 use crate::values::{Hostname, Tag};
 
@@ -84,6 +87,9 @@ pub struct IdentitySpec {
     /// What the device serves over HTTP and HTTPS. It takes port 443, and port 80 unless that is closed; no listener may have these then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub web: Option<Web>,
+    /// What the device routes for its peers, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub router: Option<Router>,
 }
 
 /// A port of the device and where its connections go.
@@ -152,6 +158,10 @@ pub struct IdentityStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(with = "Vec<String>", length(max = 16))]
     pub addresses: Vec<IpAddr>,
+    /// Networks that the control server lets the device route, of those that it advertises.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>", length(max = 1000), extend("x-kubernetes-list-type" = "atomic"))]
+    pub routes: Vec<IpNet>,
     /// The pod that hosts the identity. Set before its node starts and cleared after it has ended, so no two pods run one node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,

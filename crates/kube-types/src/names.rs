@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-use crate::contract::MAX_IDENTITY_NAME;
+use crate::contract::{DEFAULT_POOL, MAX_IDENTITY_NAME, MAX_POOL_NAME, PARKED_POOL};
 
 /// The identity of the operator's own device.
 pub const OPERATOR_IDENTITY: &str = "ts-operator";
@@ -10,6 +10,7 @@ pub const OPERATOR_IDENTITY: &str = "ts-operator";
 pub const API_SERVER_PROXY_POOL: &str = "apiserver-proxy";
 
 const PREFIX: &str = "ts-";
+const POOL_PREFIX: &str = "tailwharf-";
 const SUFFIX: usize = 5;
 /// The characters of Kubernetes' own generated suffixes: no vowels and no digits that look like letters, so no words.
 const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
@@ -19,18 +20,47 @@ const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 /// The suffix is drawn from the parent's UID, so that the name is known before the object exists: making it twice makes it once.
 #[must_use]
 pub fn identity_name(parent: &str, uid: &str) -> String {
-    let room = MAX_IDENTITY_NAME - PREFIX.len() - SUFFIX - 1;
+    name_within(MAX_IDENTITY_NAME, parent, uid)
+}
+
+/// The name of one of several identities made for a parent: `ts-<parent>-<5 characters>-<ordinal>`, at most 52 bytes.
+#[must_use]
+pub fn replica_name(parent: &str, uid: &str, ordinal: usize) -> String {
+    let ending = format!("-{ordinal}");
+    name_within(MAX_IDENTITY_NAME - ending.len(), parent, uid) + &ending
+}
+
+fn name_within(limit: usize, parent: &str, uid: &str) -> String {
+    let room = limit - PREFIX.len() - SUFFIX - 1;
     let base: String = parent
         .chars()
         .map(|c| if c == '.' { '-' } else { c })
         .take(room)
         .collect();
-    let suffix: String = Sha256::digest(uid)
+    format!("{PREFIX}{}-{}", base.trim_end_matches('-'), suffix(uid))
+}
+
+fn suffix(text: &str) -> String {
+    Sha256::digest(text)
         .iter()
         .take(SUFFIX)
         .map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()]))
+        .collect()
+}
+
+/// The pool whose pods are as a ProxyClass says: of the same name, if a pool may have it.
+#[must_use]
+pub fn pool_of_class(class: &str) -> String {
+    let taken = [DEFAULT_POOL, API_SERVER_PROXY_POOL, PARKED_POOL].contains(&class);
+    if class.len() <= MAX_POOL_NAME && !class.contains('.') && !taken {
+        return class.to_owned();
+    }
+    let base: String = class
+        .chars()
+        .map(|c| if c == '.' { '-' } else { c })
+        .take(MAX_POOL_NAME - SUFFIX - 1)
         .collect();
-    format!("{PREFIX}{}-{suffix}", base.trim_end_matches('-'))
+    format!("{}-{}", base.trim_end_matches('-'), suffix(class))
 }
 
 /// The name of an identity's state Secret.
@@ -60,7 +90,15 @@ pub fn account_secret_name(pool: &str) -> String {
 /// The name of a pool's StatefulSet, ServiceAccount, Role, RoleBinding and PodDisruptionBudget.
 #[must_use]
 pub fn pool_objects_name(pool: &str) -> String {
-    format!("tailwharf-{pool}")
+    format!("{POOL_PREFIX}{pool}")
+}
+
+/// The pool of a pod, by the pod's name.
+#[must_use]
+pub fn pool_of_pod(pod: &str) -> Option<&str> {
+    let (set, ordinal) = pod.rsplit_once('-')?;
+    ordinal.parse::<u32>().ok()?;
+    set.strip_prefix(POOL_PREFIX)
 }
 
 #[cfg(test)]
@@ -79,7 +117,29 @@ mod tests {
         assert_ne!(identity_name("nginx", "a"), identity_name("nginx", "b"));
     }
 
+    #[test]
+    fn pools_have_the_name_of_their_class_or_one_like_it() {
+        assert_eq!(pool_of_class("fast"), "fast");
+        assert_ne!(pool_of_class("default"), "default");
+        assert_ne!(pool_of_class("none"), "none");
+        assert!(pool_of_class("gpu.example.com").starts_with("gpu-example-com-"));
+    }
+
     proptest! {
+        #[test]
+        fn names_of_pools_are_dns_labels_within_their_limit(class in "[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?") {
+            let name = pool_of_class(&class);
+            prop_assert!(name.len() <= MAX_POOL_NAME, "{name}");
+            prop_assert!(name.parse::<crate::Hostname>().is_ok(), "{name}");
+        }
+
+        #[test]
+        fn replicas_differ_in_their_ordinal(parent in "[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", ordinal in 0..50_usize) {
+            let name = replica_name(&parent, "uid", ordinal);
+            prop_assert!(name.len() <= MAX_IDENTITY_NAME, "{name}");
+            prop_assert!(name.ends_with(&format!("-{ordinal}")), "{name}");
+        }
+
         #[test]
         fn names_are_dns_labels_within_their_limit(parent in "[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", uid in "[0-9a-f-]{36}") {
             let name = identity_name(&parent, &uid);

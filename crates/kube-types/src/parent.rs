@@ -16,6 +16,8 @@ pub enum ParentKind {
     Service,
     /// An Ingress of the operator's class.
     Ingress,
+    /// A Connector. It has no namespace.
+    Connector,
     /// The operator itself: its device on the tailnet.
     Operator,
     /// A pool of proxy pods.
@@ -31,6 +33,7 @@ impl ParentKind {
         match self {
             Self::Service => "svc",
             Self::Ingress => "ingress",
+            Self::Connector => "connector",
             Self::Operator => "operator",
             Self::Pool => "pool",
             Self::Nameserver => "nameserver",
@@ -41,6 +44,7 @@ impl ParentKind {
         [
             Self::Service,
             Self::Ingress,
+            Self::Connector,
             Self::Operator,
             Self::Pool,
             Self::Nameserver,
@@ -55,7 +59,7 @@ impl ParentKind {
 pub struct Parent {
     /// Its kind.
     pub kind: ParentKind,
-    /// Its namespace.
+    /// Its namespace; empty if its kind has none.
     pub namespace: String,
     /// Its name.
     pub name: String,
@@ -78,6 +82,16 @@ impl Parent {
         Self {
             kind,
             namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
+    /// A Connector as parent.
+    #[must_use]
+    pub fn connector(name: &str) -> Self {
+        Self {
+            kind: ParentKind::Connector,
+            namespace: String::new(),
             name: name.to_owned(),
         }
     }

@@ -29,7 +29,7 @@ impl ObjectKey {
         }
     }
 
-    fn of(object: &impl ResourceExt) -> Self {
+    pub(crate) fn of(object: &impl ResourceExt) -> Self {
         Self::new(object.namespace().unwrap_or_default(), object.name_any())
     }
 }

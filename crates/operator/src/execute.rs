@@ -275,7 +275,7 @@ impl Executor {
         }
     }
 
-    /// Tells people: the status first, then the events that go with its change.
+    /// Tells people: the status first, then the events on `object` that go with its change.
     pub(crate) async fn tell(
         &self,
         status: &Status,

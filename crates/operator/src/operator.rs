@@ -135,6 +135,9 @@ impl Operator {
         check_cluster(&client, &world.settings.namespace).await?;
         check_credentials(control.as_ref(), &world.settings.login_server).await?;
         world.follow(&client, &metrics, &mut background);
+        if knows_service_ranges(&client).await {
+            world.follow_service_ranges(&client, &metrics, &mut background);
+        }
         tokio::select! {
             () = world.synced() => {}
             () = stop.cancelled() => return Ok(()),
@@ -272,6 +275,16 @@ async fn check_cluster(client: &Client, namespace: &str) -> Result<(), StartErro
         }),
         Err(source) => Err(StartError::Unreachable(source.into())),
     }
+}
+
+/// Whether the cluster tells the ranges of its Services. Nothing depends on them but warnings.
+async fn knows_service_ranges(client: &Client) -> bool {
+    let resources = client.list_api_group_resources("networking.k8s.io/v1").await;
+    resources.is_ok_and(|list| {
+        list.resources
+            .iter()
+            .any(|resource| resource.name == "servicecidrs")
+    })
 }
 
 /// Refused credentials are for people to change; a control server that does not answer may do so later.

@@ -1,21 +1,26 @@
 //! What the operator knows of the cluster: one cache per kind, and which keys a change wakes.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use ipnet::IpNet;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
-use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
-use kube::api::{Api, DynamicObject, Resource};
+use kube::api::{Api, DynamicObject, ObjectMeta, Resource};
 use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
 use serde::de::DeserializeOwned;
+use tailwharf_kube_types::contract::DEFAULT_POOL;
 use tailwharf_kube_types::dns_config::DNSConfig;
-use tailwharf_kube_types::{ConditionStatus, ConditionType, Identity, Parent, ParentKind, names};
-use tailwharf_plan::identity::{Observed, SecretView};
-use tailwharf_plan::{Kind, ObjectRef, Settings, egress, nameserver, operator_device, pool};
+use tailwharf_kube_types::{
+    ConditionStatus, ConditionType, Connector, Identity, Parent, ParentKind, ProxyClass, names,
+};
+use tailwharf_plan::class::{self, NamedClass};
+use tailwharf_plan::identity::{Grants, Observed, SecretView};
+use tailwharf_plan::{Kind, ObjectRef, Ranges, Settings, egress, nameserver, operator_device, pool};
 use tokio::task::JoinSet;
 
 use crate::cache::{Cache, Change, ObjectKey};
@@ -32,8 +37,12 @@ pub(crate) enum Key {
     Ingress(ObjectKey),
     /// The operator's own device.
     OperatorDevice,
-    /// The default pool.
-    Pool,
+    /// A Connector, by name, and its devices.
+    Connector(String),
+    /// A ProxyClass, by name.
+    ProxyClass(String),
+    /// A pool, by name.
+    Pool(String),
     /// The nameserver for pods.
     Nameserver,
 }
@@ -45,7 +54,9 @@ impl Key {
             Self::Service(_) => "service",
             Self::Ingress(_) => "ingress",
             Self::OperatorDevice => "operator_device",
-            Self::Pool => "pool",
+            Self::Connector(_) => "connector",
+            Self::ProxyClass(_) => "proxy_class",
+            Self::Pool(_) => "pool",
             Self::Nameserver => "nameserver",
         }
     }
@@ -56,6 +67,10 @@ pub(crate) struct World {
     pub(crate) settings: Settings,
     pub(crate) queue: Queue<Key>,
     services: Cache<Service>,
+    connectors: Cache<Connector>,
+    proxy_classes: Cache<ProxyClass>,
+    nodes: Cache<Node, NodeView>,
+    service_ranges: Cache<ServiceCIDR>,
     identities: Cache<Identity>,
     pub(crate) exposing: Exposing,
     secrets: Cache<Secret, SecretView>,
@@ -68,8 +83,8 @@ pub(crate) struct World {
     dns_configs: Cache<DNSConfig>,
     deployments: Cache<Deployment>,
     config_maps: Cache<ConfigMap>,
-    /// The Secrets that the pool's Role names.
-    granted: RwLock<Arc<BTreeSet<String>>>,
+    /// The Secrets that the Roles of the pools name.
+    granted: RwLock<Arc<Grants>>,
     /// The ports of pods that stand for ports of targets.
     pod_ports: RwLock<Arc<egress::PortsInUse>>,
 }
@@ -80,6 +95,10 @@ impl World {
             settings,
             queue: Queue::default(),
             services: Cache::new(|service| slim_exposed(slim(service)), parent_of),
+            connectors: Cache::new(slim, |_| None),
+            proxy_classes: Cache::new(slim, |_| None),
+            nodes: Cache::new(|node| NodeView::of(&node), |_| None),
+            service_ranges: Cache::new(slim, |_| None),
             identities: Cache::new(slim_identity, parent_of),
             exposing: Exposing::default(),
             secrets: Cache::new(
@@ -156,17 +175,71 @@ impl World {
         object.meta().namespace.as_deref() == Some(&*self.settings.namespace)
     }
 
-    /// What exists of the default pool.
-    pub(crate) fn pool(&self) -> pool::Snapshot {
-        let Settings { namespace, pool, .. } = &self.settings;
-        let key = ObjectKey::new(namespace.as_str(), names::pool_objects_name(&pool.name));
-        let secrets = self.secrets.all();
-        pool::Snapshot {
-            secrets: secrets
+    pub(crate) fn connector(&self, name: &str) -> Option<Connector> {
+        copy(&self.connectors, &ObjectKey::new("", name))
+    }
+
+    pub(crate) fn proxy_class(&self, name: &str) -> Option<Arc<ProxyClass>> {
+        self.proxy_classes.get(&ObjectKey::new("", name))
+    }
+
+    /// A ProxyClass that something names.
+    pub(crate) fn named_class(&self, name: &str) -> NamedClass {
+        NamedClass {
+            name: name.to_owned(),
+            class: self.proxy_class(name),
+        }
+    }
+
+    /// The ProxyClass of a Service or Ingress.
+    pub(crate) fn class_of(&self, object: &ObjectMeta) -> Option<NamedClass> {
+        let name = class::of_object(object, self.settings.default_class.as_deref())?;
+        Some(self.named_class(name))
+    }
+
+    /// All ProxyClasses but one.
+    pub(crate) fn other_classes(&self, name: &str) -> Vec<Arc<ProxyClass>> {
+        let mut others = self.proxy_classes.all();
+        others.retain(|class| class.name_any() != name);
+        others.sort_by_key(|class| class.name_any());
+        others
+    }
+
+    /// The addresses of the cluster, as far as machines and ServiceCIDRs tell them.
+    pub(crate) fn ranges(&self) -> Ranges {
+        let services = self.service_ranges.all();
+        let texts = services
+            .iter()
+            .filter_map(|range| range.spec.as_ref()?.cidrs.as_ref())
+            .flatten();
+        Ranges {
+            pods: self
+                .nodes
+                .all()
                 .iter()
-                .filter(|secret| secret.belongs_to_pool(&pool.name))
-                .map(|secret| secret.name.clone())
+                .flat_map(|node| node.pods.clone())
                 .collect(),
+            services: texts.filter_map(|text| text.parse().ok()).collect(),
+        }
+    }
+
+    /// What exists of a pool.
+    pub(crate) fn pool(&self, name: &str) -> pool::Snapshot {
+        let key = ObjectKey::new(self.settings.namespace.as_str(), names::pool_objects_name(name));
+        let secrets = self.secrets.all();
+        let labelled = secrets
+            .iter()
+            .filter(|secret| secret.pool() == Some(name))
+            .map(|secret| secret.name.clone());
+        let identities = self.identities.all();
+        let hosted = identities
+            .iter()
+            .filter(|identity| pool::of_identity(identity).contains(name))
+            .flat_map(|identity| pool::secrets_of(identity));
+        pool::Snapshot {
+            name: name.to_owned(),
+            class: self.class_of_pool(name),
+            secrets: labelled.chain(hosted).collect(),
             service_account: copy(&self.service_accounts, &key),
             role: copy(&self.roles, &key),
             role_binding: copy(&self.role_bindings, &key),
@@ -200,10 +273,20 @@ impl World {
         }
     }
 
+    fn class_of_pool(&self, pool: &str) -> Option<Arc<ProxyClass>> {
+        let classes = self.proxy_classes.all();
+        classes
+            .into_iter()
+            .find(|class| names::pool_of_class(&class.name_any()) == pool)
+    }
+
     /// The kinds whose first list is not here yet.
     pub(crate) fn missing(&self) -> Vec<&'static str> {
         [
             ("Services", self.services.is_synced()),
+            ("Connectors", self.connectors.is_synced()),
+            ("ProxyClasses", self.proxy_classes.is_synced()),
+            ("Nodes", self.nodes.is_synced()),
             ("Identities", self.identities.is_synced()),
             ("Ingresses", self.exposing.ingresses.is_synced()),
             ("EndpointSlices", self.exposing.endpoints.is_synced()),
@@ -227,6 +310,9 @@ impl World {
     pub(crate) async fn synced(&self) {
         tokio::join!(
             self.services.synced(),
+            self.connectors.synced(),
+            self.proxy_classes.synced(),
+            self.nodes.synced(),
             self.identities.synced(),
             self.exposing.ingresses.synced(),
             self.exposing.endpoints.synced(),
@@ -267,6 +353,8 @@ impl World {
         match object.kind {
             Kind::Service => self.services.owner(&key),
             Kind::Ingress => self.exposing.ingresses.owner(&key),
+            Kind::Connector => self.connectors.owner(&key),
+            Kind::ProxyClass => self.proxy_classes.owner(&key),
             Kind::Identity => self.identities.owner(&key),
             Kind::Secret => self.secrets.owner(&key),
             Kind::ServiceAccount => self.service_accounts.owner(&key),
@@ -295,6 +383,23 @@ impl World {
             Self::service_changed,
         );
         self.follow_exposing(client, metrics, tasks);
+        self.watch_cluster(
+            tasks,
+            metrics,
+            client,
+            "Connector",
+            |world| &world.connectors,
+            Self::connector_changed,
+        );
+        self.watch_cluster(
+            tasks,
+            metrics,
+            client,
+            "ProxyClass",
+            |world| &world.proxy_classes,
+            Self::class_changed,
+        );
+        self.watch_cluster(tasks, metrics, client, "Node", |world| &world.nodes, |_, _| ());
         self.watch_namespace(
             tasks,
             metrics,
@@ -386,6 +491,41 @@ impl World {
         );
     }
 
+    /// Follows the ranges of Services. For clusters that tell them, which those before Kubernetes 1.33 need not do.
+    pub(crate) fn follow_service_ranges(
+        self: &Arc<Self>,
+        client: &Client,
+        metrics: &Arc<Metrics>,
+        tasks: &mut JoinSet<()>,
+    ) {
+        self.watch_cluster(
+            tasks,
+            metrics,
+            client,
+            "ServiceCIDR",
+            |world| &world.service_ranges,
+            |_, _| (),
+        );
+    }
+
+    /// Watches a kind that has no namespaces.
+    fn watch_cluster<W, V>(
+        self: &Arc<Self>,
+        tasks: &mut JoinSet<()>,
+        metrics: &Arc<Metrics>,
+        client: &Client,
+        kind: &'static str,
+        cache: fn(&Self) -> &Cache<W, V>,
+        changed: fn(&Self, &Change<'_, V>),
+    ) where
+        W: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
+        V: Send + Sync + 'static,
+    {
+        let api = Api::all(client.clone());
+        let config = watcher::Config::default();
+        self.watch(tasks, metrics, kind, api, config, cache, changed);
+    }
+
     /// Watches a kind in the operator's namespace: also what somebody else made, so that the names which are taken are known.
     fn watch_namespace<W, V>(
         self: &Arc<Self>,
@@ -453,6 +593,8 @@ impl World {
         match kind {
             Kind::Service => self.take(answer, &self.services, Self::service_changed),
             Kind::Ingress => self.take(answer, &self.exposing.ingresses, Self::ingress_changed),
+            Kind::Connector => self.take(answer, &self.connectors, Self::connector_changed),
+            Kind::ProxyClass => self.take(answer, &self.proxy_classes, Self::class_changed),
             Kind::Identity => self.take(answer, &self.identities, Self::identity_changed),
             Kind::Secret => self.take(answer, &self.secrets, Self::secret_changed),
             Kind::ServiceAccount => self.take(answer, &self.service_accounts, Self::child_changed),
@@ -490,7 +632,7 @@ impl World {
         }
     }
 
-    /// An identity may come or go with ports of pods.
+    /// An identity may come or go with ports of pods. One that changes its pool, or whose host is in another, concerns both pools.
     fn identity_changed(&self, change: &Change<'_, Identity>) {
         let reaches = |identity: &&Identity| identity.spec.egress.is_some();
         let (before, after) = (change.before.filter(reaches), change.after.filter(reaches));
@@ -501,7 +643,47 @@ impl World {
             after.into_iter().for_each(|identity| ports.add(identity));
             self.queue.add(Key::Nameserver);
         }
+        let [before, after] =
+            [change.before, change.after].map(|identity| identity.map(pool::of_identity).unwrap_or_default());
+        for pool in before.symmetric_difference(&after) {
+            self.queue.add(Key::Pool(pool.clone()));
+        }
         self.child_changed(change);
+    }
+
+    fn connector_changed(&self, change: &Change<'_, Connector>) {
+        self.queue.add(Key::Connector(change.key.name.clone()));
+    }
+
+    /// A class wakes its pool and whatever names it. One that changes its ports may be in the way of others, or not any more.
+    fn class_changed(&self, change: &Change<'_, ProxyClass>) {
+        let name = &change.key.name;
+        let spec = |class: Option<&ProxyClass>| class.map(|class| class.spec.clone());
+        if spec(change.before) == spec(change.after) {
+            self.queue.add(Key::ProxyClass(name.clone()));
+        } else {
+            for class in self.proxy_classes.keys() {
+                self.queue.add(Key::ProxyClass(class.name));
+            }
+        }
+        self.queue.add(Key::Pool(names::pool_of_class(name)));
+        for connector in self.connectors.all() {
+            if connector.spec.proxy_class.as_ref() == Some(name) {
+                self.queue.add(Key::Connector(connector.name_any()));
+            }
+        }
+        let default = self.settings.default_class.as_deref();
+        let names_it = |object: &ObjectMeta| class::of_object(object, default) == Some(name);
+        for service in self.services.all() {
+            if names_it(service.meta()) {
+                self.queue.add(Key::Service(ObjectKey::of(service.as_ref())));
+            }
+        }
+        for ingress in self.exposing.ingresses.all() {
+            if names_it(ingress.meta()) {
+                self.queue.add(Key::Ingress(ObjectKey::of(ingress.as_ref())));
+            }
+        }
     }
 
     /// Everything made for a parent wakes that parent, the old one as well if labels changed.
@@ -516,23 +698,29 @@ impl World {
         for view in [change.before, change.after].into_iter().flatten() {
             self.wake(Parent::from_labels(&view.labels).as_ref());
         }
-        let pool = &self.settings.pool.name;
-        let belongs = |view: Option<&SecretView>| view.is_some_and(|view| view.belongs_to_pool(pool));
-        if belongs(change.before) != belongs(change.after) {
-            self.queue.add(Key::Pool);
+        let [before, after] = [change.before, change.after].map(|view| view.and_then(SecretView::pool));
+        if before != after {
+            for pool in [before, after].into_iter().flatten() {
+                self.queue.add(Key::Pool(pool.to_owned()));
+            }
         }
     }
 
     /// A name that the pool's Role gained or lost wakes the parent of that Secret.
     fn role_changed(&self, change: &Change<'_, Role>) {
         self.child_changed(change);
-        if change.key.name != names::pool_objects_name(&self.settings.pool.name) {
+        let parents = [change.before, change.after].map(|role| role.and_then(parent_of));
+        let pool = parents
+            .into_iter()
+            .flatten()
+            .find(|parent| parent.kind == ParentKind::Pool && self.key_of(parent).is_some());
+        let Some(pool) = pool.filter(|pool| change.key.name == names::pool_objects_name(&pool.name)) else {
             return;
-        }
-        let now = Arc::new(pool::granted(change.after));
+        };
+        let now = pool::granted(change.after);
         let before = {
             let mut granted = self.granted.write().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *granted, now.clone())
+            Arc::make_mut(&mut granted).set(&pool.name, now.clone())
         };
         for name in now.symmetric_difference(&before) {
             let key = ObjectKey::new(self.settings.namespace.as_str(), name.as_str());
@@ -558,17 +746,28 @@ impl World {
             ParentKind::Nameserver => {
                 (parent.namespace == self.settings.namespace).then_some(Key::Nameserver)
             }
+            ParentKind::Connector => Some(Key::Connector(parent.name.clone())),
             ParentKind::Pool => {
-                (*parent == pool::parent(&self.settings, &self.settings.pool)).then_some(Key::Pool)
+                (parent.namespace == self.settings.namespace).then(|| Key::Pool(parent.name.clone()))
             }
         }
     }
 
     /// Puts everything in line: all that exists, and the parents of what was made for something that is gone.
     pub(crate) fn wake_all(&self) {
-        self.queue.add(Key::Pool);
+        self.queue.add(Key::Pool(DEFAULT_POOL.to_owned()));
         self.queue.add(Key::OperatorDevice);
         self.queue.add(Key::Nameserver);
+        for key in self.proxy_classes.keys() {
+            self.queue.add(Key::Pool(names::pool_of_class(&key.name)));
+            self.queue.add(Key::ProxyClass(key.name));
+        }
+        for set in self.stateful_sets.all() {
+            self.wake(parent_of(set.as_ref()).as_ref());
+        }
+        for key in self.connectors.keys() {
+            self.queue.add(Key::Connector(key.name));
+        }
         for key in self.services.keys() {
             self.queue.add(Key::Service(key));
         }
@@ -610,6 +809,27 @@ fn slim_config_map(mut config_map: ConfigMap) -> ConfigMap {
     slim(config_map)
 }
 
+/// What is of interest of a machine of the cluster.
+pub(crate) struct NodeView {
+    /// Ranges of the addresses of its pods.
+    pods: Vec<IpNet>,
+}
+
+impl NodeView {
+    fn of(node: &Node) -> Self {
+        let spec = node.spec.as_ref();
+        let all = spec.and_then(|spec| spec.pod_cidrs.clone());
+        let texts = all.or_else(|| Some(vec![spec?.pod_cidr.clone()?]));
+        Self {
+            pods: texts
+                .iter()
+                .flatten()
+                .filter_map(|text| text.parse().ok())
+                .collect(),
+        }
+    }
+}
+
 /// Of the managed fields of an Identity only who wrote, and when.
 fn slim_identity(mut identity: Identity) -> Identity {
     for entry in identity.metadata.managed_fields.iter_mut().flatten() {
@@ -647,7 +867,7 @@ mod tests {
             "namespace": "tailscale", "loginServer": "http://control.test", "clusterDomain": "cluster.local", "defaultTags": ["tag:k8s"],
             "operatorHostname": "tailscale-operator", "operatorTags": ["tag:k8s-operator"],
             "defaultLoadBalancer": false, "ingressClass": "tailscale",
-            "pool": {"name": "default", "replicas": 2, "image": "image"},
+            "pool": {"replicas": 2, "image": "image"},
         });
         World::new(serde_json::from_value(settings).unwrap())
     }
@@ -660,6 +880,10 @@ mod tests {
             keys.push(key);
         }
         keys
+    }
+
+    fn default_pool() -> Key {
+        Key::Pool(DEFAULT_POOL.to_owned())
     }
 
     fn service(name: &str) -> Key {
@@ -684,7 +908,7 @@ mod tests {
             metadata: ObjectMeta {
                 name: Some(names::pool_objects_name("default")),
                 namespace: Some("tailscale".to_owned()),
-                labels: Some(pool::parent(&world.settings, &world.settings.pool).labels()),
+                labels: Some(pool::parent(&world.settings, DEFAULT_POOL).labels()),
                 resource_version: Some(version.to_string()),
                 ..ObjectMeta::default()
             },
@@ -701,7 +925,7 @@ mod tests {
     fn a_new_secret_wakes_its_parent_and_the_pool_whose_role_has_to_name_it() {
         let world = world();
         world.remember(Kind::Secret, secret("ts-a-0", &Parent::service("shop", "a"), 1));
-        assert_eq!(woken(&world), [service("a"), Key::Pool]);
+        assert_eq!(woken(&world), [service("a"), default_pool()]);
         world.remember(Kind::Secret, secret("ts-a-0", &Parent::service("shop", "a"), 2));
         assert_eq!(woken(&world), [service("a")]);
     }
@@ -716,12 +940,12 @@ mod tests {
         world.remember(Kind::Role, role(&["ts-a-0"], 3));
         woken(&world);
         world.remember(Kind::Role, role(&["ts-a-0", "ts-b-0"], 4));
-        assert_eq!(woken(&world), [Key::Pool, service("b")]);
+        assert_eq!(woken(&world), [default_pool(), service("b")]);
         assert!(
             world
                 .observed(&Parent::service("shop", "a"))
                 .granted
-                .contains("ts-b-0")
+                .has(DEFAULT_POOL, "ts-b-0")
         );
     }
 
@@ -742,7 +966,7 @@ mod tests {
             ..operator_device::parent(&world.settings)
         };
         world.remember(Kind::Secret, secret("ts-operator-0", &other, 1));
-        assert_eq!(woken(&world), [Key::Pool]);
+        assert_eq!(woken(&world), [default_pool()]);
         let mut foreign = secret("other", &other, 2);
         foreign.metadata.labels = None;
         world.remember(Kind::Secret, foreign);
@@ -760,7 +984,12 @@ mod tests {
         world.wake_all();
         assert_eq!(
             woken(&world),
-            [Key::Pool, Key::OperatorDevice, Key::Nameserver, service("gone")]
+            [
+                default_pool(),
+                Key::OperatorDevice,
+                Key::Nameserver,
+                service("gone")
+            ]
         );
     }
 }

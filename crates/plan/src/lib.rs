@@ -14,9 +14,11 @@
 //! - [`egress`]: Services that stand for something on the tailnet.
 //! - [`nameserver`]: DNS for pods.
 //! - [`ingress`]: Ingresses, in the same manner.
+//! - [`connector`]: Connectors, which lead out of the tailnet.
 //! - [`operator_device`]: the operator's own device.
 //! - [`explain`]: the chain from an object to its backend, for people.
 //! - [`pool`]: the pods that host identities, and which Secrets they may read.
+//! - [`proxy_class`] and [`class`]: ProxyClasses, and what they mean for devices.
 //! - [`identity`]: what these share: making and removing one device.
 //!
 //! A [`Plan`] is a value: printable, comparable, free of secrets. What it does not do yet is in its [`Report`], with the reason. Planning what a plan
@@ -24,6 +26,8 @@
 #![forbid(unsafe_code)]
 
 mod applied;
+pub mod class;
+pub mod connector;
 mod diff;
 pub mod egress;
 mod endpoints;
@@ -34,6 +38,8 @@ pub mod nameserver;
 pub mod operator_device;
 mod plan;
 pub mod pool;
+pub mod proxy_class;
+mod ranges;
 mod report;
 pub mod service;
 mod settings;
@@ -46,6 +52,7 @@ pub use endpoints::{EndpointPort, EndpointsView, needs_endpoints};
 pub use plan::{
     Event, EventType, Filled, Kind, Manifest, ObjectRef, Plan, Slot, SlotUse, Step, UnfilledSlot,
 };
+pub use ranges::{Overlap, Ranges};
 pub use report::{Reason, Report};
 pub use settings::{PoolSettings, Settings};
 pub use status::{Status, StatusPatch};

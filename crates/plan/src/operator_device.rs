@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use tailwharf_kube_types::contract::DEFAULT_POOL;
 use tailwharf_kube_types::{IdentitySpec, Parent, ParentKind, names};
 
 use crate::identity::{self, Observed, Wanted};
@@ -25,11 +26,12 @@ pub fn parent(settings: &Settings) -> Parent {
 pub fn build(observed: &Observed, settings: &Settings, now: Timestamp) -> Plan {
     let mut plan = Plan::default();
     let mut observed = observed.clone();
-    let mut pool = settings.pool.name.as_str();
+    let mut pool = DEFAULT_POOL;
     if settings.api_server_proxy {
         pool = names::API_SERVER_PROXY_POOL;
         // Its Role is the administrator's and names this one Secret.
-        Arc::make_mut(&mut observed.granted).insert(names::secret_name(names::OPERATOR_IDENTITY));
+        let secret = names::secret_name(names::OPERATOR_IDENTITY);
+        Arc::make_mut(&mut observed.granted).set(pool, [secret].into());
     }
     let wanted = Wanted {
         parent: parent(settings),
@@ -43,6 +45,7 @@ pub fn build(observed: &Observed, settings: &Settings, now: Timestamp) -> Plan {
             listeners: Vec::new(),
             egress: None,
             web: None,
+            router: None,
         },
     };
     identity::provision(&mut plan, &wanted, &observed, &settings.namespace, now);

@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tailwharf_kube_types::secret::SecretText;
 use tailwharf_kube_types::{AuthKey, Tag};
 use thiserror::Error;
@@ -42,6 +42,13 @@ impl Plan {
                 finalizers: finalizers.clone(),
             });
         }
+    }
+
+    /// Whether finalizers are set.
+    pub(crate) fn sets_finalizers(&self) -> bool {
+        self.steps
+            .iter()
+            .any(|step| matches!(step, Step::SetFinalizers { .. }))
     }
 
     /// Plans again at `time`, or earlier if that was asked for already.
@@ -226,6 +233,10 @@ pub enum Kind {
     Ingress,
     /// `tailwharf.dev/v1alpha1`
     Identity,
+    /// `tailscale.com/v1alpha1`
+    Connector,
+    /// `tailscale.com/v1alpha1`
+    ProxyClass,
 }
 
 impl Kind {
@@ -241,6 +252,7 @@ impl Kind {
             Self::DnsConfig => "tailscale.com/v1alpha1",
             Self::Ingress => "networking.k8s.io/v1",
             Self::Identity => "tailwharf.dev/v1alpha1",
+            Self::Connector | Self::ProxyClass => "tailscale.com/v1alpha1",
         }
     }
 
@@ -261,6 +273,8 @@ impl Kind {
             Self::DnsConfig => "DNSConfig",
             Self::Ingress => "Ingress",
             Self::Identity => "Identity",
+            Self::Connector => "Connector",
+            Self::ProxyClass => "ProxyClass",
         }
     }
 
@@ -281,6 +295,8 @@ impl Kind {
             Self::DnsConfig => "dnsconfigs",
             Self::Ingress => "ingresses",
             Self::Identity => "identities",
+            Self::Connector => "connectors",
+            Self::ProxyClass => "proxyclasses",
         }
     }
 }
@@ -290,7 +306,7 @@ impl Kind {
 pub struct ObjectRef {
     /// Kind.
     pub kind: Kind,
-    /// Namespace.
+    /// Namespace; empty if the kind has none.
     pub namespace: String,
     /// Name.
     pub name: String,
@@ -306,10 +322,28 @@ impl ObjectRef {
             name: name.to_owned(),
         }
     }
+
+    /// An object of a kind without namespaces.
+    #[must_use]
+    pub fn cluster(kind: Kind, name: &str) -> Self {
+        Self::new(kind, "", name)
+    }
+
+    /// The `metadata` that names it.
+    pub(crate) fn metadata(&self) -> Value {
+        let mut metadata = json!({"name": self.name});
+        if !self.namespace.is_empty() {
+            metadata["namespace"] = json!(self.namespace);
+        }
+        metadata
+    }
 }
 
 impl fmt::Display for ObjectRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            return write!(f, "{} {}", self.kind.as_str(), self.name);
+        }
         write!(f, "{} {}/{}", self.kind.as_str(), self.namespace, self.name)
     }
 }

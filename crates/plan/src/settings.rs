@@ -29,16 +29,17 @@ pub struct Settings {
     /// URL of the ACME directory that issues the certificates of Ingresses. Without one, the authority of the control server does, or Let's Encrypt.
     #[serde(default)]
     pub acme_directory: Option<String>,
-    /// The default pool.
+    /// The ProxyClass of Services and Ingresses that name none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_class: Option<String>,
+    /// The pods of all pools, unless a ProxyClass says otherwise.
     pub pool: PoolSettings,
 }
 
-/// A pool of proxy pods.
+/// The pods of a pool.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PoolSettings {
-    /// Its name.
-    pub name: String,
     /// How many pods.
     pub replicas: u16,
     /// Image of the pods.

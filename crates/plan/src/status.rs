@@ -1,9 +1,10 @@
 //! What every kind tells its users in the same words.
 
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde::Serialize;
-use serde_json::Value;
-use tailwharf_kube_types::contract::annotation;
-use tailwharf_kube_types::values;
+use serde_json::{Value, json};
+use tailwharf_kube_types::{ConditionStatus, conditions, values};
 
 use crate::applied::{Failure, FailureKind};
 use crate::plan::{Event, EventType, ObjectRef, Plan};
@@ -30,27 +31,82 @@ pub struct StatusPatch {
     pub body: Value,
 }
 
-/// Reason of the event that tells of a failure.
-pub(crate) const fn event_reason(kind: &FailureKind) -> &'static str {
-    match kind {
-        FailureKind::AuthKeyRefused { .. } => "AuthKeyRefused",
-        FailureKind::ControlServerRefused => "ControlServerRefused",
-        FailureKind::ControlServerUnreachable => "ControlServerUnreachable",
-        FailureKind::NameTaken => "NameTaken",
-        FailureKind::Conflict | FailureKind::ClusterRefused | FailureKind::ClusterUnreachable => {
-            "ProxyFailed"
+impl StatusPatch {
+    /// The patch that sets these fields of the status.
+    pub(crate) fn new(object: ObjectRef, status: &Value) -> Self {
+        let body = json!({
+            "apiVersion": object.kind.api_version(), "kind": object.kind.as_str(), "metadata": object.metadata(), "status": status,
+        });
+        Self { object, body }
+    }
+}
+
+/// What a condition says.
+#[derive(Clone, Debug)]
+pub(crate) struct Verdict {
+    pub(crate) status: ConditionStatus,
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+    /// Reason of the warning event that goes with a change to this verdict.
+    pub(crate) event: Option<&'static str>,
+}
+
+impl Verdict {
+    /// The event, if the condition does not tell this verdict yet.
+    pub(crate) fn news(&self, current: Option<&Condition>) -> Option<Event> {
+        let reason = self.event?;
+        let told = current.is_some_and(|current| self.is_told(current));
+        (!told).then(|| Event {
+            type_: EventType::Warning,
+            reason,
+            message: self.message.clone(),
+        })
+    }
+
+    pub(crate) fn is_told(&self, current: &Condition) -> bool {
+        current.status == self.status.as_str()
+            && current.reason == self.reason
+            && current.message == self.message
+    }
+
+    /// The condition of this type, which keeps the transition time of the one in `previous` if its status is the same.
+    pub(crate) fn condition(
+        &self,
+        type_: &str,
+        generation: Option<i64>,
+        previous: &[Condition],
+        now: Timestamp,
+    ) -> Condition {
+        let Self {
+            status,
+            reason,
+            message,
+            event: _,
+        } = self;
+        conditions::condition(type_, *status, reason, message, generation, previous, now)
+    }
+}
+
+impl FailureKind {
+    /// Reason of the warning event; `other` for failures that have no name of their own.
+    pub(crate) const fn event(&self, other: &'static str) -> &'static str {
+        match self {
+            Self::AuthKeyRefused { .. } => "AuthKeyRefused",
+            Self::ControlServerRefused => "ControlServerRefused",
+            Self::ControlServerUnreachable => "ControlServerUnreachable",
+            Self::NameTaken => "NameTaken",
+            Self::Conflict | Self::ClusterRefused | Self::ClusterUnreachable => other,
         }
     }
 }
 
-/// What a failure means and what to do about it.
-pub(crate) fn explain(failure: &Failure) -> String {
+/// A failure in words, and what to do about it. `tags_at` says where the object's tags are written.
+pub(crate) fn explain(failure: &Failure, tags_at: &str) -> String {
     let said = sentence(&failure.message);
     match &failure.kind {
         FailureKind::AuthKeyRefused { tags } => format!(
-            "The control server gives no auth key for {}. {said} Make the operator's OAuth client an owner of these tags, or change annotation {}.",
+            "The control server gives no auth key for {}. {said} Make the operator's OAuth client an owner of these tags, or change {tags_at}.",
             values::Tag::join(tags),
-            annotation::TAGS,
         ),
         FailureKind::ControlServerRefused => {
             format!("The control server refused the operator. {said} Check the operator's OAuth client.")
@@ -76,6 +132,15 @@ pub(crate) fn left_behind(plan: &Plan) -> impl Iterator<Item = Event> {
             reason: "DeviceLeftBehind",
             message: reason.to_string(),
         })
+}
+
+/// Problems as sentences in one text.
+pub(crate) fn sentences<P: std::fmt::Display>(problems: &[P]) -> String {
+    problems
+        .iter()
+        .map(|problem| sentence(&problem.to_string()))
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// A text with a capital first letter and a full stop, short enough for a condition.

@@ -70,7 +70,7 @@ impl<'a> Subject<'a> {
     }
 
     /// The finalizers without ours, if it is there.
-    fn remove_finalizer(self) -> Option<Finalizers> {
+    pub(crate) fn remove_finalizer(self) -> Option<Finalizers> {
         self.has_finalizer().then(|| {
             let others = self.finalizers().iter().filter(|name| *name != FINALIZER);
             (self.resource_version(), others.cloned().collect())
@@ -92,17 +92,6 @@ impl<'a> Subject<'a> {
             Some(text) => Tag::parse_list(text),
             None => Ok(settings.default_tags.clone()),
         }
-    }
-
-    /// The ProxyClass that is asked for, by a label or by an annotation.
-    pub(crate) fn proxy_class(self) -> Option<&'a str> {
-        let labels = self.0?.labels.as_ref();
-        let label = labels
-            .and_then(|labels| labels.get(annotation::PROXY_CLASS))
-            .map(String::as_str);
-        label
-            .or_else(|| self.annotation(annotation::PROXY_CLASS))
-            .filter(|class| !class.is_empty())
     }
 
     fn resource_version(self) -> String {

@@ -20,7 +20,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tailwharf_plan::ingress::CertificateSecret;
-use tailwharf_plan::{Applied, Failure, FailureKind, Kind, ObjectRef, Plan};
+use tailwharf_plan::{Applied, Failure, FailureKind, Kind, ObjectRef, Plan, connector, proxy_class};
 
 /// A `snapshot.yaml`.
 #[derive(Deserialize)]
@@ -43,6 +43,15 @@ struct Case {
     /// What is known of the Secrets with certificates.
     #[serde(default)]
     certificates: BTreeMap<String, CertificateSecret>,
+    /// The Connector; only for cases of Connectors.
+    #[serde(default)]
+    connector: String,
+    /// The ProxyClass; only for cases of ProxyClasses.
+    #[serde(default)]
+    proxy_class: String,
+    /// The pool, if it is not the default one.
+    #[serde(default)]
+    pool: Option<String>,
     /// What is in the cluster.
     #[serde(default)]
     objects: Vec<Value>,
@@ -124,11 +133,36 @@ fn ingresses() {
 }
 
 #[test]
+fn connectors() {
+    each("connector", |case, world| {
+        let settings = settings();
+        let snapshot = world.connector_snapshot(&case.connector);
+        let validated = connector::validate(&snapshot, &settings);
+        let plan = match &validated {
+            Ok(validated) => connector::build(validated, &settings, case.now),
+            Err(_) => Plan::default(),
+        };
+        let status = connector::status(&snapshot, &validated, &plan, &case.applied(&plan), case.now);
+        json!({"plan": plan, "status": status})
+    });
+}
+
+#[test]
+fn proxy_classes() {
+    each("proxy-class", |case, world| {
+        let snapshot = world.class_snapshot(&case.proxy_class);
+        let validated = proxy_class::validate(&snapshot);
+        let plan = proxy_class::build(&snapshot);
+        json!({"plan": plan, "status": proxy_class::status(&snapshot, &validated, case.now)})
+    });
+}
+
+#[test]
 fn pools() {
-    each(
-        "pool",
-        |_, world| json!({"plan": tailwharf_plan::pool::build(&world.pool_snapshot(&settings()), &settings())}),
-    );
+    each("pool", |case, world| {
+        let pool = case.pool.as_deref().unwrap_or("default");
+        json!({"plan": tailwharf_plan::pool::build(&world.pool_snapshot(pool), &settings())})
+    });
 }
 
 #[test]
@@ -206,10 +240,11 @@ fn world(objects: &[Value]) -> World {
                 .unwrap_or(harness::NAMESPACE)
                 .to_owned()
         };
-        world.put(
-            ObjectRef::new(kind, &text("namespace"), &text("name")),
-            object.clone(),
-        );
+        let object_ref = match kind {
+            Kind::Connector | Kind::ProxyClass => ObjectRef::cluster(kind, &text("name")),
+            _ => ObjectRef::new(kind, &text("namespace"), &text("name")),
+        };
+        world.put(object_ref, object.clone());
     }
     world
 }

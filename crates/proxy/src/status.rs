@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 use tailwharf_kube_types::conditions::conditions;
+use tailwharf_kube_types::contract::MAX_ROUTES;
 use tailwharf_kube_types::{ConditionStatus, ConditionType, IdentityReason, IdentityStatus, PathKind, Step};
 use tailwharf_node::{NodeStatus, Phase};
 
@@ -156,6 +157,10 @@ impl Facts {
                 .into_iter()
                 .find(|addresses| !addresses.is_empty())
                 .unwrap_or_default(),
+            routes: node.map_or_else(
+                || previous.routes.clone(),
+                |node| node.routes.iter().take(MAX_ROUTES).copied().collect(),
+            ),
             host: claim.map(|claim| claim.host.clone()),
             host_addresses: claim.map(|claim| claim.addresses.clone()).unwrap_or_default(),
             claim: claim.map(|claim| claim.name.clone()),

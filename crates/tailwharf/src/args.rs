@@ -202,6 +202,9 @@ pub(crate) struct OperatorArgs {
     /// Directory of the ACME server for Ingresses; by default that of the control server, or of Let's Encrypt where it has none
     #[arg(long, env = "OPERATOR_ACME_DIRECTORY")]
     pub(crate) acme_directory: Option<Url>,
+    /// ProxyClass of Services and Ingresses that name none
+    #[arg(long, env = "PROXY_DEFAULT_CLASS")]
+    pub(crate) default_class: Option<String>,
     /// Name of this pod; part of its claim to lead
     #[arg(long, env = "POD_NAME")]
     pub(crate) pod_name: String,

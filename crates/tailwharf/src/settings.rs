@@ -26,8 +26,6 @@ use crate::args::{
 const TAILSCALE_CONTROL: &str = "controlplane.tailscale.com";
 const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
 const TAILSCALE_API: &str = "https://api.tailscale.com";
-/// The name of the pool that hosts everything that asks for no other.
-const DEFAULT_POOL: &str = "default";
 
 pub(crate) fn operator(args: OperatorArgs, log: &str) -> Result<tailwharf_operator::Settings> {
     let credentials = match args.client_id.filter(|id| !id.is_empty()) {
@@ -66,8 +64,8 @@ pub(crate) fn operator(args: OperatorArgs, log: &str) -> Result<tailwharf_operat
         default_load_balancer: args.default_load_balancer,
         ingress_class: args.ingress_class,
         acme_directory: args.acme_directory.map(String::from),
+        default_class: args.default_class.filter(|name| !name.is_empty()),
         pool: PoolSettings {
-            name: DEFAULT_POOL.to_owned(),
             replicas: args.pool_replicas,
             image: args.proxy_image,
             logging: log.to_owned(),

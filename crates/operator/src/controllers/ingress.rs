@@ -55,6 +55,7 @@ fn fetch(context: &Context, key: &ObjectKey) -> Snapshot {
         name: key.name.clone(),
         services: ours.map(|ingress| world.targets(ingress)).unwrap_or_default(),
         certificates: world.certificates(&context.executor.client, key, &secrets),
+        class: ours.and_then(|ingress| world.class_of(ingress.meta())),
         rivals: ours.map(|ingress| world.rivals(key, ingress)).unwrap_or_default(),
         observed: world.observed(&Parent::ingress(&key.namespace, &key.name)),
         ingress,

@@ -1,9 +1,11 @@
 //! The controllers. Each is a table of contents: fetch, validate, build, execute, status.
 
+mod connector;
 mod ingress;
 mod nameserver;
 mod operator_device;
 mod pool;
+mod proxy_class;
 mod service;
 
 use std::sync::Arc;
@@ -36,7 +38,9 @@ pub(crate) async fn reconcile(context: &Context, key: &Key, now: Timestamp) -> R
         Key::Service(service) => service::reconcile(context, service, now).await,
         Key::Ingress(ingress) => ingress::reconcile(context, ingress, now).await,
         Key::OperatorDevice => operator_device::reconcile(context, now).await,
-        Key::Pool => pool::reconcile(context, now).await,
+        Key::Connector(name) => connector::reconcile(context, name, now).await,
+        Key::ProxyClass(name) => proxy_class::reconcile(context, name, now).await,
+        Key::Pool(name) => pool::reconcile(context, name, now).await,
         Key::Nameserver => nameserver::reconcile(context, now).await,
     }
 }

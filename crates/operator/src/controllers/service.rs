@@ -34,6 +34,9 @@ pub(super) async fn reconcile(
 
 fn fetch(world: &World, key: &ObjectKey) -> Snapshot {
     let service = world.service(key);
+    let class = service
+        .as_ref()
+        .and_then(|service| world.class_of(service.meta()));
     Snapshot {
         namespace: key.namespace.clone(),
         name: key.name.clone(),
@@ -42,6 +45,7 @@ fn fetch(world: &World, key: &ObjectKey) -> Snapshot {
             .map(|service| world.endpoints(service))
             .unwrap_or_default(),
         service,
+        class,
         observed: world.observed(&Parent::service(&key.namespace, &key.name)),
     }
 }

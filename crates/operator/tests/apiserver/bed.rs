@@ -60,8 +60,15 @@ impl Bed {
             "-f",
             &manifest("operator.yaml"),
         ])?;
-        let crd = "crd/identities.tailwharf.dev";
-        kubectl.run(&["wait", "--for", "condition=established", crd, "--timeout", "20s"])?;
+        kubectl.run(&[
+            "wait",
+            "--for",
+            "condition=established",
+            "crd",
+            "--all",
+            "--timeout",
+            "20s",
+        ])?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -346,7 +353,7 @@ fn settings(replica: &str, health_listen: SocketAddr) -> Result<Settings> {
         "namespace": NAMESPACE, "loginServer": login_server, "clusterDomain": "cluster.local", "defaultTags": ["tag:k8s"],
         "operatorHostname": "tailscale-operator", "operatorTags": ["tag:k8s-operator"],
         "defaultLoadBalancer": false, "ingressClass": "tailscale",
-        "pool": {"name": "default", "replicas": 2, "image": "tailwharf.test/tailwharf:dev"},
+        "pool": {"replicas": 2, "image": "tailwharf.test/tailwharf:dev"},
     }))?;
     let credentials = Credentials::ApiKey(tailwharf_control_api::Secret::new("unused"));
     let control = ClientConfig::new(login_server.parse()?, credentials);

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod bed;
+mod connectors;
 mod egress;
 mod faults;
 mod ingress;
@@ -58,6 +59,18 @@ fn main() -> ExitCode {
             (
                 "endpoints_of_a_headless_service_are_followed",
                 ingress::endpoints_of_a_headless_service_are_followed,
+            ),
+            (
+                "the_schema_refuses_what_cannot_work",
+                connectors::the_schema_refuses_what_cannot_work,
+            ),
+            (
+                "a_connector_gets_devices_and_loses_them",
+                connectors::a_connector_gets_devices_and_loses_them,
+            ),
+            (
+                "a_class_selects_a_pool_and_keeps_the_key",
+                connectors::a_class_selects_a_pool_and_keeps_the_key,
             ),
             (
                 "an_invalid_hostname_makes_nothing",

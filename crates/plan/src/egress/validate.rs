@@ -72,12 +72,13 @@ pub(crate) fn validate(
     let spec = IdentitySpec {
         hostname: asker.hostname,
         tags: asker.tags,
-        pool: settings.pool.name.clone(),
+        pool: asker.pool,
         login_server: settings.login_server.clone(),
         ephemeral: false,
         listeners: Vec::new(),
         egress: Some(Egress { targets, ports }),
         web: None,
+        router: None,
     };
     Ok(Outlet {
         exposure: Exposure {

@@ -21,7 +21,7 @@ use tailwharf_kube_types::{
     ConditionStatus, ConditionType, Identity, IdentityReason, IdentitySpec, Parent, Tag, names,
 };
 
-pub(crate) use provision::{certificates_secret, park, provision};
+pub(crate) use provision::{certificates_secret, park, provision, secrets};
 pub(crate) use release::release;
 
 use crate::diff;
@@ -43,12 +43,34 @@ pub struct Observed {
     pub identities: Vec<Identity>,
     /// Secrets with the parent's labels.
     pub secrets: Vec<SecretView>,
-    /// Names of the Secrets that the pool's Role lets its pods read.
-    pub granted: Arc<BTreeSet<String>>,
+    /// The Secrets that pods may read.
+    pub granted: Arc<Grants>,
     /// What leads pods of the cluster to the identity.
     pub egress: egress::Objects,
     /// The ports of pods that stand for ports of targets.
     pub pod_ports: Arc<egress::PortsInUse>,
+}
+
+/// Names of the Secrets that the Role of each pool lets its pods read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Grants(BTreeMap<String, Arc<BTreeSet<String>>>);
+
+impl Grants {
+    /// Notes what the Role of a pool names, and gives what it named before.
+    pub fn set(&mut self, pool: &str, names: BTreeSet<String>) -> Arc<BTreeSet<String>> {
+        let before = if names.is_empty() {
+            self.0.remove(pool)
+        } else {
+            self.0.insert(pool.to_owned(), Arc::new(names))
+        };
+        before.unwrap_or_default()
+    }
+
+    /// Whether the pods of a pool may read a Secret.
+    #[must_use]
+    pub fn has(&self, pool: &str, secret: &str) -> bool {
+        self.0.get(pool).is_some_and(|names| names.contains(secret))
+    }
 }
 
 /// What plans know of a state Secret. It holds no secret, so that it can be kept and printed.
@@ -112,11 +134,11 @@ impl SecretView {
         }
     }
 
-    /// Whether operator and pool share this Secret: it belongs to `pool` and tailwharf made it.
+    /// The pool with which the operator shares this Secret, if tailwharf made it.
     #[must_use]
-    pub fn belongs_to_pool(&self, pool: &str) -> bool {
-        Parent::from_labels(&self.labels).is_some()
-            && self.labels.get(label::POOL).map(String::as_str) == Some(pool)
+    pub fn pool(&self) -> Option<&str> {
+        Parent::from_labels(&self.labels)?;
+        self.labels.get(label::POOL).map(String::as_str)
     }
 
     fn time(&self, key: &str) -> Option<Timestamp> {
@@ -240,6 +262,23 @@ pub(crate) fn host_has_until(identity: &Identity) -> Option<Timestamp> {
     changed.time.as_ref()?.0.checked_add(HOST_GRACE).ok()
 }
 
+/// Whether a reason keeps the device from being ready.
+pub(crate) fn is_step(reason: &Reason) -> bool {
+    match reason {
+        Reason::PoolGrantPending { .. }
+        | Reason::NotHosted { .. }
+        | Reason::HostBehind
+        | Reason::IdentityNotReady { .. } => true,
+        Reason::KeyReplacementPending { .. }
+        | Reason::PortsLeftOut { .. }
+        | Reason::EndpointsLeftOut { .. }
+        | Reason::PartsLeftOut { .. }
+        | Reason::Rejected
+        | Reason::RegistrationInFlight { .. }
+        | Reason::DeviceLeftBehind { .. } => false,
+    }
+}
+
 /// Whether the host says that the control server refused the auth key.
 fn key_rejected(identity: &Identity) -> bool {
     identity.status.as_ref().is_some_and(|status| {
@@ -256,10 +295,12 @@ fn labels(parent: &Parent, pool: &str) -> BTreeMap<String, String> {
 
 /// The frame of an object to apply, and the fields of `rest`.
 pub(crate) fn body(object: &ObjectRef, labels: &BTreeMap<String, String>, rest: Value) -> Value {
+    let mut metadata = object.metadata();
+    metadata["labels"] = json!(labels);
     let mut body = json!({
         "apiVersion": object.kind.api_version(),
         "kind": object.kind.as_str(),
-        "metadata": {"name": object.name, "namespace": object.namespace, "labels": labels},
+        "metadata": metadata,
     });
     if let (Value::Object(body), Value::Object(rest)) = (&mut body, rest) {
         body.extend(rest);

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::json;
 use tailwharf_kube_types::contract::{PARKED_POOL, annotation};
 use tailwharf_kube_types::secret::key;
-use tailwharf_kube_types::{Identity, names};
+use tailwharf_kube_types::{Identity, IdentitySpec, names};
 
 use super::{
     HOST_GRACE, KEY_REPLACEMENT_PAUSE, Observed, SecretView, Wanted, host_has_until, join, key_rejected,
@@ -35,7 +35,9 @@ pub(crate) fn provision(
     let living = identity.filter(|identity| identity.spec.pool != PARKED_POOL);
     provision_secret(plan, wanted, &secret_name, secret, identity, namespace, now);
 
-    if living.is_none() && !secrets(wanted).all(|name| observed.granted.contains(&name)) {
+    let joins_pool = living.is_none_or(|identity| identity.spec.pool != wanted.spec.pool);
+    let may_read = |secret: String| observed.granted.has(&wanted.spec.pool, &secret);
+    if joins_pool && !secrets(&wanted.name, &wanted.spec).all(may_read) {
         plan.report.add(Reason::PoolGrantPending {
             pool: wanted.spec.pool.clone(),
         });
@@ -62,13 +64,13 @@ pub(crate) fn provision(
     }
 }
 
-/// The Secrets that the host of an identity reads.
-fn secrets(wanted: &Wanted) -> impl Iterator<Item = String> {
-    let mut hosts = wanted.spec.web.iter().flat_map(|web| &web.hosts);
+/// Names of the Secrets that the host of an identity reads.
+pub(crate) fn secrets(name: &str, spec: &IdentitySpec) -> impl Iterator<Item = String> {
+    let mut hosts = spec.web.iter().flat_map(|web| &web.hosts);
     let own = hosts
         .any(|host| host.certificate.is_some())
-        .then(|| names::certificates_name(&wanted.name));
-    [names::secret_name(&wanted.name)].into_iter().chain(own)
+        .then(|| names::certificates_name(name));
+    [names::secret_name(name)].into_iter().chain(own)
 }
 
 /// The step that makes the Secret of the identity's own certificates, if it is missing. Its data comes later.

@@ -6,6 +6,8 @@ use tailwharf_kube_types::identity::web::{MAX_HOSTS, MAX_ROUTES, MAX_WEB_BACKEND
 use tailwharf_kube_types::values::{HostnameError, TagError};
 use thiserror::Error;
 
+use crate::class::ClassProblem;
+
 /// What the user has to change. Some make an Ingress useless; with others a part of it is served.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Problem {
@@ -39,15 +41,9 @@ pub enum Problem {
         /// What is wrong.
         error: TagError,
     },
-    /// A ProxyClass is asked for.
-    #[error(
-        "ProxyClasses are not available yet: remove {} {class:?} from the labels and annotations",
-        annotation::PROXY_CLASS
-    )]
-    ProxyClass {
-        /// Its name.
-        class: String,
-    },
+    /// The ProxyClass cannot be used now.
+    #[error("{0}")]
+    Class(ClassProblem),
     /// An annotation has a value that it cannot have.
     #[error("annotation {annotation}: {value:?} is not valid: use {expected}")]
     Annotation {
@@ -197,7 +193,7 @@ impl Problem {
             Self::Hostname { .. }
             | Self::DefaultHostname { .. }
             | Self::Tags { .. }
-            | Self::ProxyClass { .. }
+            | Self::Class(_)
             | Self::Annotation { .. }
             | Self::SeveralIdentities { .. }
             | Self::NoHosts

@@ -8,6 +8,7 @@ use k8s_openapi::api::networking::v1::{Ingress, IngressBackend};
 use serde::{Deserialize, Serialize};
 use tailwharf_kube_types::Parent;
 
+use crate::class::NamedClass;
 use crate::endpoints::EndpointsView;
 use crate::identity::Observed;
 use crate::settings::Settings;
@@ -26,6 +27,8 @@ pub struct Snapshot {
     pub services: BTreeMap<String, Target>,
     /// The Secrets of [`certificate_secrets`], by name.
     pub certificates: BTreeMap<String, CertificateSecret>,
+    /// The ProxyClass that it names, or that of the settings.
+    pub class: Option<NamedClass>,
     /// The other Ingresses with the same [`hostname`](super::hostname).
     pub rivals: Vec<Rival>,
     /// Objects in the operator's namespace with the labels of [`Self::parent`].

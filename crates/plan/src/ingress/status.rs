@@ -14,8 +14,10 @@ use crate::applied::{Applied, FailureKind};
 use crate::identity::only_identity;
 use crate::plan::{Event, EventType, Kind, ObjectRef, Plan};
 use crate::settings::Settings;
-use crate::status::{Status, StatusPatch, event_reason, explain, left_behind, sentence};
+use crate::status::{Status, StatusPatch, explain, left_behind, sentence};
 
+/// Where people write the tags of an Ingress's device.
+const TAGS: &str = "annotation tailscale.com/tags";
 /// Problems that one condition or one look tells of.
 const MAX_TOLD: usize = 16;
 
@@ -79,12 +81,14 @@ fn complaint(validated: &Validated, applied: &Applied) -> Option<Complaint> {
         (Validated::Release(_), Some(failure)) => {
             let message = format!(
                 "The device is not removed yet. {} To give up, set annotation {}: \"true\"; the device then stays at the control server.",
-                explain(failure),
+                explain(failure, TAGS),
                 annotation::FORCE_REMOVAL,
             );
-            Some(one(event_reason(&failure.kind), message))
+            Some(one(failure.kind.event("ProxyFailed"), message))
         }
-        (Validated::Serve(_), Some(failure)) => Some(one(event_reason(&failure.kind), explain(failure))),
+        (Validated::Serve(_), Some(failure)) => {
+            Some(one(failure.kind.event("ProxyFailed"), explain(failure, TAGS)))
+        }
         (Validated::Serve(serving), None) => problems(&serving.problems),
         (Validated::Reject(rejection), _) => problems(&rejection.problems),
     }
@@ -166,7 +170,7 @@ fn identity_patch(
     (changes && exists).then(|| {
         let object = ObjectRef::new(Kind::Identity, &settings.namespace, &name);
         let status = json!({"conditions": wanted.unwrap_or_default()});
-        patch(object, &status)
+        StatusPatch::new(object, &status)
     })
 }
 
@@ -183,14 +187,15 @@ fn load_balancer_patch(
         Validated::Serve(_) | Validated::Reject(_) => identity.map(addresses).unwrap_or_default(),
         // What another controller has written meanwhile stays.
         Validated::Release(_) | Validated::Ignore => {
-            return (!current.is_empty()).then(|| patch(reference(snapshot), &json!({})));
+            return (!current.is_empty()).then(|| StatusPatch::new(reference(snapshot), &json!({})));
         }
     };
     let read: Vec<IngressLoadBalancerIngress> = wanted
         .iter()
         .filter_map(|entry| serde_json::from_value(entry.clone()).ok())
         .collect();
-    (read != current).then(|| patch(reference(snapshot), &json!({"loadBalancer": {"ingress": wanted}})))
+    (read != current)
+        .then(|| StatusPatch::new(reference(snapshot), &json!({"loadBalancer": {"ingress": wanted}})))
 }
 
 fn current(ingress: &Ingress) -> Vec<IngressLoadBalancerIngress> {
@@ -237,12 +242,4 @@ fn ports(identity: &Identity, web: &Web) -> Vec<u16> {
         .into_iter()
         .filter_map(|(open, port)| open.then_some(port))
         .collect()
-}
-
-fn patch(object: ObjectRef, status: &Value) -> StatusPatch {
-    let body = json!({
-        "apiVersion": object.kind.api_version(), "kind": object.kind.as_str(),
-        "metadata": {"name": object.name, "namespace": object.namespace}, "status": status,
-    });
-    StatusPatch { object, body }
 }

@@ -10,6 +10,7 @@ use super::hosts::{self, Copy, Hosts, hostname};
 use super::options::{self, Options};
 use super::routes::{self, Routes};
 use super::{Problem, Rival, Snapshot, is_ours};
+use crate::class;
 use crate::identity::{Observed, Wanted, only_identity};
 use crate::plan::{Kind, ObjectRef};
 use crate::settings::Settings;
@@ -102,10 +103,8 @@ fn serve(
     let tags = snapshot.subject().tags(settings);
     let tags = tags.map_err(|error| keep(Problem::Tags { error })).ok();
     let name = identity_name(snapshot, ingress).map_err(&mut keep).ok();
-    if let Some(class) = snapshot.subject().proxy_class() {
-        let class = class.chars().take(80).collect();
-        keep(Problem::ProxyClass { class });
-    }
+    let placement = class::place(snapshot.class.as_ref());
+    let placement = placement.map_err(|problem| keep(Problem::Class(problem))).ok();
     if let (Some(hostname), Some(rival)) = (&hostname, older_rival(snapshot, ingress)) {
         keep(Problem::HostnameTaken {
             hostname: hostname.to_string(),
@@ -114,7 +113,9 @@ fn serve(
         });
     }
     let options = options::options(snapshot.subject(), &mut fatal);
-    let (Some(hostname), Some(tags), Some(name), true) = (hostname, tags, name, fatal.is_empty()) else {
+    let (Some(hostname), Some(tags), Some(name), Some(placement), true) =
+        (hostname, tags, name, placement, fatal.is_empty())
+    else {
         return Err(fatal);
     };
 
@@ -139,7 +140,7 @@ fn serve(
         wanted: Wanted {
             parent: snapshot.parent(),
             name,
-            spec: spec(hostname, tags, settings, &settings.pool.name, Some(web)),
+            spec: spec(hostname, tags, settings, &placement.pool, Some(web)),
         },
         observed: snapshot.observed.clone(),
         copies,
@@ -184,6 +185,7 @@ fn spec(
         listeners: Vec::new(),
         web,
         egress: None,
+        router: None,
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 use tailwharf_kube_types::contract::label;
+use tailwharf_kube_types::proxy_class::ProxyClassSpec;
 
 use crate::identity::body;
 use crate::plan::{Kind, Manifest, ObjectRef};
@@ -19,7 +20,8 @@ pub(super) struct Frame {
     pub(super) namespace: String,
     pub(super) name: String,
     pub(super) labels: BTreeMap<String, String>,
-    pub(super) pool: PoolSettings,
+    pub(super) pool: String,
+    pub(super) settings: PoolSettings,
 }
 
 impl Frame {
@@ -85,10 +87,19 @@ impl Frame {
         self.manifest(Kind::PodDisruptionBudget, rest)
     }
 
-    pub(super) fn stateful_set(&self) -> Manifest {
+    /// The pods, as the class wants them.
+    pub(super) fn stateful_set(&self, class: Option<&ProxyClassSpec>) -> Manifest {
+        let mut manifest = self.plain_stateful_set();
+        if let Some(class) = class {
+            super::class::dress(&mut manifest.body, class);
+        }
+        manifest
+    }
+
+    fn plain_stateful_set(&self) -> Manifest {
         let rest = json!({
             "spec": {
-                "replicas": self.pool.replicas,
+                "replicas": self.settings.replicas,
                 "serviceName": self.name,
                 "podManagementPolicy": "Parallel",
                 "selector": {"matchLabels": self.selector()},
@@ -136,10 +147,10 @@ impl Frame {
             field("POD_NAMESPACE", "metadata.namespace"),
             field("POD_UID", "metadata.uid"),
             field("POD_IPS", "status.podIPs"),
-            json!({"name": "TAILWHARF_POOL", "value": self.pool.name}),
+            json!({"name": "TAILWHARF_POOL", "value": self.pool}),
         ];
-        if !self.pool.logging.is_empty() {
-            env.push(json!({"name": "TAILWHARF_LOG", "value": self.pool.logging}));
+        if !self.settings.logging.is_empty() {
+            env.push(json!({"name": "TAILWHARF_LOG", "value": self.settings.logging}));
         }
         let probe = |path: &str, period: u32, failures: u32| {
             json!({
@@ -150,7 +161,7 @@ impl Frame {
         };
         json!({
             "name": "proxy",
-            "image": self.pool.image,
+            "image": self.settings.image,
             "args": ["proxy"],
             "env": env,
             "ports": [{"name": "health", "containerPort": HEALTH_PORT}],

@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::Service;
 use tailwharf_kube_types::Parent;
 use tailwharf_kube_types::contract::{PROXY_READY, annotation};
 
+use crate::class::NamedClass;
 use crate::endpoints::EndpointsView;
 use crate::identity::Observed;
 use crate::plan::{Kind, ObjectRef};
@@ -20,6 +21,8 @@ pub struct Snapshot {
     pub service: Option<Service>,
     /// Its endpoints, if it [needs](crate::needs_endpoints) them.
     pub endpoints: Vec<EndpointsView>,
+    /// The ProxyClass that it names, or that of the settings.
+    pub class: Option<NamedClass>,
     /// Objects in the operator's namespace with the labels of [`Self::parent`].
     pub observed: Observed,
 }

@@ -4,30 +4,24 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, Service};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde_json::{Value, json};
 use tailwharf_kube_types::contract::{PROXY_READY, annotation};
-use tailwharf_kube_types::{ConditionStatus, Identity, IdentityReason, conditions};
+use tailwharf_kube_types::{ConditionStatus, Identity, IdentityReason};
 
 use super::validate::is_load_balancer;
 use super::{Problem, Snapshot, Validated};
 use crate::applied::{Applied, Failure, FailureKind};
+use crate::class::ClassProblem;
 use crate::egress;
 use crate::endpoints::cluster_ips;
-use crate::identity::only_identity;
-use crate::plan::{Event, EventType, Kind, ObjectRef, Plan};
+use crate::identity::{is_step, only_identity};
+use crate::plan::{Event, Kind, ObjectRef, Plan};
 use crate::report::Reason;
 use crate::settings::Settings;
-use crate::status::{Status, StatusPatch, event_reason, explain, left_behind, sentence};
+use crate::status::{Status, StatusPatch, Verdict, explain, left_behind, sentences};
 
-/// What the condition says.
-struct Verdict {
-    status: ConditionStatus,
-    reason: &'static str,
-    message: String,
-    /// Reason of the warning event that goes with a change to this verdict.
-    event: Option<&'static str>,
-}
+/// Where people write the tags of a Service's device.
+const TAGS: &str = "annotation tailscale.com/tags";
 
 /// Computes the status last, from what was found, planned and done.
 #[must_use]
@@ -52,7 +46,7 @@ pub fn status(
     let verdict = verdict(snapshot, validated, plan, applied, settings);
     let mut events: Vec<Event> = verdict
         .iter()
-        .filter_map(|verdict| event(verdict, snapshot.condition()))
+        .filter_map(|verdict| verdict.news(snapshot.condition()))
         .collect();
     if applied.failure.is_none() {
         events.extend(left_behind(plan));
@@ -81,18 +75,12 @@ fn is_gone(
         Ok(Validated::Release(release)) => {
             snapshot.living().is_none()
                 && finished
-                && (release.remove_finalizer.is_none() || removes_finalizer(plan))
+                && (release.remove_finalizer.is_none() || plan.sets_finalizers())
         }
         Ok(Validated::Expose(_) | Validated::Egress(_) | Validated::Grouped | Validated::Ignore) | Err(_) => {
             false
         }
     }
-}
-
-fn removes_finalizer(plan: &Plan) -> bool {
-    plan.steps
-        .iter()
-        .any(|step| matches!(step, crate::Step::SetFinalizers { .. }))
 }
 
 /// What the condition is to say; `None`: there is to be none.
@@ -104,12 +92,7 @@ fn verdict(
     settings: &Settings,
 ) -> Option<Verdict> {
     match validated {
-        Err(problems) => Some(Verdict {
-            status: ConditionStatus::False,
-            reason: "ProxyInvalid",
-            message: sentences(problems),
-            event: Some("INVALIDSERVICE"),
-        }),
+        Err(problems) => Some(refused(problems)),
         Ok(Validated::Ignore) => None,
         Ok(Validated::Grouped) => Some(Verdict {
             status: ConditionStatus::False,
@@ -121,19 +104,19 @@ fn verdict(
             event: None,
         }),
         Ok(Validated::Expose(_) | Validated::Egress(_)) => Some(match &applied.failure {
-            Some(failure) => failed(failure, &explain(failure)),
+            Some(failure) => failed(failure, &explain(failure, TAGS)),
             None => progress(snapshot, plan, settings),
         }),
         Ok(Validated::Release(release)) => match &applied.failure {
             Some(failure) => {
                 let hint = format!(
                     "The device is not removed yet. {} To give up, set annotation {}: \"true\"; the device then stays at the control server.",
-                    explain(failure),
+                    explain(failure, TAGS),
                     annotation::FORCE_REMOVAL,
                 );
                 Some(failed(failure, &hint))
             }
-            None if release.remove_finalizer.is_some() && !removes_finalizer(plan) => Some(Verdict {
+            None if release.remove_finalizer.is_some() && !plan.sets_finalizers() => Some(Verdict {
                 status: ConditionStatus::False,
                 reason: "ProxyPending",
                 message: "Removing the device.".to_owned(),
@@ -144,12 +127,27 @@ fn verdict(
     }
 }
 
+/// A class that is not there yet is waited for; everything else is for the user to change.
+fn refused(problems: &[Problem]) -> Verdict {
+    let (reason, event) = match problems {
+        [Problem::Class(ClassProblem::NotReady { .. })] => ("ProxyPending", None),
+        [Problem::Class(ClassProblem::Missing { .. })] => ("ProxyFailed", Some("ProxyFailed")),
+        _ => ("ProxyInvalid", Some("INVALIDSERVICE")),
+    };
+    Verdict {
+        status: ConditionStatus::False,
+        reason,
+        message: sentences(problems),
+        event,
+    }
+}
+
 fn failed(failure: &Failure, message: &str) -> Verdict {
     Verdict {
         status: ConditionStatus::False,
         reason: "ProxyFailed",
         message: message.to_owned(),
-        event: Some(event_reason(&failure.kind)),
+        event: Some(failure.kind.event("ProxyFailed")),
     }
 }
 
@@ -223,40 +221,6 @@ const fn trouble(reason: IdentityReason) -> (&'static str, Option<&'static str>)
     }
 }
 
-/// Whether a reason keeps the device from being ready.
-fn is_step(reason: &Reason) -> bool {
-    match reason {
-        Reason::PoolGrantPending { .. }
-        | Reason::NotHosted { .. }
-        | Reason::HostBehind
-        | Reason::IdentityNotReady { .. } => true,
-        Reason::KeyReplacementPending { .. }
-        | Reason::PortsLeftOut { .. }
-        | Reason::EndpointsLeftOut { .. }
-        | Reason::PartsLeftOut { .. }
-        | Reason::Rejected
-        | Reason::RegistrationInFlight { .. }
-        | Reason::DeviceLeftBehind { .. } => false,
-    }
-}
-
-/// The event for a verdict that the condition does not tell yet.
-fn event(verdict: &Verdict, current: Option<&Condition>) -> Option<Event> {
-    let reason = verdict.event?;
-    let told = current.is_some_and(|current| is_told(verdict, current));
-    (!told).then(|| Event {
-        type_: EventType::Warning,
-        reason,
-        message: verdict.message.clone(),
-    })
-}
-
-fn is_told(verdict: &Verdict, current: &Condition) -> bool {
-    current.status == verdict.status.as_str()
-        && current.reason == verdict.reason
-        && current.message == verdict.message
-}
-
 fn patch(
     snapshot: &Snapshot,
     service: &Service,
@@ -267,7 +231,7 @@ fn patch(
     let current = snapshot.condition();
     let ingress = verdict.and_then(|_| load_balancer(snapshot, service, settings));
     let same_condition = match (verdict, current) {
-        (Some(verdict), Some(current)) => is_told(verdict, current),
+        (Some(verdict), Some(current)) => verdict.is_told(current),
         (None, None) => true,
         (Some(_), None) | (None, Some(_)) => false,
     };
@@ -279,30 +243,14 @@ fn patch(
     }
     let object = ObjectRef::new(Kind::Service, &snapshot.namespace, &snapshot.name);
     let mut status = json!({});
-    if let Some(Verdict {
-        status: value,
-        reason,
-        message,
-        ..
-    }) = verdict
-    {
+    if let Some(verdict) = verdict {
         let previous = current.map(std::slice::from_ref).unwrap_or_default();
-        status["conditions"] = json!([conditions::condition(
-            PROXY_READY,
-            *value,
-            reason,
-            message,
-            None,
-            previous,
-            now
-        )]);
+        status["conditions"] = json!([verdict.condition(PROXY_READY, None, previous, now)]);
     }
     if let Some(ingress) = ingress {
         status["loadBalancer"] = json!({"ingress": ingress.iter().map(Ingress::to_json).collect::<Vec<_>>()});
     }
-    let metadata = json!({"name": object.name, "namespace": object.namespace});
-    let body = json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "status": status});
-    Some(StatusPatch { object, body })
+    Some(StatusPatch::new(object, &status))
 }
 
 /// One entry of `status.loadBalancer.ingress`.
@@ -363,12 +311,4 @@ fn load_balancer(snapshot: &Snapshot, service: &Service, settings: &Settings) ->
 
 fn current_identity(snapshot: &Snapshot) -> Option<&Identity> {
     only_identity(&snapshot.observed).ok().flatten()
-}
-
-fn sentences(problems: &[Problem]) -> String {
-    problems
-        .iter()
-        .map(|problem| sentence(&problem.to_string()))
-        .collect::<Vec<_>>()
-        .join(" ")
 }

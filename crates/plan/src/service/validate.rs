@@ -10,6 +10,7 @@ use tailwharf_kube_types::{Backend, Hostname, IdentitySpec, Listener, Protocol, 
 use thiserror::Error;
 
 use super::Snapshot;
+use crate::class::{self, ClassProblem};
 use crate::egress::{self, Outlet};
 use crate::endpoints;
 use crate::identity::{Observed, Wanted, only_identity};
@@ -131,15 +132,9 @@ pub enum Problem {
         /// What was given.
         value: String,
     },
-    /// A ProxyClass is asked for.
-    #[error(
-        "ProxyClasses are not available yet: remove {} {class:?} from the labels and annotations",
-        annotation::PROXY_CLASS
-    )]
-    ProxyClass {
-        /// Its name.
-        class: String,
-    },
+    /// The ProxyClass cannot be used now.
+    #[error("{0}")]
+    Class(ClassProblem),
     /// Several Identities carry the labels of this Service.
     #[error("several Identities claim this Service: delete all but one of {}", names.join(", "))]
     SeveralIdentities {
@@ -226,12 +221,13 @@ fn expose(
     let spec = IdentitySpec {
         hostname: asker.hostname,
         tags: asker.tags,
-        pool: settings.pool.name.clone(),
+        pool: asker.pool,
         login_server: settings.login_server.clone(),
         ephemeral: false,
         listeners,
         egress: None,
         web: None,
+        router: None,
     };
     Ok(Exposure {
         service: snapshot.reference(),
@@ -253,6 +249,8 @@ fn expose(
 pub(crate) struct Asker {
     pub(crate) hostname: Hostname,
     pub(crate) tags: Vec<Tag>,
+    /// The pool that its class selects.
+    pub(crate) pool: String,
     /// The name of its Identity.
     pub(crate) identity: String,
 }
@@ -269,12 +267,13 @@ impl Asker {
         let hostname = hostname(snapshot).map_err(&mut keep).ok();
         let tags = snapshot.subject().tags(settings);
         let tags = tags.map_err(|error| keep(Problem::Tags { error })).ok();
-        let class = check_proxy_class(snapshot).map_err(&mut keep).ok();
+        let placement = class::place(snapshot.class.as_ref());
+        let placement = placement.map_err(|problem| keep(Problem::Class(problem))).ok();
         let identity = identity_name(snapshot, service).map_err(&mut keep).ok();
-        class?;
         Some(Self {
             hostname: hostname?,
             tags: tags?,
+            pool: placement?.pool,
             identity: identity?,
         })
     }
@@ -386,15 +385,6 @@ fn hostname(snapshot: &Snapshot) -> Result<Hostname, Problem> {
         None => format!("{}-{}", snapshot.namespace, snapshot.name)
             .parse()
             .map_err(|error| Problem::DefaultHostname { error }),
-    }
-}
-
-fn check_proxy_class(snapshot: &Snapshot) -> Result<(), Problem> {
-    match snapshot.subject().proxy_class() {
-        Some(class) => Err(Problem::ProxyClass {
-            class: class.chars().take(80).collect(),
-        }),
-        None => Ok(()),
     }
 }
 

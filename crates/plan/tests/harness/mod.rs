@@ -9,16 +9,20 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::Ingress;
+use k8s_openapi::api::rbac::v1::Role;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 use tailwharf_kube_types::contract::PARKED_POOL;
 use tailwharf_kube_types::secret::SecretText;
-use tailwharf_kube_types::{Identity, Parent};
-use tailwharf_plan::identity::{Observed, SecretView};
+use tailwharf_kube_types::{Connector, Identity, Parent, ProxyClass};
+use tailwharf_plan::class::{self, NamedClass};
+use tailwharf_plan::identity::{Grants, Observed, SecretView};
 use tailwharf_plan::ingress::{self, CertificateSecret};
 use tailwharf_plan::service::{self, Problem, Snapshot, Validated};
 use tailwharf_plan::{
-    Applied, EndpointsView, Failure, FailureKind, Filled, Kind, ObjectRef, Plan, PoolSettings, Settings,
-    Slot, Status, StatusPatch, Step, egress, nameserver, operator_device, pool,
+    Applied, EndpointsView, Failure, FailureKind, Filled, Kind, ObjectRef, Plan, PoolSettings, Ranges,
+    Settings, Slot, Status, StatusPatch, Step, connector, egress, nameserver, operator_device, pool,
+    proxy_class,
 };
 
 pub(crate) const NAMESPACE: &str = "tailscale";
@@ -35,8 +39,8 @@ pub(crate) fn settings() -> Settings {
         default_load_balancer: false,
         ingress_class: "tailscale".to_owned(),
         acme_directory: None,
+        default_class: None,
         pool: PoolSettings {
-            name: "default".to_owned(),
             replicas: 2,
             image: "tailwharf.test/tailwharf:dev".to_owned(),
             logging: String::new(),
@@ -80,7 +84,9 @@ impl World {
         self.version += 1;
         body["metadata"]["resourceVersion"] = json!(self.version.to_string());
         body["metadata"]["name"] = json!(object.name);
-        body["metadata"]["namespace"] = json!(object.namespace);
+        if !object.namespace.is_empty() {
+            body["metadata"]["namespace"] = json!(object.namespace);
+        }
         self.objects.insert(object, body);
     }
 
@@ -100,15 +106,17 @@ impl World {
             .collect()
     }
 
-    fn observed(&self, parent: &Parent, settings: &Settings) -> Observed {
+    fn observed(&self, parent: &Parent) -> Observed {
         let ours = |labels: Option<&BTreeMap<String, String>>| {
             labels.and_then(Parent::from_labels).as_ref() == Some(parent)
         };
-        let role = self.get(
-            Kind::Role,
-            NAMESPACE,
-            &format!("tailwharf-{}", settings.pool.name),
-        );
+        let mut granted = Grants::default();
+        for role in self.of_kind::<Role>(Kind::Role) {
+            let name = role.metadata.name.clone().unwrap_or_default();
+            if let Some(pool) = name.strip_prefix("tailwharf-") {
+                granted.set(pool, pool::granted(Some(&role)));
+            }
+        }
         let identities = self.of_kind::<Identity>(Kind::Identity);
         let mut pod_ports = egress::PortsInUse::default();
         for identity in &identities {
@@ -133,17 +141,71 @@ impl World {
                 .filter(|secret| ours(secret.metadata.labels.as_ref()))
                 .map(SecretView::from_secret)
                 .collect(),
-            granted: Arc::new(pool::granted(role.as_ref())),
+            granted: Arc::new(granted),
+        }
+    }
+
+    fn class(&self, name: &str) -> Option<Arc<ProxyClass>> {
+        self.objects
+            .get(&ObjectRef::cluster(Kind::ProxyClass, name))
+            .map(|body| Arc::new(serde_json::from_value(body.clone()).unwrap()))
+    }
+
+    /// The class of a Service or Ingress.
+    fn class_of(&self, object: &ObjectMeta, settings: &Settings) -> Option<NamedClass> {
+        let name = class::of_object(object, settings.default_class.as_deref())?;
+        Some(NamedClass {
+            name: name.to_owned(),
+            class: self.class(name),
+        })
+    }
+
+    pub(crate) fn class_snapshot(&self, name: &str) -> proxy_class::Snapshot {
+        let others = self.of_kind::<ProxyClass>(Kind::ProxyClass).into_iter();
+        proxy_class::Snapshot {
+            name: name.to_owned(),
+            class: self.class(name),
+            others: others
+                .filter(|class| class.metadata.name.as_deref() != Some(name))
+                .map(Arc::new)
+                .collect(),
+        }
+    }
+
+    pub(crate) fn connector_snapshot(&self, name: &str) -> connector::Snapshot {
+        let connector: Option<Connector> = self
+            .objects
+            .get(&ObjectRef::cluster(Kind::Connector, name))
+            .map(|body| serde_json::from_value(body.clone()).unwrap());
+        let class = connector
+            .as_ref()
+            .and_then(|connector| connector.spec.proxy_class.clone());
+        connector::Snapshot {
+            name: name.to_owned(),
+            class: class.map(|name| NamedClass {
+                class: self.class(&name),
+                name,
+            }),
+            observed: self.observed(&Parent::connector(name)),
+            ranges: Ranges {
+                pods: ["10.244.0.0/24".parse().unwrap()].into(),
+                services: ["10.96.0.0/16".parse().unwrap()].into(),
+            },
+            connector,
         }
     }
 
     pub(crate) fn service_snapshot(&self, namespace: &str, name: &str, settings: &Settings) -> Snapshot {
+        let service = self.get::<Service>(Kind::Service, namespace, name);
         Snapshot {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
-            service: self.get::<Service>(Kind::Service, namespace, name),
+            class: service
+                .as_ref()
+                .and_then(|service| self.class_of(&service.metadata, settings)),
+            service,
             endpoints: self.endpoints(namespace, name),
-            observed: self.observed(&Parent::service(namespace, name), settings),
+            observed: self.observed(&Parent::service(namespace, name)),
         }
     }
 
@@ -194,8 +256,9 @@ impl World {
                 .flat_map(ingress::certificate_secrets)
                 .map(certificate)
                 .collect(),
+            class: ours.and_then(|ingress| self.class_of(&ingress.metadata, settings)),
             rivals: rivals.collect(),
-            observed: self.observed(&Parent::ingress(namespace, name), settings),
+            observed: self.observed(&Parent::ingress(namespace, name)),
             ingress,
         }
     }
@@ -207,16 +270,30 @@ impl World {
             .collect()
     }
 
-    pub(crate) fn pool_snapshot(&self, settings: &Settings) -> pool::Snapshot {
-        let name = format!("tailwharf-{}", settings.pool.name);
+    pub(crate) fn pool_snapshot(&self, pool: &str) -> pool::Snapshot {
+        let name = format!("tailwharf-{pool}");
         let secrets = self.of_kind::<Secret>(Kind::Secret);
+        let labelled = secrets
+            .iter()
+            .map(SecretView::from_secret)
+            .filter(|secret| secret.pool() == Some(pool))
+            .map(|secret| secret.name);
+        let identities = self.of_kind::<Identity>(Kind::Identity);
+        let hosted = identities
+            .iter()
+            .filter(|identity| pool::of_identity(identity).contains(pool))
+            .flat_map(pool::secrets_of);
         pool::Snapshot {
-            secrets: secrets
-                .iter()
-                .map(SecretView::from_secret)
-                .filter(|secret| secret.belongs_to_pool(&settings.pool.name))
-                .map(|secret| secret.name)
-                .collect::<BTreeSet<_>>(),
+            name: pool.to_owned(),
+            class: self
+                .of_kind::<ProxyClass>(Kind::ProxyClass)
+                .into_iter()
+                .find(|class| {
+                    let class = class.metadata.name.as_deref().unwrap();
+                    tailwharf_kube_types::names::pool_of_class(class) == pool
+                })
+                .map(Arc::new),
+            secrets: labelled.chain(hosted).collect(),
             service_account: self.get(Kind::ServiceAccount, NAMESPACE, &name),
             role: self.get(Kind::Role, NAMESPACE, &name),
             role_binding: self.get(Kind::RoleBinding, NAMESPACE, &name),
@@ -592,13 +669,17 @@ impl World {
     }
 
     pub(crate) fn reconcile_pool(&mut self, settings: &Settings, limit: usize) -> Plan {
-        let plan = pool::build(&self.pool_snapshot(settings), settings);
+        self.reconcile_pool_of("default", settings, limit)
+    }
+
+    pub(crate) fn reconcile_pool_of(&mut self, pool: &str, settings: &Settings, limit: usize) -> Plan {
+        let plan = pool::build(&self.pool_snapshot(pool), settings);
         self.execute(&plan, limit);
         plan
     }
 
     pub(crate) fn reconcile_operator(&mut self, settings: &Settings, now: Timestamp, limit: usize) -> Plan {
-        let observed = self.observed(&operator_device::parent(settings), settings);
+        let observed = self.observed(&operator_device::parent(settings));
         let plan = operator_device::build(&observed, settings, now);
         self.execute(&plan, limit);
         plan

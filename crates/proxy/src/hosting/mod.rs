@@ -11,7 +11,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rand::rngs::OsRng;
 use tailwharf_kube_types::secret::SecretText;
-use tailwharf_kube_types::{Identity, IdentityStatus};
+use tailwharf_kube_types::{Identity, IdentitySpec, IdentityStatus};
 use tailwharf_node::splice::Buffers;
 use tailwharf_node::{
     AuthKey, Backoff, Host, Node, NodeConfig, NodeStatus, Phase, Prefs, StartError, TailnetNode,
@@ -41,6 +41,7 @@ use crate::writer::{StatusWriter, Written};
 const INGRESS_APP: &str = "k8s-operator-ingress-proxy";
 const EGRESS_APP: &str = "k8s-operator-egress-proxy";
 const API_SERVER_PROXY_APP: &str = "k8s-operator-proxy";
+const CONNECTOR_APP: &str = "k8s-operator-connector-resource";
 /// Time for a node to end.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 /// The same when this pod lost its Lease: over before others take over.
@@ -238,6 +239,7 @@ impl Hosting {
 
     fn node_config(&self, key: Option<&SecretText>) -> Option<NodeConfig> {
         let spec = &self.identity.spec;
+        let router = spec.router.clone().unwrap_or_default();
         Some(NodeConfig {
             auth_key: key.and_then(|key| AuthKey::new(key.reveal())),
             tags: spec.tags.iter().map(|tag| tag.as_str().to_owned()).collect(),
@@ -246,10 +248,14 @@ impl Hosting {
                 API_SERVER_PROXY_APP
             } else if spec.egress.is_some() {
                 EGRESS_APP
+            } else if spec.router.is_some() {
+                CONNECTOR_APP
             } else {
                 INGRESS_APP
             }
             .to_owned(),
+            routes: router.routes,
+            app_connector: router.app_connector,
             wake: self.recent_peers(),
             ..NodeConfig::new(spec.login_server.parse().ok()?, spec.hostname.as_str())
         })
@@ -386,12 +392,9 @@ impl Hosting {
             self.facts.control_server.clone_from(&new.login_server);
             return false;
         }
-        if old.hostname != new.hostname || old.tags != new.tags {
-            node.set_prefs(Prefs {
-                hostname: new.hostname.as_str().to_owned(),
-                tags: new.tags.iter().map(|tag| tag.as_str().to_owned()).collect(),
-                ..Prefs::default()
-            });
+        let wanted = prefs(new);
+        if prefs(old) != wanted {
+            node.set_prefs(wanted);
         }
         true
     }
@@ -459,6 +462,18 @@ impl Hosting {
                 warn!(identity = %self.job.name, "could not tell that the identity is free; others wait for our Lease to end");
             },
         }
+    }
+}
+
+/// What a node tells the control server of a spec, and may change while it runs.
+fn prefs(spec: &IdentitySpec) -> Prefs {
+    let router = spec.router.clone().unwrap_or_default();
+    Prefs {
+        hostname: spec.hostname.as_str().to_owned(),
+        tags: spec.tags.iter().map(|tag| tag.as_str().to_owned()).collect(),
+        routes: router.routes,
+        app_connector: router.app_connector,
+        ..Prefs::default()
     }
 }
 
