@@ -13,6 +13,8 @@ use tailwharf_testkit::wait::eventually;
 
 /// An address of the internet as the cluster and the laptop see it, at which this machine answers.
 const OUTSIDE: &str = "198.51.100.7";
+/// The addresses of the cluster's pods and Services.
+const NETWORKS: [&str; 2] = ["10.244.0.0/16", "10.96.0.0/16"];
 /// Answers each request with the address from which it came.
 const ECHO_SOURCE: &str = "import http.server,sys\nclass H(http.server.BaseHTTPRequestHandler):\n def do_GET(s):\n  b=s.client_address[0].encode();s.send_response(200);s.send_header('content-length',str(len(b)));s.end_headers();s.wfile.write(b)\n def log_message(s,*a): pass\nhttp.server.ThreadingHTTPServer((sys.argv[1],8088),H).serve_forever()\n";
 
@@ -52,6 +54,11 @@ fn main() -> ExitCode {
 fn start() -> Result<Fixture> {
     let lab = Lab::start("conn", Path::new("/var/lib/tailwharf-connector"), |_| ())?;
     lab.deploy(NGINX, "nginx")?;
+    // The machine itself would forward these packets to its cluster: from here on the tailnet is the only way.
+    for network in NETWORKS {
+        let mut route = lab.laptop.namespace().command("ip");
+        run(route.args(["route", "add", "unreachable", network]))?;
+    }
     run(Command::new("ip").args(["addr", "replace", &format!("{OUTSIDE}/32"), "dev", "lo"]))?;
     let outside = Command::new("python3")
         .args(["-c", ECHO_SOURCE, OUTSIDE])
@@ -100,9 +107,10 @@ impl Fixture {
 }
 
 fn subnet_router(fixture: &mut Fixture) -> Result<()> {
+    let networks = NETWORKS.join(", ");
     fixture.apply(
         "cluster",
-        "{subnetRouter: {advertiseRoutes: [10.244.0.0/16, 10.96.0.0/16]}}",
+        &format!("{{subnetRouter: {{advertiseRoutes: [{networks}]}}}}"),
     )?;
     fixture.condition("cluster", "ConnectorReady", "ConnectorCreated")?;
     fixture.condition("cluster", "RoutesApproved", "RoutesApproved")?;
