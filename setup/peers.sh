@@ -24,3 +24,10 @@ crds=$bin/../crds
 if [ ! -d "$crds" ]; then
   cp -r --no-preserve=mode "$(go env GOMODCACHE)/tailscale.com@v$VERSION/cmd/k8s-operator/deploy/crds" "$crds"
 fi
+
+HELM_VERSION=3.22.0
+helm=${XDG_CACHE_HOME:-$HOME/.cache}/tailwharf/peers/helm-$HELM_VERSION
+if [ ! -x "$helm/helm" ]; then
+  echo "setup: building Helm $HELM_VERSION"
+  GOBIN=$helm CGO_ENABLED=0 GOWORK=off go install -ldflags "-s -w" "helm.sh/helm/v3/cmd/helm@v$HELM_VERSION"
+fi

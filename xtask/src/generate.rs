@@ -1,4 +1,4 @@
-//! Files that are derived from types: the custom resource definitions.
+//! Files that are derived: custom resource definitions from types, parts of the chart from those and from manifests.
 
 use std::fs;
 use std::path::Path;
@@ -9,10 +9,22 @@ use tailwharf_kube_types::dns_config::DNSConfig;
 use tailwharf_kube_types::schema::definition;
 use tailwharf_kube_types::{Connector, Identity, ProxyClass};
 
+use crate::chart;
+
 const NOTE: &str = "# Generated from crates/kube-types by `cargo xtask generate`.\n";
 
 /// Path and content of each generated file.
-fn files() -> anyhow::Result<Vec<(&'static str, String)>> {
+fn files(root: &Path) -> anyhow::Result<Vec<(String, String)>> {
+    let mut files = vec![chart::rules(root)?];
+    for (path, content) in definitions()? {
+        files.extend(chart::copy_of(path).map(|copy| (copy, content.clone())));
+        files.push((path.to_owned(), content));
+    }
+    Ok(files)
+}
+
+/// The same of the custom resource definitions.
+fn definitions() -> anyhow::Result<Vec<(&'static str, String)>> {
     Ok(vec![
         file::<DNSConfig>("deploy/crds/dnsconfigs.tailscale.com.yaml")?,
         file::<Identity>("deploy/crds/identities.tailwharf.dev.yaml")?,
@@ -31,8 +43,8 @@ fn file<K: CustomResourceExt>(path: &'static str) -> anyhow::Result<(&'static st
 /// Writes the files.
 pub(crate) fn write(root: &Path) -> anyhow::Result<String> {
     let mut written = Vec::new();
-    for (path, content) in files()? {
-        let full = root.join(path);
+    for (path, content) in files(root)? {
+        let full = root.join(&path);
         if let Some(folder) = full.parent() {
             fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         }
@@ -44,13 +56,13 @@ pub(crate) fn write(root: &Path) -> anyhow::Result<String> {
 
 /// Compares the files with what would be written.
 pub(crate) fn check(root: &Path) -> anyhow::Result<String> {
-    let files = files()?;
+    let files = files(root)?;
     let current =
         |path: &str, content: &str| fs::read_to_string(root.join(path)).is_ok_and(|text| text == content);
     let stale: Vec<&str> = files
         .iter()
         .filter(|(path, content)| !current(path, content))
-        .map(|(path, _)| *path)
+        .map(|(path, _)| path.as_str())
         .collect();
     if !stale.is_empty() {
         bail!(

@@ -4,6 +4,7 @@
 //! - `cargo xtask purity`: proves that the pure crates have no clock, randomness, runtime, socket or file.
 #![forbid(unsafe_code)]
 
+mod chart;
 mod generate;
 mod purity;
 

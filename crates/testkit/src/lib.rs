@@ -10,6 +10,7 @@
 
 pub mod apiserver;
 pub mod cluster;
+pub mod helm;
 pub mod kubectl;
 pub mod lab;
 pub mod nat;

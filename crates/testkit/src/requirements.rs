@@ -19,6 +19,8 @@ pub enum Need {
     OfficialOperator,
     /// The ACME server `pebble`.
     Pebble,
+    /// Helm.
+    Helm,
     /// The static release binary.
     Binary,
     /// The image archive.
@@ -59,6 +61,7 @@ pub fn unmet(needs: &[Need]) -> Option<String> {
             "run `make setup`",
         ),
         Need::Pebble => missing(&[workspace::pebble()], "run `make setup`"),
+        Need::Helm => missing(&[workspace::helm()], "run `make setup`"),
         Need::Binary => missing(&[workspace::tailwharf()], "run `make build`"),
         Need::Image => missing(&[workspace::image()], "run `make image`"),
     })

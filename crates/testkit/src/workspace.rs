@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 /// The release of the official client and operator that tests run against.
 pub const OFFICIAL_VERSION: &str = "1.102.5";
+/// The Helm release that installs the chart in tests.
+pub const HELM_VERSION: &str = "3.22.0";
 /// The Kubernetes release that tests run against.
 pub const KUBERNETES_VERSION: &str = "1.36.3";
 /// The release of Let's Encrypt's small ACME server that tests run against.
@@ -38,6 +40,15 @@ pub fn image() -> PathBuf {
 #[must_use]
 pub fn test_image(name: &str) -> PathBuf {
     root().join("build").join(format!("{name}.tar"))
+}
+
+/// Helm.
+#[must_use]
+pub fn helm() -> PathBuf {
+    cache()
+        .join("peers")
+        .join(format!("helm-{HELM_VERSION}"))
+        .join("helm")
 }
 
 /// A program of the official peers.
