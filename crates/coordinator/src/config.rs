@@ -30,6 +30,8 @@ pub struct Config {
     pub policy_file: Option<PathBuf>,
     /// Serves `listen` by TLS.
     pub tls: Option<TlsFiles>,
+    /// The same, with a certificate for the name in `server_url` that an authority gives.
+    pub acme: Option<AcmeSettings>,
     /// From which prefixes nodes get their addresses.
     #[serde(default)]
     pub prefixes: Prefixes,
@@ -126,6 +128,28 @@ pub struct TlsFiles {
     pub cert_file: PathBuf,
     /// The key.
     pub key_file: PathBuf,
+}
+
+/// How the certificate of `server_url` is had by ACME (RFC 8555), proved by pages over HTTP.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AcmeSettings {
+    /// The authority's directory; that of Let's Encrypt when absent.
+    pub directory: Option<Url>,
+    /// Where the authority's questions are answered: port 80 of the name in `server_url` has to lead here. Everything else is sent on to `server_url`.
+    pub listen: SocketAddr,
+    /// The certificates to trust when the authority is called, beside those of the system.
+    pub ca_file: Option<PathBuf>,
+}
+
+impl Default for AcmeSettings {
+    fn default() -> Self {
+        Self {
+            directory: None,
+            listen: SocketAddr::from(([0, 0, 0, 0], 80)),
+            ca_file: None,
+        }
+    }
 }
 
 /// Rules for nodes.
@@ -378,6 +402,20 @@ impl Config {
         self.data_dir.join("coordinator.db")
     }
 
+    /// What `listen` serves by TLS with, if it does.
+    pub fn tls_files(&self) -> Option<TlsFiles> {
+        let by_acme = || TlsFiles {
+            cert_file: self.acme_file(),
+            key_file: self.acme_file(),
+        };
+        self.tls.clone().or_else(|| self.acme.as_ref().map(|_| by_acme()))
+    }
+
+    /// Where a certificate by ACME is kept, with its key.
+    pub fn acme_file(&self) -> PathBuf {
+        self.data_dir.join("certificate.pem")
+    }
+
     /// The name or address by which nodes reach the relay.
     pub fn relay_hostname(&self) -> String {
         let host = || {
@@ -394,6 +432,20 @@ impl Config {
         let wrong = |key, problem| Err(ConfigError::Value { key, problem });
         if !matches!(self.server_url.scheme(), "http" | "https") || self.server_url.host().is_none() {
             return wrong("server_url", "write it like `http://10.0.0.1:8080`");
+        }
+        if self.acme.is_some() {
+            if self.tls.is_some() {
+                return wrong(
+                    "acme",
+                    "the certificate comes from files or by ACME: remove `tls` or `acme`",
+                );
+            }
+            if self.server_url.scheme() != "https" || self.server_url.domain().is_none() {
+                return wrong(
+                    "acme",
+                    "a certificate is for a name that is reached by https: write `server_url` like `https://hub.example.com`",
+                );
+            }
         }
         if self.prefixes.v4.prefix_len() > 30 {
             return wrong(
@@ -540,6 +592,7 @@ mod tests {
                 "[oidc]\nissuer = \"https://a\"\nclient_id = \"b\"\nallowed_domains = [\"*\"]\nscopes = [\"email\"]",
                 "oidc.scopes",
             ),
+            ("[acme]", "acme"),
             ("[relay]\nregion_id = 0", "relay.region_id"),
             ("[limits]\ncalls_per_second = 0", "limits"),
             ("[[issuers]]\nurl = \"http://a\"", "issuers.url"),
@@ -550,6 +603,19 @@ mod tests {
         ] {
             assert!(parse(more).unwrap_err().to_string().contains(key), "{more}");
         }
+        let https = MINIMAL.replace("http://10.0.0.1:8080", "https://hub.example.com");
+        let by_acme = Config::parse(&format!("{https}\n[acme]"), Path::new("c")).unwrap();
+        assert_eq!(
+            by_acme.tls_files().unwrap().key_file,
+            Path::new("/var/lib/tailwharf/certificate.pem")
+        );
+        let both = format!("{https}\n[acme]\n[tls]\ncert_file = \"a\"\nkey_file = \"b\"");
+        assert!(
+            Config::parse(&both, Path::new("c"))
+                .unwrap_err()
+                .to_string()
+                .contains("acme")
+        );
         assert!(Config::parse(&MINIMAL.replace("http:", "ftp:"), Path::new("c")).is_err());
     }
 }

@@ -178,7 +178,7 @@ pub(crate) async fn start_on(
     admin_socket: UnixListener,
     stop: CancellationToken,
 ) -> Result<Handle, StartError> {
-    let certificates = config.tls.as_ref().map(Certificates::open).transpose()?;
+    let certificates = config.tls_files().as_ref().map(Certificates::open).transpose()?;
     let tls = certificates
         .as_ref()
         .map(|certificates| certificates.acceptor())

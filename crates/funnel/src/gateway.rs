@@ -1,12 +1,11 @@
 //! The listeners of the gateway, and what happens to each connection.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tailwharf_coordinator::Operations;
-use tailwharf_coordinator::config::{FunnelLimits, FunnelListener, FunnelSettings};
+use tailwharf_coordinator::config::{FunnelListener, FunnelSettings};
 use tailwharf_coordinator::ops::FunnelRefusal;
 use tailwharf_node::{DialError, TailnetNode};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -17,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::hello::{HelloError, read_hello};
 use crate::ingress::{self, IngressError};
+use crate::places::Places;
 
 /// How long a client may take to say for which name it comes.
 const HELLO_TIME: Duration = Duration::from_secs(5);
@@ -225,88 +225,5 @@ where
         timeout(IDLE_TIME, to.write_all(&chunk[..count]))
             .await
             .map_err(|_| std::io::ErrorKind::TimedOut)??;
-    }
-}
-
-/// Places for connections: so many in total, and so many for each source.
-#[derive(Clone)]
-struct Places(Arc<Counts>);
-
-struct Counts {
-    limits: FunnelLimits,
-    by_source: Mutex<(usize, HashMap<IpAddr, usize>)>,
-}
-
-/// One place; free again when dropped.
-struct Place {
-    counts: Arc<Counts>,
-    source: IpAddr,
-}
-
-impl Counts {
-    fn lock(&self) -> MutexGuard<'_, (usize, HashMap<IpAddr, usize>)> {
-        self.by_source.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Places {
-    fn new(limits: FunnelLimits) -> Self {
-        Self(Arc::new(Counts {
-            limits,
-            by_source: Mutex::default(),
-        }))
-    }
-
-    fn take(&self, source: IpAddr) -> Option<Place> {
-        let mut counts = self.0.lock();
-        let of_source = counts.1.get(&source).copied().unwrap_or_default();
-        if counts.0 >= self.0.limits.connections || of_source >= self.0.limits.connections_per_source {
-            return None;
-        }
-        counts.0 += 1;
-        counts.1.insert(source, of_source + 1);
-        drop(counts);
-        Some(Place {
-            counts: self.0.clone(),
-            source,
-        })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut counts = self.counts.lock();
-        counts.0 = counts.0.saturating_sub(1);
-        let left = counts
-            .1
-            .get(&self.source)
-            .map_or(0, |count| count.saturating_sub(1));
-        if left == 0 {
-            counts.1.remove(&self.source);
-        } else {
-            counts.1.insert(self.source, left);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn places_are_limited_and_come_back() {
-        let places = Places::new(FunnelLimits {
-            connections: 3,
-            connections_per_source: 2,
-        });
-        let [a, b]: [IpAddr; 2] = ["192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap()];
-        let first = places.take(a).unwrap();
-        let _second = places.take(a).unwrap();
-        assert!(places.take(a).is_none());
-        let _third = places.take(b).unwrap();
-        assert!(places.take(b).is_none());
-        drop(first);
-        assert!(places.take(b).is_some());
-        assert!(places.take(a).is_some());
     }
 }

@@ -1,4 +1,5 @@
-//! The coordinator with its public gateway (Funnel): brings connections of the internet to nodes of the tailnet that the policy lets be reached so.
+//! The coordinator and what it shows the internet: a certificate of its own address by ACME (`address`), and the public gateway (Funnel), which brings
+//! connections to nodes of the tailnet that the policy lets be reached so.
 //!
 //! ```text
 //! browser ──TLS──► gateway ──server name──► coordinator: which node, and may it
@@ -10,9 +11,11 @@
 //! alone, and nobody reaches it.
 #![forbid(unsafe_code)]
 
+mod address;
 mod gateway;
 mod hello;
 mod ingress;
+mod places;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,6 +26,7 @@ use tailwharf_coordinator::{Config, Coordinator, Handle};
 use tailwharf_node::{AuthKey, FileStore, Host, HostConfig, Node, NodeConfig, TailnetNode as _};
 use tokio_util::sync::CancellationToken;
 
+pub use self::address::AddressError;
 pub use self::gateway::{Gateway, GatewayError};
 pub use self::hello::{HelloError, read_hello};
 
@@ -36,6 +40,9 @@ const STATE_FILE: &str = "funnel.state";
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     let funnel = config.funnel.clone();
     let (server_url, state) = (config.server_url.clone(), config.data_dir.join(STATE_FILE));
+    if let Some(settings) = &config.acme {
+        address::certify(&config, settings, stop.clone()).await?;
+    }
     let handle = Coordinator::start(config, stop.clone()).await?;
     let gateway = match funnel.listeners.is_empty() {
         true => None,

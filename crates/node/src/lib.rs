@@ -56,7 +56,7 @@ pub use inquiry::PingFailure;
 pub use node::Node;
 pub use offload::{NamedOffload, OffloadState, OffloadSwitches, UnknownOffload, offload_counts};
 pub use service::{ParseServiceNameError, ServiceListener, ServiceName};
-pub use store::{FileStore, MemoryStore, StoredLogin};
+pub use store::{FileStore, MemoryStore, StoredLogin, write_atomically};
 pub use tailwharf_node_core::{CapabilityError, Datagram, RelayReason, UdpError, WhoIs, netmap::Peer};
 pub use tcp::{TcpListener, TcpStream};
 pub use transit::TransitCounts;

@@ -14,7 +14,7 @@ use tailwharf_wire::tailcfg::{CheckRequest, CheckResponse};
 use tokio::sync::watch;
 use url::Url;
 
-use crate::acme::{self, AcmeAccount, AcmeError, Certificate, RenewalWindow};
+use crate::acme::{self, AcmeAccount, AcmeError, Certificate, Method, Proof, RenewalWindow};
 use crate::api::{
     DialError, LogoutError, NodeConfig, NodeStatus, Phase, Prefs, SocketError, StartError, StateStore,
     TailnetNode,
@@ -197,12 +197,12 @@ impl Node {
             return Err(AcmeError::Name { name, allowed });
         }
         let host = self.engine().host();
-        let certificate = acme::order(host, account, &name, replaces, |record, value| async {
-            control::set_dns(host, &self.0.server, &self.0.keeper, record, value)
+        let set_record = |Proof { place, content }| async {
+            control::set_dns(host, &self.0.server, &self.0.keeper, place, content)
                 .await
                 .map_err(|error| AcmeError::Record(error.into()))
-        })
-        .await?;
+        };
+        let certificate = acme::order(host, account, &name, replaces, Method::Dns, set_record).await?;
         self.0.announced.send_if_modified(|announced| {
             announced.certified.insert(name);
             // Control servers ask for this when they want to know.

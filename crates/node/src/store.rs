@@ -173,7 +173,11 @@ fn read_secret(path: &Path) -> io::Result<StateSecret> {
     StateSecret::from_data(&data).map_err(io::Error::other)
 }
 
-fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
+/// Replaces a file that only its owner may read: after a crash, either the old or the new content is there. Blocks until it is on the disk.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     let directory = path
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty())

@@ -12,6 +12,7 @@ use tailwharf_apiproxy::{
 use tailwharf_control_api::{ClientConfig, Credentials, Secret};
 use tailwharf_kube_types::names::API_SERVER_PROXY_POOL;
 use tailwharf_kube_types::values::{Hostname, Tag};
+use tailwharf_node::acme::LETS_ENCRYPT;
 use tailwharf_node::run::LocalSocket;
 use tailwharf_node::{AuthKey, FileStore, HttpProxies, NodeConfig};
 use tailwharf_plan::PoolSettings;
@@ -24,7 +25,6 @@ use crate::args::{
 
 /// The control server of Tailscale's service has its API at another address.
 const TAILSCALE_CONTROL: &str = "controlplane.tailscale.com";
-const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
 const TAILSCALE_API: &str = "https://api.tailscale.com";
 
 pub(crate) fn operator(args: OperatorArgs, log: &str) -> Result<tailwharf_operator::Settings> {

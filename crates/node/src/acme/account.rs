@@ -63,10 +63,15 @@ impl AcmeAccount {
         json!({"crv": "P-256", "kty": "EC", "x": BASE64URL.encode(x), "y": BASE64URL.encode(y)})
     }
 
+    /// What binds a challenge to this account (RFC 8555, 8.1).
+    pub(super) fn key_authorization(&self, token: &str) -> String {
+        let thumbprint = digest::digest(&digest::SHA256, self.jwk().to_string().as_bytes());
+        format!("{token}.{}", BASE64URL.encode(thumbprint))
+    }
+
     /// What a TXT record must hold to prove control over a name (RFC 8555, 8.4).
     pub(super) fn dns_proof(&self, token: &str) -> String {
-        let thumbprint = digest::digest(&digest::SHA256, self.jwk().to_string().as_bytes());
-        let authorization = format!("{token}.{}", BASE64URL.encode(thumbprint));
+        let authorization = self.key_authorization(token);
         BASE64URL.encode(digest::digest(&digest::SHA256, authorization.as_bytes()))
     }
 

@@ -1,4 +1,4 @@
-//! Certificates for names of the tailnet by ACME (RFC 8555), proved by TXT records that the control server sets.
+//! Certificates by ACME (RFC 8555). Names of the tailnet are proved by TXT records that the control server sets.
 //!
 //! An order takes seconds to minutes: fetch a certificate ahead of its use and renew it ahead of its end, never while a
 //! request waits for it.
@@ -22,6 +22,8 @@ use crate::host::Host;
 
 /// The kind of [`AcmeError::Refused`] by which a server asks for fewer requests (RFC 8555, section 6.7).
 pub const RATE_LIMITED: &str = "urn:ietf:params:acme:error:rateLimited";
+/// The directory of Let's Encrypt.
+pub const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
 /// How long one order may take.
 const ORDER_TIME: Duration = Duration::from_secs(300);
 
@@ -59,7 +61,7 @@ pub enum AcmeError {
     /// The request for the certificate could not be made.
     #[error("the request for a certificate cannot be made")]
     Request(#[source] rcgen::Error),
-    /// The control server did not set the TXT record.
+    /// The proof was not published; of a name of the tailnet: the control server did not set its TXT record.
     #[error("the control server did not set the TXT record that proves the name")]
     Record(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The ACME server could not be reached.
@@ -104,6 +106,33 @@ pub enum AcmeError {
     /// It took too long.
     #[error("the certificate authority did not finish in {} s", ORDER_TIME.as_secs())]
     TimedOut,
+}
+
+/// How control over a name is proved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// By a page that the host of the name serves at port 80 (RFC 8555, 8.3).
+    Http,
+    /// By a TXT record (RFC 8555, 8.4).
+    Dns,
+}
+
+impl Method {
+    fn challenge(self) -> &'static str {
+        match self {
+            Self::Http => "http-01",
+            Self::Dns => "dns-01",
+        }
+    }
+}
+
+/// What is to be published before the authority looks for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proof {
+    /// Where: the name of a TXT record, or the last part of the page's path, which is below `/.well-known/acme-challenge/`.
+    pub place: String,
+    /// The record's value, or the page.
+    pub content: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -164,7 +193,10 @@ struct RenewalInfo {
 }
 
 /// When the server with this directory wants the certificate `id` to be renewed; `None` if it says nothing about that.
-pub(crate) async fn renewal_window(
+///
+/// # Errors
+/// When the server does not answer, or not so that it can be read.
+pub async fn renewal_window(
     host: &Host,
     directory: &Url,
     id: &str,
@@ -178,20 +210,24 @@ pub(crate) async fn renewal_window(
     Ok(Some(info.suggested_window))
 }
 
-/// Orders a certificate for `name`, in place of the one `replaces`; `set_record` sets a TXT record to a value.
-pub(crate) async fn order<F>(
+/// Orders a certificate for `name`, in place of the one `replaces`, with a proof that `publish` publishes.
+///
+/// # Errors
+/// [`AcmeError`] names the step that failed.
+pub async fn order<F>(
     host: &Host,
     account: &AcmeAccount,
     name: &str,
     replaces: Option<&str>,
-    set_record: impl FnMut(String, String) -> F,
+    method: Method,
+    publish: impl FnMut(Proof) -> F,
 ) -> Result<Certificate, AcmeError>
 where
     F: Future<Output = Result<(), AcmeError>>,
 {
     timeout(
         ORDER_TIME,
-        order_slowly(host, account, name, replaces, set_record),
+        order_slowly(host, account, name, replaces, method, publish),
     )
     .await
     .map_err(|_| AcmeError::TimedOut)?
@@ -202,7 +238,8 @@ async fn order_slowly<F>(
     account: &AcmeAccount,
     name: &str,
     replaces: Option<&str>,
-    mut set_record: impl FnMut(String, String) -> F,
+    method: Method,
+    mut publish: impl FnMut(Proof) -> F,
 ) -> Result<Certificate, AcmeError>
 where
     F: Future<Output = Result<(), AcmeError>>,
@@ -223,13 +260,25 @@ where
         }
         let mut challenges = authorization.challenges.into_iter();
         let challenge = challenges
-            .find(|challenge| challenge.kind == "dns-01")
+            .find(|challenge| challenge.kind == method.challenge())
             .ok_or_else(|| AcmeError::Answer {
                 url: url.to_string(),
-                what: "it offers no proof by DNS",
+                what: match method {
+                    Method::Http => "it offers no proof by HTTP",
+                    Method::Dns => "it offers no proof by DNS",
+                },
             })?;
-        let record = format!("_acme-challenge.{}", name.trim_start_matches("*."));
-        set_record(record, account.dns_proof(&challenge.token)).await?;
+        let proof = match method {
+            Method::Http => Proof {
+                content: account.key_authorization(&challenge.token),
+                place: challenge.token,
+            },
+            Method::Dns => Proof {
+                place: format!("_acme-challenge.{}", name.trim_start_matches("*.")),
+                content: account.dns_proof(&challenge.token),
+            },
+        };
+        publish(proof).await?;
         client.post(&challenge.url, Some(&json!({}))).await?;
         client.poll(url, |state| proved(name, state)).await??;
     }

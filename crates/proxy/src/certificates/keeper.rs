@@ -13,6 +13,7 @@ use serde_json::json;
 use tailwharf_kube_types::identity::web::{HostName, Web as Spec, WebHost};
 use tailwharf_kube_types::names::{certificates_name, secret_name};
 use tailwharf_kube_types::{ConditionStatus, ConditionType, IdentityReason, Step};
+use tailwharf_node::acme::LETS_ENCRYPT;
 use tailwharf_node::{Node, NodeStatus, TailnetNode as _};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -25,8 +26,6 @@ use super::loaded::{CertificateError, Loaded};
 use crate::cluster::{ApiError, Cluster};
 use crate::web::Certificates;
 
-/// Who issues certificates if nothing else is said and the control server has no authority of its own.
-const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
 /// Provided certificates are read again this often, beside at each change of the spec.
 const READ_EVERY: Duration = Duration::from_secs(60);
 /// Whatever is due is looked at again after this long.
