@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::path::Path;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -28,10 +28,8 @@ use tailwharf_coordinator::ops::NewAuthKey;
 use tailwharf_coordinator::{Config, Coordinator, Handle, Operations};
 use tailwharf_kube_types::names::account_secret_name;
 use tailwharf_kube_types::{ConditionStatus, ConditionType, IdentityReason};
-use tailwharf_testkit::process::{Process, run};
+use tailwharf_testkit::Pebble;
 use tailwharf_testkit::requirements::Need;
-use tailwharf_testkit::wait::eventually;
-use tailwharf_testkit::workspace;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -68,12 +66,7 @@ fn main() -> ExitCode {
 
 struct Fixture {
     member: Member,
-    pebble: Process,
-    log: PathBuf,
-    /// The URL of pebble's directory.
-    directory: String,
-    /// What pebble's own server shows.
-    trust: String,
+    pebble: Pebble,
     control: String,
     auth_key: String,
     _tailnet: Handle,
@@ -97,14 +90,13 @@ impl Fixture {
             tokio::spawn(answer_dns(listener, tailnet.operations().clone()));
             anyhow::Ok((tailnet, control, auth_key, dns))
         })?;
-        let (pebble, directory, trust) = pebble(dir.path(), dns)?;
-        let member = bed.runtime.block_on(bed.member(POOL, "acme-0", Some(&trust)))?;
+        let pebble = Pebble::start(dir.path(), dns, 5002, &[format!("{REFUSED}.{SUFFIX}")])?;
+        let member = bed
+            .runtime
+            .block_on(bed.member(POOL, "acme-0", Some(&pebble.trust)))?;
         Ok(Self {
             member,
             pebble,
-            log: dir.path().join("pebble.log"),
-            directory,
-            trust,
             control,
             auth_key,
             _tailnet: tailnet,
@@ -145,7 +137,7 @@ impl Fixture {
                 Instant::now() < deadline,
                 "{name}: {:?}, want {reason}; pebble: {}",
                 known.conditions,
-                self.pebble.log_end(20)
+                self.pebble.process.log_end(20)
             );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -158,7 +150,7 @@ impl Fixture {
 
     /// The largest number that pebble has logged as "There are now N <things>".
     fn count(&self, things: &str) -> Result<usize> {
-        let log = fs::read_to_string(&self.log)?;
+        let log = fs::read_to_string(&self.pebble.log)?;
         let numbers = log.lines().filter_map(|line| {
             let (number, rest) = line.split_once("There are now ")?.1.split_once(' ')?;
             rest.starts_with(things).then(|| number.parse().ok())?
@@ -171,7 +163,7 @@ fn one_account(fixture: &mut Fixture) -> Result<()> {
     let runtime = fixture.bed.runtime.handle().clone();
     runtime.block_on(async {
         for name in GOOD {
-            fixture.device(name, &fixture.directory).await?;
+            fixture.device(name, &fixture.pebble.directory).await?;
         }
         for name in GOOD {
             fixture
@@ -205,7 +197,10 @@ fn one_account(fixture: &mut Fixture) -> Result<()> {
         ensure!(metrics.contains(&issued), "{metrics}");
 
         // Another pod takes over, and has the certificates without an order.
-        let next = fixture.bed.member(POOL, "acme-1", Some(&fixture.trust)).await?;
+        let next = fixture
+            .bed
+            .member(POOL, "acme-1", Some(&fixture.pebble.trust))
+            .await?;
         let first = std::mem::replace(&mut fixture.member, next);
         first.stop.cancel();
         first.task.await?.context("the first member did not end well")?;
@@ -226,8 +221,8 @@ fn one_account(fixture: &mut Fixture) -> Result<()> {
 
 fn refusals(fixture: &mut Fixture) -> Result<()> {
     fixture.bed.runtime.block_on(async {
-        fixture.device(REFUSED, &fixture.directory).await?;
-        fixture.device(UNSEEN, &fixture.directory).await?;
+        fixture.device(REFUSED, &fixture.pebble.directory).await?;
+        fixture.device(UNSEEN, &fixture.pebble.directory).await?;
         let (status, reason) = (ConditionStatus::False, IdentityReason::CertificateRefused);
         let told = fixture.becomes(REFUSED, status, reason).await?;
         ensure!(told.contains("refused.tail1234.ts.net"), "{told}");
@@ -291,47 +286,6 @@ async fn auth_key(operations: &Operations) -> Result<String> {
         lifetime: None,
     };
     Ok(operations.create_auth_key(key).await?.secret.reveal().to_owned())
-}
-
-/// Starts pebble, which asks `dns` for proofs; the URL of its directory, and the certificate that it shows.
-fn pebble(dir: &Path, dns: SocketAddr) -> Result<(Process, String, String)> {
-    let shown = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
-    let (certificate, key) = (dir.join("pebble.crt"), dir.join("pebble.key"));
-    fs::write(&certificate, shown.cert.pem())?;
-    fs::write(&key, shown.signing_key.serialize_pem())?;
-    let free = || -> Result<SocketAddr> { Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?) };
-    let (listen, management) = (free()?, free()?);
-    let config = json!({"pebble": {
-        "listenAddress": listen,
-        "managementListenAddress": management,
-        "certificate": certificate,
-        "privateKey": key,
-        "httpPort": 5002,
-        "tlsPort": 5001,
-        "domainBlocklist": [format!("{REFUSED}.{SUFFIX}")],
-        "keyAlgorithm": "ecdsa",
-        "profiles": {"default": {"description": "The one", "validityPeriod": 7_776_000}},
-    }});
-    let file = dir.join("pebble.json");
-    fs::write(&file, config.to_string())?;
-    let mut command = Command::new(workspace::pebble());
-    command
-        .arg("-config")
-        .arg(&file)
-        .args(["-dnsserver", &dns.to_string()])
-        .env("PEBBLE_VA_NOSLEEP", "1")
-        // Clients have to bear it: one nonce of ten is refused.
-        .env("PEBBLE_WFE_NONCEREJECT", "10");
-    let mut process = Process::start("pebble", &mut command, &dir.join("pebble.log"))?;
-    let directory = format!("https://localhost:{}/dir", listen.port());
-    eventually("pebble answers", || {
-        process.alive()?;
-        let mut curl = Command::new("curl");
-        curl.args(["-sSf", "--max-time", "2", "--cacert"])
-            .arg(&certificate);
-        run(curl.arg(&directory)).map(drop)
-    })?;
-    Ok((process, directory, shown.cert.pem()))
 }
 
 /// Answers questions for TXT records, which come by TCP (RFC 1035), with what nodes have had the coordinator set.
