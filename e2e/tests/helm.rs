@@ -52,7 +52,8 @@ fn main() -> ExitCode {
             ("an_installation_puts_devices_on_the_tailnet", installed),
             ("an_upgrade_changes_what_a_value_says", upgraded),
             ("a_rollback_takes_it_back", rolled_back),
-            ("uninstalling_removes_what_the_chart_made", uninstalled),
+            ("devices_are_kept_for_the_next_installation_if_asked", kept),
+            ("uninstalling_leaves_nothing", uninstalled),
         ],
     )
 }
@@ -117,7 +118,7 @@ fn schemas(fixture: &mut Fixture) -> Result<()> {
         &[
             "--set=apiServerProxyConfig.mode=true,coordinator.enabled=true,oauth.clientId=id,oauth.clientSecret=secret",
         ][..],
-        &["--set=oauth.clientId=id,oauth.audience=audience"],
+        &["--set=oauth.clientId=id,oauth.audience=audience,uninstall.keepDevices=true"],
     ] {
         let objects = template(options)?;
         let words = ["apply", "--dry-run=server", "--validate=strict", "-f", "-"];
@@ -163,13 +164,67 @@ fn rolled_back(fixture: &mut Fixture) -> Result<()> {
     Ok(())
 }
 
-fn uninstalled(fixture: &mut Fixture) -> Result<()> {
+fn kept(fixture: &mut Fixture) -> Result<()> {
+    fixture.upgrade(&["--set=uninstall.keepDevices=true"])?;
+    let before = [fixture.device(OPERATOR)?, fixture.device(WEB)?];
     fixture.release.uninstall()?;
-    let kinds = "all,secrets,configmaps,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings,ingressclasses,customresourcedefinitions";
-    let label = "app.kubernetes.io/name=tailwharf";
-    eventually("nothing of the chart is left in the cluster", || {
-        let left = fixture.kubectl(&["get", kinds, "-n", NAMESPACE, "-l", label, "-o", "name"])?;
-        ensure!(left.is_empty(), "{left}");
+    let pods = [
+        "get",
+        "statefulset",
+        "tailwharf-default",
+        "-n",
+        NAMESPACE,
+        "-o",
+        "name",
+    ];
+    fixture.kubectl(&pods).context("the pods of the pool are gone")?;
+    let identities = [
+        "wait",
+        "--for=condition=Registered",
+        "identity",
+        "--all",
+        "-n",
+        NAMESPACE,
+        "--timeout=10s",
+    ];
+    fixture.kubectl(&identities)?;
+    fixture.upgrade(&[])?;
+    fixture.kubectl(&identities)?;
+    let after = [fixture.device(OPERATOR)?, fixture.device(WEB)?];
+    ensure!(before == after, "{before:?} became {after:?}");
+    Ok(())
+}
+
+fn uninstalled(fixture: &mut Fixture) -> Result<()> {
+    fixture
+        .release
+        .uninstall()
+        .with_context(|| fixture.cluster.dump(NAMESPACE))?;
+    let devices = fixture.tailnet.nodes()?;
+    ensure!(devices.is_empty(), "left on the tailnet: {devices:?}");
+    let service = fixture
+        .cluster
+        .kubectl()
+        .get(&["service", "web", "-n", "default"])?;
+    ensure!(
+        service["metadata"]["finalizers"].is_null(),
+        "left at the Service: {}",
+        service["metadata"]
+    );
+    let ours = |text: String| -> Vec<String> {
+        let of_kubernetes = ["serviceaccount/default", "configmap/kube-root-ca.crt"];
+        let names = text.lines().filter(|name| !of_kubernetes.contains(name));
+        names.map(str::to_owned).collect()
+    };
+    let namespaced = "all,secrets,configmaps,serviceaccounts,roles,rolebindings,leases,poddisruptionbudgets,endpointslices";
+    let of_cluster = "clusterroles,clusterrolebindings,ingressclasses,customresourcedefinitions";
+    eventually("nothing is left in the cluster", || {
+        let mut left = ours(fixture.kubectl(&["get", namespaced, "-n", NAMESPACE, "-o", "name"])?);
+        let label = "app.kubernetes.io/name=tailwharf";
+        left.extend(ours(
+            fixture.kubectl(&["get", of_cluster, "-l", label, "-o", "name"])?,
+        ));
+        ensure!(left.is_empty(), "{left:?}");
         Ok(())
     })
 }

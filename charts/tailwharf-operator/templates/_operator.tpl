@@ -20,6 +20,10 @@
   value: {{ .Values.proxyConfig.defaultTags | quote }}
 - name: PROXY_IMAGE
   value: {{ include "tailwharf.proxyImage" . | quote }}
+{{- with .Values.imagePullSecrets }}
+- name: TAILWHARF_IMAGE_PULL_SECRETS
+  value: {{ include "tailwharf.names" . | quote }}
+{{- end }}
 - name: TAILWHARF_POOL_REPLICAS
   value: {{ .Values.pool.replicas | quote }}
 - name: OPERATOR_INGRESS_CLASS_NAME

@@ -19,6 +19,7 @@ mod lease;
 mod metrics;
 mod operator;
 mod queue;
+mod release;
 mod world;
 
 use std::net::SocketAddr;
@@ -49,14 +50,46 @@ pub struct Settings {
 /// # Errors
 /// When the cluster or the credentials are not what it needs to start; see [`StartError`].
 pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
+    let client = client().await?;
+    let operator = operator(client, settings)?;
+    operator.run(stop).await.context("the operator could not start")
+}
+
+/// Removes every device, and then what was made for it, as the operator that leaves the cluster. The operators of `deployment` are stopped first.
+///
+/// # Errors
+/// When the cluster or the credentials are not what it needs, or when `stop` comes before all is removed.
+pub async fn release_all(
+    mut settings: Settings,
+    deployment: &str,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let (namespace, client) = (settings.plan.namespace.clone(), client().await?);
+    release::stop_operators(&client, &namespace, deployment)
+        .await
+        .with_context(|| format!("Deployment {deployment} in namespace {namespace} could not be stopped"))?;
+    settings.plan.releasing = true;
+    let operator = operator(client, settings)?;
+    operator.run(stop.clone()).await?;
+    anyhow::ensure!(
+        !stop.is_cancelled(),
+        "it was stopped before all devices were removed"
+    );
+    Ok(())
+}
+
+/// A client of the cluster that this process runs in, or of the current kubeconfig.
+async fn client() -> anyhow::Result<kube::Client> {
     let mut config = kube::Config::infer()
         .await
         .context("no Kubernetes cluster: run in a pod, or set KUBECONFIG to a kubeconfig file")?;
     let agent = HeaderValue::from_static(concat!("tailwharf-operator/", env!("CARGO_PKG_VERSION")));
     config.headers.push((USER_AGENT, agent));
-    let client = kube::Client::try_from(config).context("the Kubernetes client could not be set up")?;
+    kube::Client::try_from(config).context("the Kubernetes client could not be set up")
+}
+
+fn operator(client: kube::Client, settings: Settings) -> anyhow::Result<Operator> {
     let control =
         ControlClient::new(settings.control.clone()).context("the control server's API cannot be used")?;
-    let operator = Operator::new(client, std::sync::Arc::new(control), settings);
-    operator.run(stop).await.context("the operator could not start")
+    Ok(Operator::new(client, std::sync::Arc::new(control), settings))
 }

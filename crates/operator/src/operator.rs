@@ -24,6 +24,7 @@ use crate::http::{Pages, serve};
 use crate::lease::{Elector, Leadership};
 use crate::metrics::Metrics;
 use crate::queue::Next;
+use crate::release::{released, remove_leases};
 use crate::world::World;
 
 /// Keys worked on at a time. Work is waiting for answers, so this is not about processors.
@@ -98,7 +99,7 @@ impl Operator {
         }
     }
 
-    /// Runs until `stop`. Everything that it started ends with the returned future.
+    /// Runs until `stop`, or until nothing is left of it if it is to leave the cluster. Everything that it started ends with the returned future.
     ///
     /// # Errors
     /// When the cluster or the credentials are not what it needs to start.
@@ -150,26 +151,30 @@ impl Operator {
             world: world.clone(),
             events: Events::new(client.clone(), &replica),
             metrics: metrics.clone(),
-            client,
+            client: client.clone(),
         };
         let context = Arc::new(Context {
             world: world.clone(),
             executor,
         });
-        background.spawn(passes(world, leadership.clone()));
+        background.spawn(passes(world.clone(), leadership.clone()));
         let resign = CancellationToken::new();
         let elected = tokio::spawn(elector.run(resign.clone()));
         let elected = AbortOnDrop(elected);
         let mut workers = JoinSet::new();
+        let drain = stop.child_token();
         for _ in 0..WORKERS {
             workers.spawn(work(
                 context.clone(),
                 leadership.clone(),
                 metrics.clone(),
-                stop.clone(),
+                drain.clone(),
             ));
         }
-        stop.cancelled().await;
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = released(&world), if world.settings.releasing => drain.cancel(),
+        }
         if timeout(DRAIN, async { while workers.join_next().await.is_some() {} })
             .await
             .is_err()
@@ -179,6 +184,15 @@ impl Operator {
         workers.shutdown().await;
         resign.cancel();
         elected.finished().await;
+        if world.settings.releasing && !stop.is_cancelled() {
+            let namespace = &world.settings.namespace;
+            remove_leases(&client, namespace, LEASE)
+                .await
+                .map_err(|source| StartError::Cluster {
+                    namespace: namespace.clone(),
+                    source: source.into(),
+                })?;
+        }
         Ok(())
     }
 }

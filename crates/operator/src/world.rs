@@ -1,5 +1,6 @@
 //! What the operator knows of the cluster: one cache per kind, and which keys a change wakes.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use ipnet::IpNet;
@@ -13,7 +14,7 @@ use kube::api::{Api, DynamicObject, ObjectMeta, Resource};
 use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
 use serde::de::DeserializeOwned;
-use tailwharf_kube_types::contract::DEFAULT_POOL;
+use tailwharf_kube_types::contract::{DEFAULT_POOL, FINALIZER, annotation};
 use tailwharf_kube_types::dns_config::DNSConfig;
 use tailwharf_kube_types::{
     ConditionStatus, ConditionType, Connector, Identity, Parent, ParentKind, ProxyClass, names,
@@ -345,6 +346,27 @@ impl World {
             identities: identities.len(),
             identities_ready: identities.iter().filter(|identity| ready(identity)).count(),
         }
+    }
+
+    /// What is left that was made for somebody, and who still waits for its removal.
+    pub(crate) fn remains(&self) -> Vec<String> {
+        let made_for = |labels: &BTreeMap<String, String>| Parent::from_labels(labels).is_some();
+        let counts = [
+            (
+                count(&self.identities, |object| made_for(object.labels())),
+                "Identities",
+            ),
+            (count(&self.secrets, |view| made_for(&view.labels)), "Secrets"),
+            (
+                count(&self.stateful_sets, |object| made_for(object.labels())),
+                "StatefulSets",
+            ),
+            (count(&self.services, waits), "Services"),
+            (count(&self.exposing.ingresses, waits), "Ingresses"),
+            (count(&self.connectors, waits), "Connectors"),
+        ];
+        let left = counts.into_iter().filter(|(count, _)| *count > 0);
+        left.map(|(count, kind)| format!("{count} {kind}")).collect()
     }
 
     /// For whom an object was made, as far as the caches know: `None` if they do not know the object.
@@ -781,6 +803,22 @@ impl World {
             self.wake(parent_of(identity.as_ref()).as_ref());
         }
     }
+}
+
+fn count<W, V>(cache: &Cache<W, V>, is_left: impl Fn(&V) -> bool) -> usize
+where
+    W: Resource + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
+{
+    cache.all().iter().filter(|object| is_left(object)).count()
+}
+
+/// Whether an object of people has our finalizer. Those of a ProxyGroup are another operator's.
+fn waits(object: &impl ResourceExt) -> bool {
+    let grouped = object
+        .annotations()
+        .get(annotation::PROXY_GROUP)
+        .is_some_and(|group| !group.is_empty());
+    !grouped && object.finalizers().iter().any(|name| name == FINALIZER)
 }
 
 fn copy<W>(cache: &Cache<W>, key: &ObjectKey) -> Option<W>

@@ -21,10 +21,14 @@ pub fn parent(settings: &Settings) -> Parent {
     }
 }
 
-/// Plans what is missing to the device.
+/// Plans what is missing to the device, or its removal.
 #[must_use]
 pub fn build(observed: &Observed, settings: &Settings, now: Timestamp) -> Plan {
     let mut plan = Plan::default();
+    if settings.releasing {
+        identity::release(&mut plan, observed, &settings.namespace, false, now);
+        return plan;
+    }
     let mut observed = observed.clone();
     let mut pool = DEFAULT_POOL;
     if settings.api_server_proxy {

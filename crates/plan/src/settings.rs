@@ -1,6 +1,7 @@
 //! What the operator is told at its start.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use tailwharf_kube_types::{Hostname, Tag};
 
 /// What plans depend on besides the cluster.
@@ -32,6 +33,9 @@ pub struct Settings {
     /// The ProxyClass of Services and Ingresses that name none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_class: Option<String>,
+    /// Whether the operator leaves the cluster: no object is to have a device any more.
+    #[serde(default)]
+    pub releasing: bool,
     /// The pods of all pools, unless a ProxyClass says otherwise.
     pub pool: PoolSettings,
 }
@@ -47,4 +51,18 @@ pub struct PoolSettings {
     /// `RUST_LOG`-like filter or level for the pods; empty for the binary's default.
     #[serde(default)]
     pub logging: String,
+    /// Names of the Secrets for the registry of the image.
+    #[serde(default)]
+    pub pull_secrets: Vec<String>,
+}
+
+impl PoolSettings {
+    /// What the account of pods with this image says besides.
+    pub(crate) fn account(&self, mut rest: Value) -> Value {
+        if !self.pull_secrets.is_empty() {
+            let named = self.pull_secrets.iter().map(|name| json!({ "name": name }));
+            rest["imagePullSecrets"] = named.collect();
+        }
+        rest
+    }
 }

@@ -386,6 +386,29 @@ proptest! {
     }
 
     #[test]
+    fn an_operator_that_leaves_takes_with_it_what_is_its_own(acts in prop::collection::vec(act(), 1..30)) {
+        let mut play = Play::new();
+        let settings = play.settings.clone();
+        play.world.reconcile_operator(&settings, play.now(), usize::MAX);
+        acts.iter().for_each(|act| play.happen(act));
+        play.settings.releasing = true;
+        let settings = play.settings.clone();
+        for _ in 0..2 {
+            play.world.reconcile_operator(&settings, play.now(), usize::MAX);
+            play.settle();
+            play.check_nothing_forgotten();
+        }
+        prop_assert!(play.own_devices().is_empty());
+        play.check_foreign_untouched();
+        let people_have = |object: &&ObjectRef| **object == play.service() || foreign().iter().any(|(theirs, _)| theirs == *object);
+        let left: Vec<_> = play.world.objects.keys().filter(|object| !people_have(object)).collect();
+        prop_assert!(left.is_empty(), "{:?}", left);
+        if let Some(service) = play.living() {
+            prop_assert_eq!(&service["metadata"]["finalizers"].as_array().cloned().unwrap_or_default(), &Vec::<Value>::new());
+        }
+    }
+
+    #[test]
     fn planning_what_was_applied_changes_nothing(acts in prop::collection::vec(act(), 1..30)) {
         let mut play = Play::new();
         acts.iter().for_each(|act| play.happen(act));

@@ -184,6 +184,9 @@ pub(crate) struct OperatorArgs {
     /// Image of the proxy pods
     #[arg(long, env = "PROXY_IMAGE")]
     pub(crate) proxy_image: String,
+    /// Secrets of the namespace with credentials for the registry of that image
+    #[arg(long, env = "TAILWHARF_IMAGE_PULL_SECRETS", value_delimiter = ',')]
+    pub(crate) pull_secrets: Vec<String>,
     /// Pods in the default pool
     #[arg(long, env = "TAILWHARF_POOL_REPLICAS", default_value_t = 2)]
     pub(crate) pool_replicas: u16,
@@ -208,6 +211,9 @@ pub(crate) struct OperatorArgs {
     /// Name of this pod; part of its claim to lead
     #[arg(long, env = "POD_NAME")]
     pub(crate) pod_name: String,
+    /// Leave the cluster: stop the operators of this Deployment, remove every device and what was made for it, and end
+    #[arg(long, value_name = "DEPLOYMENT")]
+    pub(crate) release_all: Option<String>,
     /// Where health and metrics are served
     #[arg(long, env = "OPERATOR_LISTEN", default_value = "[::]:9001")]
     pub(crate) listen: SocketAddr,

@@ -58,11 +58,14 @@ fn start(args: Args) -> Result<ExitCode> {
     runtime.block_on(async {
         match command {
             Command::Operator(operator) => {
-                Box::pin(tailwharf_operator::run(
-                    settings::operator(operator, &args.log.log)?,
-                    stop,
-                ))
-                .await
+                let deployment = operator.release_all.clone();
+                let settings = settings::operator(operator, &args.log.log)?;
+                match deployment {
+                    None => Box::pin(tailwharf_operator::run(settings, stop)).await,
+                    Some(deployment) => {
+                        Box::pin(tailwharf_operator::release_all(settings, &deployment, stop)).await
+                    }
+                }
             }
             Command::Proxy(proxy) => {
                 Box::pin(tailwharf_proxy::run(settings::proxy(proxy)?, None, stop)).await

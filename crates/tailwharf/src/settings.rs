@@ -65,10 +65,12 @@ pub(crate) fn operator(args: OperatorArgs, log: &str) -> Result<tailwharf_operat
         ingress_class: args.ingress_class,
         acme_directory: args.acme_directory.map(String::from),
         default_class: args.default_class.filter(|name| !name.is_empty()),
+        releasing: false,
         pool: PoolSettings {
             replicas: args.pool_replicas,
             image: args.proxy_image,
             logging: log.to_owned(),
+            pull_secrets: args.pull_secrets,
         },
     };
     Ok(tailwharf_operator::Settings {

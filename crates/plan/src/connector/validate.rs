@@ -106,10 +106,10 @@ pub enum Problem {
 /// Reads what the Connector asks for, or everything that is wrong with it.
 pub fn validate(snapshot: &Snapshot, settings: &Settings) -> Result<Validated, Vec<Problem>> {
     match snapshot.living() {
-        Some(connector) => {
+        Some(connector) if !settings.releasing => {
             serve(snapshot, connector, settings).map(|serving| Validated::Serve(Box::new(serving)))
         }
-        None => Ok(release(snapshot)),
+        _ => Ok(release(snapshot)),
     }
 }
 

@@ -66,7 +66,7 @@ pub struct Rejection {
 pub fn validate(snapshot: &Snapshot, settings: &Settings, now: Timestamp) -> Validated {
     let Some(ingress) = snapshot
         .living()
-        .filter(|ingress| is_ours(ingress, settings))
+        .filter(|ingress| is_ours(ingress, settings) && !settings.releasing)
         .filter(|_| snapshot.subject().given(annotation::PROXY_GROUP).is_none())
     else {
         return release(snapshot);

@@ -56,7 +56,10 @@ impl<'a> Frame<'a> {
     }
 
     pub(super) fn service_account(&self) -> Manifest {
-        let rest = json!({"automountServiceAccountToken": false});
+        let rest = self
+            .settings
+            .pool
+            .account(json!({"automountServiceAccountToken": false}));
         self.manifest(Kind::ServiceAccount, NAME, rest)
     }
 

@@ -105,6 +105,7 @@ pub(crate) fn sample(class: Option<&ProxyClassSpec>) -> Value {
             replicas: 1,
             image: name.to_owned(),
             logging: String::new(),
+            pull_secrets: Vec::new(),
         },
     };
     frame.stateful_set(class).body
@@ -118,7 +119,8 @@ fn is_without_objects(pool: &str) -> bool {
 /// Plans what is missing: rights first, so that pods never start without them. An object with the name of one of ours that tailwharf did not make
 /// is left alone.
 ///
-/// The pool of a ProxyClass exists as long as it has identities. While its class is gone or not valid, its pods stay as they are.
+/// The pool of a ProxyClass exists as long as it has identities; so does the default pool where the operator leaves the cluster. While its class is gone or
+/// not valid, its pods stay as they are.
 #[must_use]
 pub fn build(snapshot: &Snapshot, settings: &Settings) -> Plan {
     if is_without_objects(&snapshot.name) {
@@ -137,7 +139,8 @@ pub fn build(snapshot: &Snapshot, settings: &Settings) -> Plan {
     let mut plan = Plan::default();
     let account = names::account_secret_name(&snapshot.name);
     let has_identities = snapshot.secrets.iter().any(|secret| *secret != account);
-    if snapshot.name != DEFAULT_POOL && !has_identities {
+    let stays = snapshot.name == DEFAULT_POOL && !settings.releasing;
+    if !stays && !has_identities {
         remove(&mut plan, snapshot, &parent);
         return plan;
     }

@@ -36,7 +36,7 @@ impl Frame {
     }
 
     pub(super) fn service_account(&self) -> Manifest {
-        self.manifest(Kind::ServiceAccount, json!({}))
+        self.manifest(Kind::ServiceAccount, self.settings.account(json!({})))
     }
 
     /// The Secret with the pool's accounts at certificate authorities, into which its pods write.

@@ -158,6 +158,9 @@ pub fn validate(snapshot: &Snapshot, settings: &Settings) -> Result<Validated, V
             false => Validated::Ignore,
         });
     }
+    if settings.releasing {
+        return Ok(release(snapshot));
+    }
     if !asks_for_device(snapshot, spec, settings) {
         return match egress::demand(snapshot) {
             Some(demand) => egress::validate(demand, snapshot, service, spec, settings)

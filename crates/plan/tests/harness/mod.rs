@@ -40,10 +40,12 @@ pub(crate) fn settings() -> Settings {
         ingress_class: "tailscale".to_owned(),
         acme_directory: None,
         default_class: None,
+        releasing: false,
         pool: PoolSettings {
             replicas: 2,
             image: "tailwharf.test/tailwharf:dev".to_owned(),
             logging: String::new(),
+            pull_secrets: Vec::new(),
         },
     }
 }
