@@ -1,12 +1,12 @@
 //! Ingresses on a real cluster, at the official client: names and certificates that it verifies, what stands in the way, the internet, the end.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, ensure};
 use rcgen::{CertificateParams, KeyPair};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tailwharf_e2e::condition;
 use tailwharf_testkit::Lab;
 use tailwharf_testkit::lab::{NAMESPACE, NGINX};
@@ -52,6 +52,7 @@ fn main() -> ExitCode {
         &[
             ("an_ingress_answers_with_a_certificate_that_is_verified", ingress),
             ("port_80_leads_to_https_if_it_is_to", redirect),
+            ("annotations_bound_requests_and_log_them", annotations),
             ("the_internet_sees_it_through_funnel", funnel),
             ("of_two_with_one_name_the_older_keeps_it", same_name),
             ("without_an_endpoint_there_is_a_page_that_says_so", no_endpoint),
@@ -185,10 +186,41 @@ fn redirect(fixture: &mut Fixture) -> Result<()> {
     let ports = &status["status"]["loadBalancer"]["ingress"][0]["ports"];
     ensure!(ports[0]["port"] == 443 && ports[1]["port"] == 80, "{ports}");
     fixture.annotate("nginx", "tailscale.com/http-redirect-")?;
+    fixture.annotate("nginx", "tailscale.com/http-endpoint=enabled")?;
+    let page = eventually("port 80 serves the page itself", || {
+        fixture.curl(&["--fail", "http://nginx"])
+    })?;
+    ensure!(page.contains(PAGE), "{page}");
+    fixture.annotate("nginx", "tailscale.com/http-endpoint-")?;
     eventually("port 80 is closed again", || {
         ensure!(fixture.curl(&["--head", "http://nginx"]).is_err(), "it answers");
         Ok(())
     })
+}
+
+fn annotations(fixture: &mut Fixture) -> Result<()> {
+    fixture.annotate("nginx", "tailwharf.dev/access-log=true")?;
+    fixture.annotate("nginx", "tailwharf.dev/max-body-size=1Ki")?;
+    let body = "x".repeat(2_000);
+    eventually("a long body is refused", || {
+        let answer = fixture.curl(&["--include", "--data", &body, "https://nginx/logged"])?;
+        ensure!(answer.contains(" 413"), "{answer}");
+        Ok(())
+    })?;
+    let words = ["-n", NAMESPACE, "logs", "-l", "tailwharf.dev/pool=default", "--tail=-1"];
+    eventually("the request is logged", || {
+        let log = fixture.lab.kubectl().run(&words)?;
+        let line = log
+            .lines()
+            .find(|line| line.contains("/logged") && line.contains("413"));
+        ensure!(
+            line.is_some_and(|line| line.contains("alice@example.com")),
+            "{line:?}"
+        );
+        Ok(())
+    })?;
+    fixture.annotate("nginx", "tailwharf.dev/access-log-")?;
+    fixture.annotate("nginx", "tailwharf.dev/max-body-size-")
 }
 
 fn funnel(fixture: &mut Fixture) -> Result<()> {
@@ -284,42 +316,55 @@ fn no_endpoint(fixture: &mut Fixture) -> Result<()> {
     fixture.delete("empty")
 }
 
+/// A certificate for these names, its own root; also as the Secret that an Ingress names.
+fn provide(fixture: &Fixture, file: &str, names: &[&str]) -> Result<String> {
+    let key = KeyPair::generate()?;
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let certificate = CertificateParams::new(names)?.self_signed(&key)?.pem();
+    let root = fixture.lab.dir().join(file);
+    fs::write(&root, &certificate)?;
+    secret(fixture, &certificate, &key.serialize_pem())?;
+    Ok(root.display().to_string())
+}
+
+fn secret(fixture: &Fixture, certificate: &str, key: &str) -> Result<()> {
+    let secret = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "shop-tls", "namespace": "default"}, "type": "kubernetes.io/tls",
+        "stringData": {"tls.crt": certificate, "tls.key": key},
+    });
+    fixture.lab.kubectl().apply(&secret.to_string()).map(drop)
+}
+
 fn own_domain(fixture: &mut Fixture) -> Result<()> {
     let lab = &fixture.lab;
-    let key = KeyPair::generate()?;
-    let certificate = CertificateParams::new(vec!["shop.example.com".to_owned()])?
-        .self_signed(&key)?
-        .pem();
-    let root: PathBuf = lab.dir().join("shop.pem");
-    fs::write(&root, &certificate)?;
-    let indented = |pem: &str| pem.trim().replace('\n', "\n    ");
-    lab.kubectl().apply(&format!(
-        "apiVersion: v1\nkind: Secret\nmetadata: {{name: shop-tls, namespace: default}}\ntype: kubernetes.io/tls\n\
-         stringData:\n  tls.crt: |\n    {}\n  tls.key: |\n    {}\n",
-        indented(&certificate),
-        indented(&key.serialize_pem()),
-    ))?;
-    let tls = "[{hosts: [shop]}, {hosts: [shop.example.com], secretName: shop-tls}]";
+    let names = ["shop.example.com", "*.shop.example.com"];
+    let root = provide(fixture, "shop.pem", &names)?;
+    let tls = "[{hosts: [shop]}, {hosts: [shop.example.com, \"*.shop.example.com\"], secretName: shop-tls}]";
     fixture.apply("shop", "nginx-service", tls)?;
     fixture.ready("shop")?;
     let peer = lab.laptop.peer("shop")?;
     let address = peer["TailscaleIPs"][0]
         .as_str()
         .context("the device has no address")?;
-    let (root, resolve) = (
-        root.display().to_string(),
-        format!("shop.example.com:443:{address}"),
-    );
-    let ask = [
-        "--fail",
-        "--cacert",
-        &root,
-        "--resolve",
-        &resolve,
-        "https://shop.example.com",
-    ];
-    let page = eventually("the own domain answers", || fixture.curl(&ask))?;
-    ensure!(page.contains(PAGE), "{page}");
+    let ask = |root: &str, name: &str| {
+        let (resolve, url) = (format!("{name}:443:{address}"), format!("https://{name}"));
+        let page = fixture.curl(&["--fail", "--cacert", root, "--resolve", &resolve, &url])?;
+        ensure!(page.contains(PAGE), "{page}");
+        Ok(())
+    };
+    for name in ["shop.example.com", "old.shop.example.com"] {
+        eventually("the own domain answers", || ask(&root, name))?;
+    }
+    // What cannot be used leaves the one of before, and is told.
+    secret(fixture, "nonsense", "nonsense")?;
+    eventually("the Ingress is told", || {
+        let (_, reason, message) = condition(&fixture.identity("default", "shop")?, "Accepted")?;
+        ensure!(reason == "CertificateInvalid", "{reason}: {message}");
+        Ok(())
+    })?;
+    ask(&root, "shop.example.com")?;
+    let renewed = provide(fixture, "renewed.pem", &names)?;
+    eventually("a new certificate is served", || ask(&renewed, "shop.example.com"))?;
     fixture.delete("shop")
 }
 
