@@ -1,6 +1,5 @@
 //! Writes an identity's status: at once when something changes, never two writes at a time, bounded in number.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,9 +15,9 @@ use crate::cluster::{ApiError, Cluster, is_newer};
 use crate::metrics::Metrics;
 use crate::status::Claim;
 
-/// At most [`BURST`] writes within this time, so that a flapping node does not load the API server.
-const WINDOW: Duration = Duration::from_secs(20);
-const BURST: usize = 12;
+/// So many writes may follow each other at once; further ones wait for this time each, so that a flapping node does not load the API server.
+const BURST: u32 = 12;
+const INTERVAL: Duration = Duration::from_secs(2);
 
 /// What came of a write.
 #[derive(Debug)]
@@ -52,7 +51,8 @@ pub(crate) struct StatusWriter {
     writing: Option<BoxFuture<'static, Outcome>>,
     not_before: Option<Instant>,
     backoff: Backoff,
-    recent: VecDeque<Instant>,
+    /// When the whole burst is there again.
+    full: Instant,
 }
 
 impl StatusWriter {
@@ -78,7 +78,7 @@ impl StatusWriter {
             writing: None,
             not_before: None,
             backoff: Backoff::new(Duration::from_millis(50), Duration::from_secs(10)),
-            recent: VecDeque::new(),
+            full: Instant::now(),
         }
     }
 
@@ -156,12 +156,8 @@ impl StatusWriter {
     }
 
     fn start(&mut self) {
-        let now = Instant::now();
-        self.recent.push_back(now);
-        self.not_before = None;
-        if self.recent.len() >= BURST {
-            self.not_before = self.recent.pop_front().map(|first| first + WINDOW);
-        }
+        self.full = self.full.max(Instant::now()) + INTERVAL;
+        self.not_before = self.full.checked_sub(INTERVAL * (BURST - 1));
         self.metrics.status_writes.increment();
         let (cluster, name) = (self.cluster.clone(), self.name.clone());
         self.sent.clone_from(&self.wanted);
