@@ -57,6 +57,7 @@ fn main() -> ExitCode {
             ("of_two_with_one_name_the_older_keeps_it", same_name),
             ("without_an_endpoint_there_is_a_page_that_says_so", no_endpoint),
             ("a_domain_of_ones_own_has_its_own_certificate", own_domain),
+            ("an_authority_that_is_away_is_told", authority_away),
             ("explain_tells_where_a_chain_ends", explain),
             ("clean_up_leaves_nothing", clean_up),
         ],
@@ -368,6 +369,32 @@ fn own_domain(fixture: &mut Fixture) -> Result<()> {
     fixture.delete("shop")
 }
 
+/// Another ACME directory by the operator's setting, where nothing answers; what has its certificate goes on.
+fn authority_away(fixture: &mut Fixture) -> Result<()> {
+    let set = |variable: &str| {
+        let kubectl = fixture.lab.kubectl();
+        kubectl.run(&["-n", NAMESPACE, "set", "env", "deployment/operator", variable])?;
+        fixture.lab.ready()
+    };
+    let nowhere = format!("http://{}:9/directory", fixture.lab.bridge.host());
+    set(&format!("OPERATOR_ACME_DIRECTORY={nowhere}"))?;
+    fixture.apply("late", "nginx-service", "[{hosts: [late]}]")?;
+    eventually("the authority is missed", || {
+        let (_, reason, message) =
+            condition(&fixture.identity("default", "late")?, "CertificateReady")?;
+        ensure!(
+            reason == "CertificateAuthorityUnreachable" && message.contains(&nowhere),
+            "{reason}: {message}"
+        );
+        Ok(())
+    })?;
+    let page = fixture.curl(&["--fail", "https://nginx"])?;
+    ensure!(page.contains(PAGE), "{page}");
+    set("OPERATOR_ACME_DIRECTORY-")?;
+    fixture.ready("late")?;
+    fixture.delete("late")
+}
+
 fn explain(fixture: &mut Fixture) -> Result<()> {
     let explain = |object: &str| {
         Command::new(tailwharf_testkit::workspace::tailwharf())
@@ -417,7 +444,7 @@ fn clean_up(fixture: &mut Fixture) -> Result<()> {
             .filter(|name| !own.iter().any(|own| name.contains(own)))
             .collect();
         ensure!(left.is_empty(), "{left:?}");
-        for prefix in ["nginx", "empty", "shop", "lost", "default-"] {
+        for prefix in ["nginx", "empty", "shop", "late", "lost", "default-"] {
             let devices = lab.devices(prefix)?;
             ensure!(devices.is_empty(), "{devices:?}");
         }
