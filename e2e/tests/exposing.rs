@@ -208,7 +208,14 @@ fn annotations(fixture: &mut Fixture) -> Result<()> {
         ensure!(answer.contains(" 413"), "{answer}");
         Ok(())
     })?;
-    let words = ["-n", NAMESPACE, "logs", "-l", "tailwharf.dev/pool=default", "--tail=-1"];
+    let words = [
+        "-n",
+        NAMESPACE,
+        "logs",
+        "-l",
+        "tailwharf.dev/pool=default",
+        "--tail=-1",
+    ];
     eventually("the request is logged", || {
         let log = fixture.lab.kubectl().run(&words)?;
         let line = log
@@ -365,7 +372,9 @@ fn own_domain(fixture: &mut Fixture) -> Result<()> {
     })?;
     ask(&root, "shop.example.com")?;
     let renewed = provide(fixture, "renewed.pem", &names)?;
-    eventually("a new certificate is served", || ask(&renewed, "shop.example.com"))?;
+    eventually("a new certificate is served", || {
+        ask(&renewed, "shop.example.com")
+    })?;
     fixture.delete("shop")
 }
 
@@ -380,8 +389,7 @@ fn authority_away(fixture: &mut Fixture) -> Result<()> {
     set(&format!("OPERATOR_ACME_DIRECTORY={nowhere}"))?;
     fixture.apply("late", "nginx-service", "[{hosts: [late]}]")?;
     eventually("the authority is missed", || {
-        let (_, reason, message) =
-            condition(&fixture.identity("default", "late")?, "CertificateReady")?;
+        let (_, reason, message) = condition(&fixture.identity("default", "late")?, "CertificateReady")?;
         ensure!(
             reason == "CertificateAuthorityUnreachable" && message.contains(&nowhere),
             "{reason}: {message}"
