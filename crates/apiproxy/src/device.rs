@@ -5,11 +5,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tailwharf_node::{Node, NodeStatus, Phase, TailnetNode, TcpListener, TcpStream, WhoIs};
+use futures::future::BoxFuture;
+use tailwharf_node::{CheckError, Node, NodeStatus, Phase, TailnetNode, TcpListener, TcpStream, WhoIs};
+use tailwharf_wire::tailcfg::{CheckRequest, CheckResponse};
 use tokio_util::sync::CancellationToken;
 
 use crate::certificates::{self, CertificateSource, Shown};
-use crate::server::{Listener, Proxy, Settings, StartError, Tailnet};
+use crate::server::{Listener, Proxy, Settings, StartError, Stream, Tailnet};
 
 const HTTPS_PORT: u16 = 443;
 const HTTP_PORT: u16 = 80;
@@ -54,6 +56,19 @@ impl Tailnet for Device {
         let status = self.0.status();
         let fqdn = status.borrow().fqdn.clone();
         fqdn.unwrap_or_default()
+    }
+
+    fn check(&self, request: CheckRequest) -> BoxFuture<'static, Result<CheckResponse, CheckError>> {
+        let node = self.0.clone();
+        Box::pin(async move { node.check(request).await })
+    }
+
+    fn dial(&self, to: SocketAddr) -> BoxFuture<'static, std::io::Result<Box<dyn Stream>>> {
+        let node = self.0.clone();
+        Box::pin(async move {
+            let stream = node.dial_tcp(to).await.map_err(std::io::Error::other)?;
+            Ok(Box::new(stream) as Box<dyn Stream>)
+        })
     }
 }
 

@@ -12,9 +12,7 @@ pub enum Session {
     None,
     /// A command in a container, or one that runs there already: what it prints can be recorded.
     Terminal(TerminalKind),
-    /// Ports of a pod: that they were used can be recorded.
-    PortForward,
-    /// Bytes to a program, in a form that nobody here reads: they cannot be recorded.
+    /// Bytes to a program, in a form that nobody here reads: they cannot be recorded. Forwarded ports are such, too.
     Unreadable,
 }
 
@@ -53,7 +51,6 @@ pub fn session(info: &RequestInfo, upgrade: bool) -> Session {
         // Without an upgrade the API server refuses these itself.
         ("pods", "exec") if core => upgraded(upgrade, Session::Terminal(TerminalKind::Exec)),
         ("pods", "attach") if core => upgraded(upgrade, Session::Terminal(TerminalKind::Attach)),
-        ("pods", "portforward") if core => upgraded(upgrade, Session::PortForward),
         // The kubelet runs commands for plain requests, too; and nobody knows what a proxied program does.
         _ if info.leads_elsewhere() => Session::Unreadable,
         _ => upgraded(upgrade && info.verb != "watch", Session::Unreadable),
@@ -71,6 +68,8 @@ pub enum Admission {
     Free,
     /// It is recorded. `required`: it does not begin, and does not go on, without.
     Recorded {
+        /// How it came to be.
+        kind: TerminalKind,
         /// Whether it needs the recording.
         required: bool,
     },
@@ -95,17 +94,13 @@ pub(crate) fn admit(session: Session, info: &RequestInfo, caller: &Caller) -> Re
             "and what goes through it cannot be; use a command that can, such as kubectl exec",
         ),
         Session::Unreadable => Ok(Admission::Free),
-        Session::Terminal(_) | Session::PortForward if !caller.grant.recorders.is_empty() => {
-            Ok(Admission::Recorded { required })
+        Session::Terminal(kind) if !caller.grant.recorders.is_empty() => {
+            Ok(Admission::Recorded { kind, required })
         }
         Session::Terminal(kind) if required => refused(
             format!("'kubectl {}' session", kind.as_str()),
             "but no recorders are available; the tailnet policy names a recorder that the tailnet does not have",
         ),
-        Session::PortForward if required => refused(
-            "'kubectl port-forward' session".to_owned(),
-            "but no recorders are available; the tailnet policy names a recorder that the tailnet does not have",
-        ),
-        Session::Terminal(_) | Session::PortForward => Ok(Admission::Free),
+        Session::Terminal(_) => Ok(Admission::Free),
     }
 }

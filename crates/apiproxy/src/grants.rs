@@ -3,9 +3,12 @@
 //! Permissions of several rules add up; of demands the strictest holds.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 use tailwharf_node::WhoIs;
+
+use crate::check::{self, Demand};
 
 /// The capability of Tailscale's proxy.
 pub const CAPABILITY: &str = "tailscale.com/cap/kubernetes";
@@ -46,6 +49,18 @@ struct OwnRule {
     #[serde(rename = "as")]
     act_as: ActAs,
     keep_streams: bool,
+    check: Option<CheckRule>,
+}
+
+/// A fresh sign-in that a grant demands.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CheckRule {
+    #[serde(deserialize_with = "a_period")]
+    period: Duration,
+    /// Reading needs it as well.
+    #[serde(default)]
+    reads: bool,
 }
 
 /// Whom a caller may act as by `kubectl --as`. A pattern is a name, or a beginning followed by `*`; names that begin with `system:`
@@ -107,6 +122,8 @@ pub struct Grant {
     pub act_as: ActAs,
     /// Whether open watches and sessions go on when the grant changes.
     pub keep_streams: bool,
+    /// The fresh sign-in that is demanded.
+    pub check: Option<Demand>,
 }
 
 /// The policy's grants cannot be used; the caller is refused.
@@ -166,6 +183,10 @@ pub(crate) fn merge(who: &WhoIs) -> Result<Grant, GrantError> {
     // To keep streams is less strict than to cut them, so every rule has to say so.
     grant.keep_streams = !own.is_empty() && own.iter().all(|rule| rule.keep_streams);
     for rule in own {
+        if let Some(CheckRule { period, reads }) = rule.check {
+            let demand = Demand { period, reads };
+            grant.check = Some(grant.check.map_or(demand, |known| known.and(demand)));
+        }
         grant.act_as.users.extend(rule.act_as.users);
         grant.act_as.groups.extend(rule.act_as.groups);
     }
@@ -188,6 +209,11 @@ fn read<T: for<'de> Deserialize<'de>>(who: &WhoIs, name: &'static str) -> Result
         T::deserialize(value).map_err(|error| malformed(error.to_string()))
     };
     values.iter().enumerate().map(parse).collect()
+}
+
+fn a_period<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    check::period(&text).map_err(serde::de::Error::custom)
 }
 
 /// Tailscale's proxy takes `null` for what is absent.

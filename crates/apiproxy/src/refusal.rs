@@ -58,6 +58,19 @@ pub enum Refusal {
         /// Why it cannot be.
         why: String,
     },
+    /// The caller has to confirm first that it is they.
+    #[error("confirm that it is you at {url} (code {code}), then run the command again")]
+    Confirm {
+        /// The page.
+        url: String,
+        /// What it shows as well.
+        code: String,
+        /// Until when it is open.
+        expires: String,
+    },
+    /// The grant demands a fresh sign-in, and there is none to be had.
+    #[error("the tailnet policy demands a fresh sign-in for this: {0}")]
+    SignIn(String),
     /// The caller has too much open.
     #[error(
         "{user} has {open} watches and sessions open through this proxy, and that is the most; close some"
@@ -102,6 +115,8 @@ impl Refusal {
             | Self::Denied(_)
             | Self::OtherDevice
             | Self::Header(_)
+            | Self::Confirm { .. }
+            | Self::SignIn(_)
             | Self::Recording { .. } => StatusCode::FORBIDDEN,
             Self::TooMany { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Unreachable(_) | Self::OwnToken => StatusCode::SERVICE_UNAVAILABLE,
@@ -137,7 +152,11 @@ impl Refusal {
     #[must_use]
     pub fn response(&self) -> Response<Bytes> {
         let code = self.code();
-        let mut response = Response::new(status_body(code, self.reason(), &self.to_string()));
+        let body = match self {
+            Self::Confirm { url, expires, .. } => confirm_body(code, &self.to_string(), url, expires),
+            _ => status_body(code, self.reason(), &self.to_string()),
+        };
+        let mut response = Response::new(body);
         *response.status_mut() = code;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -157,6 +176,21 @@ impl Refusal {
         }
         response
     }
+}
+
+/// A `Status` that tells programs the page, too.
+fn confirm_body(code: StatusCode, message: &str, url: &str, expires: &str) -> Bytes {
+    let status = json!({
+        "kind": "Status",
+        "apiVersion": "v1",
+        "metadata": {},
+        "status": "Failure",
+        "message": message,
+        "reason": "Forbidden",
+        "details": {"causes": [{"reason": "ReauthRequired", "message": url, "field": expires}]},
+        "code": code.as_u16(),
+    });
+    Bytes::from(status.to_string())
 }
 
 /// A `Status` of Kubernetes.

@@ -1,4 +1,5 @@
-//! Bytes both ways after an upgrade: not looked at, each end passed on alone, and no buffer held while nothing comes.
+//! Bytes both ways after an upgrade: each end is passed on alone. Those of a session that is not recorded are not looked at, and no buffer is
+//! held while nothing comes.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,6 +11,8 @@ use tailwharf_node::splice::{Buffers, IdleLimits, Traffic, splice};
 
 use crate::audit::Record;
 use crate::open::OpenStream;
+use crate::recording::Recording;
+use crate::upgrade::Spoken;
 
 /// A session over which nothing comes for so long has been forgotten: the API server ends those after four hours.
 const IDLE: IdleLimits = IdleLimits {
@@ -41,5 +44,26 @@ pub(crate) async fn carry(
         () = cut.cancelled() => record.note(&format!("the session was ended: {}", open.why())),
     }
     record.sent(traffic.from_backend.load(Ordering::Relaxed));
+    record.complete();
+}
+
+/// Carries one session to its end, and records it.
+pub(crate) async fn record(
+    recording: Recording,
+    client: Upgraded,
+    server: Upgraded,
+    spoken: Spoken,
+    open: OpenStream,
+    mut record: Record,
+) {
+    let (client, server) = (TokioIo::new(client), TokioIo::new(server));
+    let ended = recording.carry(client, server, &spoken, open.cut()).await;
+    if open.cut().is_cancelled() {
+        record.note(&format!("the session was ended: {}", open.why()));
+    }
+    for note in &ended.notes {
+        record.note(note);
+    }
+    record.sent(ended.bytes);
     record.complete();
 }

@@ -6,14 +6,16 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use hyper::rt::{Read, Write};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use rustls::server::ResolvesServerCert;
-use tailwharf_node::WhoIs;
 use tailwharf_node::splice::Buffers;
+use tailwharf_node::{CheckError, WhoIs};
+use tailwharf_wire::tailcfg::{CheckRequest, CheckResponse};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -22,6 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::audit::{Audit, AuditError, Output};
 use crate::caller::SystemGroups;
+use crate::check::Confirmations;
 use crate::open::OpenStreams;
 use crate::service::Connection;
 use crate::strict::{Finding, Strict};
@@ -53,6 +56,11 @@ pub trait Listener: Send + 'static {
     fn accept(&mut self) -> impl Future<Output = Option<(Self::Stream, SocketAddr, IpAddr)>> + Send;
 }
 
+/// A connection to somebody.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
 /// What the tailnet knows of connections and of this device.
 pub trait Tailnet: Send + Sync + 'static {
     /// Who is behind `remote`, with what the policy grants at `local`.
@@ -63,6 +71,12 @@ pub trait Tailnet: Send + Sync + 'static {
 
     /// The device's full name, for messages.
     fn name(&self) -> String;
+
+    /// Asks the control server whether a person has signed in freshly.
+    fn check(&self, request: CheckRequest) -> BoxFuture<'static, Result<CheckResponse, CheckError>>;
+
+    /// Connects to a device of the tailnet.
+    fn dial(&self, to: SocketAddr) -> BoxFuture<'static, std::io::Result<Box<dyn Stream>>>;
 }
 
 /// What an API-server proxy has to know.
@@ -122,6 +136,7 @@ pub(crate) struct Shared {
     pub(crate) upstream: Upstream,
     pub(crate) audit: Audit,
     pub(crate) open: Arc<OpenStreams>,
+    pub(crate) confirmations: Confirmations,
     pub(crate) buffers: Arc<Buffers>,
     pub(crate) metrics: Metrics,
     pub(crate) tasks: TaskTracker,
@@ -145,6 +160,7 @@ impl Proxy {
             settings,
             tailnet,
             open: Arc::new(OpenStreams::new(stop.clone())),
+            confirmations: Confirmations::default(),
             buffers: Arc::default(),
             metrics: Metrics::default(),
             tasks: TaskTracker::new(),

@@ -57,6 +57,7 @@ pub(crate) struct Allowed {
     pub(crate) acting_as: Option<Identity>,
     pub(crate) info: RequestInfo,
     pub(crate) upgrade: bool,
+    pub(crate) admission: Admission,
 }
 
 /// A request that is not answered by the API server, and its record.
@@ -88,7 +89,13 @@ impl Connection {
         let id = new_id();
         let opaque = upgrade::is_opaque(request.headers());
         let mut record = Record::new(&self.shared.audit, asked, id.clone());
-        let allowed = self.allow(&request, number, &mut record);
+        let mut allowed = self.allow(&request, number, &mut record);
+        if let Ok(Allowed { principal, info, .. }) = &allowed {
+            let (tailnet, caller) = (&*self.shared.tailnet, &principal.caller);
+            if let Err(refusal) = self.shared.confirmations.require(tailnet, caller, info).await {
+                allowed = Err(refusal);
+            }
+        }
         let answered = match allowed {
             Ok(allowed) if allowed.upgrade => upgrade::run(&self, request, allowed, id.clone(), record).await,
             Ok(allowed) => self.pass(request, allowed, &id, record).await,
@@ -160,20 +167,13 @@ impl Connection {
             return Err(Refusal::Upgrade("nothing at this path takes one"));
         }
         let session = gate::session(&info, upgrade);
-        if let Admission::Recorded { required } = gate::admit(session, &info, &principal.caller)? {
-            record.note("the session is not recorded: this proxy has no way to its recorder");
-            if required {
-                return Err(Refusal::Recording {
-                    what: format!("access to {}", info.full_resource()),
-                    why: "but the recorder cannot be reached".to_owned(),
-                });
-            }
-        }
+        let admission = gate::admit(session, &info, &principal.caller)?;
         Ok(Allowed {
             principal,
             acting_as,
             info,
             upgrade,
+            admission,
         })
     }
 

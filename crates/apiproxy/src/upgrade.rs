@@ -4,12 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{CONNECTION, HOST, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
+use http::header::{CONNECTION, HOST, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 
 use crate::audit::Record;
 use crate::body::{Answer, Outgoing, Relayed};
+use crate::gate::Admission;
+use crate::recording::{self, Recording};
 use crate::refusal::Refusal;
 use crate::relay;
 use crate::request_info::RequestInfo;
@@ -93,6 +95,11 @@ pub(crate) async fn run(
         Ok(outgoing) => outgoing,
         Err(refusal) => return Err(Failed::new(refusal, record)),
     };
+    // Before the API server hears of it: over WebSocket the command starts with its agreement.
+    let recording = match record_first(connection, &request, &allowed, &mut record).await {
+        Ok(recording) => recording,
+        Err(refusal) => return Err(Failed::new(refusal, record)),
+    };
     let mut response = match shared.upstream.upgrade(outgoing, AGREEMENT_TIMEOUT).await {
         Ok(response) => response,
         Err(error) => return Err(Failed::new(unreachable(&error), record)),
@@ -107,6 +114,7 @@ pub(crate) async fn run(
     let server = hyper::upgrade::on(&mut response);
     record.started();
     let buffers = shared.buffers.clone();
+    let spoken = Spoken::agreed(response.headers());
     shared.tasks.spawn(async move {
         let cut = open.cut();
         let both = tokio::select! {
@@ -114,7 +122,10 @@ pub(crate) async fn run(
             () = cut.cancelled() => return,
         };
         match both {
-            Ok((client, server)) => relay::carry(client, server, &buffers, open, record).await,
+            Ok((client, server)) => match recording {
+                None => relay::carry(client, server, &buffers, open, record).await,
+                Some(recording) => relay::record(recording, client, server, spoken, open, record).await,
+            },
             Err(error) => {
                 record.note(&format!("the session broke off before it began: {error}"));
                 record.complete();
@@ -131,6 +142,60 @@ pub(crate) async fn run(
     Ok(answer)
 }
 
+/// Begins the recording of a session that has one.
+async fn record_first(
+    connection: &Connection,
+    request: &Request<Incoming>,
+    allowed: &Allowed,
+    record: &mut Record,
+) -> Result<Option<Recording>, Refusal> {
+    let Admission::Recorded { kind, required } = allowed.admission else {
+        return Ok(None);
+    };
+    let query = request.uri().query().unwrap_or_default();
+    let (caller, tailnet) = (&allowed.principal.caller, &connection.shared.tailnet);
+    match recording::begin(tailnet, caller, kind, &allowed.info, query, required).await {
+        Ok(recording) => {
+            record.note(&format!("the session is recorded at {}", recording.place()));
+            Ok(Some(recording))
+        }
+        Err(error) if required => Err(Refusal::Recording {
+            what: format!("'kubectl {}' session", kind.as_str()),
+            why: format!("but {error}"),
+        }),
+        Err(error) => {
+            record.note(&format!("the session is not recorded: {error}"));
+            Ok(None)
+        }
+    }
+}
+
+/// How a session is spoken.
+#[derive(Debug)]
+pub(crate) struct Spoken {
+    pub(crate) websocket: bool,
+    /// The version of the protocol for remote commands.
+    pub(crate) version: Option<String>,
+}
+
+impl Spoken {
+    fn agreed(given: &HeaderMap) -> Self {
+        let websocket = given
+            .get(UPGRADE)
+            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(PROTOCOLS[0]));
+        let name = if websocket {
+            SEC_WEBSOCKET_PROTOCOL.as_str()
+        } else {
+            STREAM_PROTOCOL
+        };
+        let version = given.get(name).and_then(|value| value.to_str().ok());
+        Self {
+            websocket,
+            version: version.map(str::to_owned),
+        }
+    }
+}
+
 fn outgoing(
     connection: &Connection,
     request: &Request<Incoming>,
@@ -139,6 +204,8 @@ fn outgoing(
 ) -> Result<Request<Outgoing>, Refusal> {
     let mut headers = connection.outbound(request.headers(), allowed, id)?;
     let asked = request.headers();
+    // What is compressed cannot be read.
+    headers.remove(SEC_WEBSOCKET_EXTENSIONS);
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     for name in [UPGRADE, HOST] {
         if let Some(value) = asked.get(&name) {
@@ -204,6 +271,9 @@ fn agrees(asked: &HeaderMap, given: &HeaderMap) -> Result<(), Refusal> {
         return Err(Refusal::Answer(
             "it upgrades to another protocol than was asked for",
         ));
+    }
+    if given.contains_key(SEC_WEBSOCKET_EXTENSIONS) {
+        return Err(Refusal::Answer("it chooses an extension that was not offered"));
     }
     for name in [SEC_WEBSOCKET_PROTOCOL.as_str(), STREAM_PROTOCOL] {
         let chosen = given.get_all(name).iter();

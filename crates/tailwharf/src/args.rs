@@ -64,6 +64,8 @@ pub(crate) enum Command {
     Node(NodeArgs),
     /// Answer DNS queries of pods for names of the tailnet
     Nameserver(NameserverArgs),
+    /// Store recordings of sessions on a device of the tailnet, list them, or play one
+    Recorder(Box<RecorderArgs>),
     /// Tell how a running node and its peers are
     Status(StatusArgs),
     /// Tell how a Service or Ingress of a cluster reaches the tailnet, and where that ends
@@ -364,6 +366,43 @@ pub(crate) struct KubeconfigArgs {
     pub(crate) print: bool,
     #[command(flatten)]
     pub(crate) socket: SocketArgs,
+}
+
+/// Without a command: joins the tailnet as `tailwharf node` does, and takes recordings on port 80 of the device.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RecorderArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<RecorderCommand>,
+    /// Folder of the recordings
+    #[arg(
+        long,
+        env = "TSRECORDER_DST",
+        default_value = "/data/recordings",
+        global = true
+    )]
+    pub(crate) folder: PathBuf,
+    /// Longest recording, in MiB
+    #[arg(long, env = "TAILWHARF_RECORDER_MAX_SIZE", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) max_size: u64,
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RecorderCommand {
+    /// List recordings
+    Ls,
+    /// Play a recording in this terminal
+    Play {
+        /// Its name, as `ls` tells it
+        recording: String,
+        /// How many times faster; 0 without any pause
+        #[arg(long, default_value_t = 1.0)]
+        speed: f64,
+        /// Longest pause, in seconds
+        #[arg(long, default_value_t = 3)]
+        longest_pause: u64,
+    },
 }
 
 #[derive(Debug, clap::Args)]

@@ -19,7 +19,7 @@ use tracing_subscriber::EnvFilter;
 use crate::args::{
     Args, Command, ConfigureArgs, ConfigureCommand, CoordinatorArgs, LogArgs, LogFormat, NameserverArgs,
 };
-use crate::{kubeconfig, local, memory, settings};
+use crate::{kubeconfig, local, memory, recorder, settings};
 
 /// Worker threads of a process: more than two bring nothing to what waits for sockets.
 const THREADS: usize = 2;
@@ -83,6 +83,7 @@ fn start(args: Args) -> Result<ExitCode> {
             Command::Nameserver(NameserverArgs { listen, records }) => {
                 tailwharf_nameserver::run(tailwharf_nameserver::Settings { listen, records }, stop).await
             }
+            Command::Recorder(recorder) => return Box::pin(recorder::run(*recorder, stop)).await,
             Command::Explain(explain) => return local::explain(explain).await,
             Command::Status(status) => return local::status(status).await,
             Command::Ping(ping) => return local::ping(ping).await,

@@ -55,10 +55,7 @@ impl ServerCertVerifier for Anybody {
     }
 }
 
-async fn connect<B>(bed: &Bed) -> SendRequest<B>
-where
-    B: Body<Data = Bytes, Error = std::convert::Infallible> + Unpin + Send + 'static,
-{
+async fn secured(bed: &Bed) -> impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static {
     let mut config = ClientConfig::builder_with_provider(tailwharf_tls::provider())
         .with_safe_default_protocol_versions()
         .unwrap()
@@ -70,6 +67,14 @@ where
     let name = ServerName::try_from(NAME).unwrap();
     let tls = tailwharf_tls::connect(tcp, Arc::new(config), name).await.unwrap();
     assert_eq!(tls.alpn(), Some(&b"h2"[..]));
+    tls
+}
+
+async fn connect<B>(bed: &Bed) -> SendRequest<B>
+where
+    B: Body<Data = Bytes, Error = std::convert::Infallible> + Unpin + Send + 'static,
+{
+    let tls = secured(bed).await;
     let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(tls))
         .await
         .unwrap();
@@ -178,4 +183,52 @@ async fn d_01_requests_that_are_taken_back_at_once_leave_nothing() {
         .await
         .unwrap();
     assert_eq!(response.status(), StatusCode::OK, "others do not feel it");
+}
+
+/// Whoever floods is cut off within a bounded time, and others do not feel it.
+#[tokio::test]
+async fn d_02_floods_of_frames_end_their_own_connection() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let bed = Bed::start().await;
+    // HEADERS without an end, then CONTINUATION; PING; SETTINGS; empty DATA on no stream.
+    let headers = b"\0\0\x01\x01\0\0\0\0\x01\x82".to_vec();
+    let continuation = [&b"\0\x40\0\x09\0\0\0\0\x01"[..], &[0; 16 * 1024]].concat();
+    for (begin, flood) in [
+        (headers, continuation),
+        (Vec::new(), b"\0\0\x06\x04\0\0\0\0\0\0\x01\0\0\x10\0".repeat(1000)),
+        (Vec::new(), b"\0\0\0\0\0\0\0\0\x09".repeat(1000)),
+    ] {
+        let (mut reader, mut writer) = tokio::io::split(secured(&bed).await);
+        writer
+            .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+            .await
+            .unwrap();
+        writer.write_all(&begin).await.unwrap();
+        // Nobody reads what the proxy says, as whoever floods would do.
+        let flooding = async {
+            for _ in 0..4096 {
+                if writer.write_all(&flood).await.is_err() || writer.flush().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let stuck = tokio::time::timeout(std::time::Duration::from_secs(2), flooding)
+            .await
+            .is_err();
+        if !stuck {
+            let until_the_end = async {
+                let mut rest = [0; 4096];
+                while matches!(reader.read(&mut rest).await, Ok(1..)) {}
+            };
+            tokio::time::timeout(crate::bed::DEADLINE, until_the_end)
+                .await
+                .unwrap();
+        }
+    }
+    let mut sender = connect(&bed).await;
+    let response = sender
+        .send_request(get("/api/v1/pods").body(Empty::<Bytes>::new()).unwrap())
+        .await
+        .unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
 }

@@ -10,10 +10,12 @@
 mod backend;
 mod bed;
 mod browser;
+mod check;
 mod framing;
 mod http2;
 mod identity;
 mod paths;
+mod recording;
 #[path = "../shared/mod.rs"]
 mod shared;
 mod streams;

@@ -46,7 +46,7 @@ fn p_01_a_slash_at_the_end_changes_nothing() {
     }
     assert_eq!(
         session(&Method::POST, "/api/v1/namespaces/a/pods/p/portforward/", true),
-        Session::PortForward
+        Session::Unreadable
     );
 }
 

@@ -175,3 +175,109 @@ async fn d_07_the_proxy_stops_and_lets_requests_end() {
     idle.ends().await;
     client.ends().await;
 }
+
+#[tokio::test]
+async fn d_03_connections_that_say_nothing_keep_nobody_out() {
+    let bed = Bed::start().await;
+    let mut idle = Vec::new();
+    for number in 0..300 {
+        let addr = if number % 2 == 0 { bed.secured } else { bed.addr };
+        let mut stream = tokio::net::TcpStream::connect(addr).await.unwrap();
+        if number % 3 == 0 {
+            // The begin of a handshake, or of a head.
+            tokio::io::AsyncWriteExt::write_all(&mut stream, b"\x16\x03\x01")
+                .await
+                .unwrap();
+        }
+        idle.push(stream);
+    }
+    assert_eq!(bed.get("/api/v1/pods", "").await.code, 200);
+    drop(idle);
+}
+
+#[tokio::test]
+async fn d_05_a_long_body_goes_through_and_is_not_in_the_log() {
+    let bed = Bed::start().await;
+    let mut client = bed.connect().await;
+    client
+        .write(format!("POST /api/v1/namespaces/a/configmaps HTTP/1.1\r\nHost: {NAME}\r\nTransfer-Encoding: chunked\r\n\r\n"))
+        .await;
+    let chunk = format!("10000\r\n{}\r\n", "secret!!".repeat(8192));
+    for _ in 0..128 {
+        client.write(&chunk).await;
+    }
+    client.write("0\r\n\r\n").await;
+    assert_eq!(client.response().await.code, 200);
+    assert_eq!(bed.backend.only().body.len(), 8 << 20);
+    eventually("the log has it", || bed.audit().len() == 1).await;
+    assert!(!bed.audit()[0].to_string().contains("secret!!"));
+}
+
+#[tokio::test]
+async fn x_03_another_cluster_is_not_reached_through_this_one() {
+    let bed = Bed::start().await;
+    for host in ["other.tail1234.ts.net", "kubernetes.default.svc", "127.0.0.2"] {
+        bed.refused(format!("GET /api/v1/pods HTTP/1.1\r\nHost: {host}\r\n\r\n"), 421)
+            .await;
+    }
+    bed.refused(
+        format!("GET https://other/api/v1/pods HTTP/1.1\r\nHost: {NAME}\r\n\r\n"),
+        421,
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn x_04_nobody_says_for_another_where_a_connection_comes_from() {
+    let bed = Bed::start().await;
+    let request = format!("GET /api/v1/pods HTTP/1.1\r\nHost: {NAME}\r\n\r\n");
+    let mut client = bed.connect().await;
+    client
+        .write(format!("PROXY TCP4 100.64.0.9 100.64.0.1 1 443\r\n{request}"))
+        .await;
+    client.ends().await;
+    let mut client = bed.connect().await;
+    let version_2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x64\x40\0\x09\x64\x40\0\x01\0\x01\x01\xbb";
+    client.write([&version_2[..], request.as_bytes()].concat()).await;
+    client.ends().await;
+    assert!(bed.backend.seen().is_empty());
+}
+
+#[tokio::test]
+async fn x_09_bodies_and_tokens_are_never_in_the_log() {
+    let bed = Bed::answering(|_| answer("200 OK", "", r#"{"data":{"k":"dG9wc2VjcmV0"}}"#)).await;
+    for (method, path, kind) in [
+        ("POST", "/api/v1/namespaces/a/secrets", "application/json"),
+        (
+            "PATCH",
+            "/api/v1/namespaces/a/secrets/s",
+            "application/strategic-merge-patch+json",
+        ),
+        (
+            "PATCH",
+            "/api/v1/namespaces/a/secrets/s",
+            "application/apply-patch+yaml",
+        ),
+        (
+            "POST",
+            "/api/v1/namespaces/a/serviceaccounts/s/token",
+            "application/json",
+        ),
+    ] {
+        let body = "dG9wc2VjcmV0";
+        let response = bed
+            .send(format!(
+                "{method} {path} HTTP/1.1\r\nHost: {NAME}\r\nContent-Type: {kind}\r\nAuthorization: Bearer dG9wc2VjcmV0\r\n\
+                 Content-Length: {}\r\n\r\n{body}",
+                body.len()
+            ))
+            .await;
+        assert_eq!(response.code, 200);
+    }
+    eventually("the log has all", || bed.audit().len() == 4).await;
+    assert!(
+        bed.audit()
+            .iter()
+            .all(|line| !line.to_string().contains("dG9wc2VjcmV0"))
+    );
+}

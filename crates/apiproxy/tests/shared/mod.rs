@@ -8,10 +8,11 @@ pub(crate) mod front;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
+use futures::future::BoxFuture;
 use serde_json::{Value, json};
-use tailwharf_apiproxy::{CAPABILITY, Listener, Tailnet};
-use tailwharf_node::{Peer, WhoIs};
-use tailwharf_wire::tailcfg::{Node, StableId, UserProfile};
+use tailwharf_apiproxy::{CAPABILITY, Listener, Stream, Tailnet};
+use tailwharf_node::{CheckError, Peer, WhoIs};
+use tailwharf_wire::tailcfg::{CheckRequest, CheckResponse, Node, StableId, UserProfile};
 use tokio::net::{TcpListener, TcpStream};
 
 /// The name of the proxy on the tailnet.
@@ -19,21 +20,26 @@ pub(crate) const NAME: &str = "proxy.tail1234.ts.net";
 
 /// The tailnet as the proxy sees it.
 #[derive(Default)]
-pub(crate) struct Fake(Mutex<Option<WhoIs>>);
+pub(crate) struct Fake {
+    who: Mutex<Option<WhoIs>>,
+    /// What the control server says of fresh sign-ins, and what it was asked.
+    pub(crate) confirmed: Mutex<CheckResponse>,
+    pub(crate) asked: Mutex<Vec<CheckRequest>>,
+}
 
 impl Fake {
     pub(crate) fn set(&self, who: Option<WhoIs>) {
-        *self.0.lock().unwrap() = who;
+        *self.who.lock().unwrap() = who;
     }
 
     pub(crate) fn change(&self, change: impl FnOnce(&mut WhoIs)) {
-        change(self.0.lock().unwrap().as_mut().unwrap());
+        change(self.who.lock().unwrap().as_mut().unwrap());
     }
 }
 
 impl Tailnet for Fake {
     fn whois(&self, _: SocketAddr, _: IpAddr) -> Option<WhoIs> {
-        self.0.lock().unwrap().clone()
+        self.who.lock().unwrap().clone()
     }
 
     fn is_called(&self, host: &str) -> bool {
@@ -43,6 +49,16 @@ impl Tailnet for Fake {
 
     fn name(&self) -> String {
         NAME.to_owned()
+    }
+
+    fn check(&self, request: CheckRequest) -> BoxFuture<'static, Result<CheckResponse, CheckError>> {
+        self.asked.lock().unwrap().push(request);
+        let answer = self.confirmed.lock().unwrap().clone();
+        Box::pin(async move { Ok(answer) })
+    }
+
+    fn dial(&self, to: SocketAddr) -> BoxFuture<'static, std::io::Result<Box<dyn Stream>>> {
+        Box::pin(async move { Ok(Box::new(TcpStream::connect(to).await?) as Box<dyn Stream>) })
     }
 }
 

@@ -1,0 +1,13 @@
+//! Recordings of sessions: taken over HTTP from whoever the tailnet lets in, kept as asciicast files in a folder, listed and played.
+//!
+//! Start reading at `serve.rs` (the protocol), then `store.rs` (the folder) and `play.rs`.
+
+#![forbid(unsafe_code)]
+
+mod play;
+mod serve;
+mod store;
+
+pub use play::{Pace, PlayError, play};
+pub use serve::serve;
+pub use store::{Entry, Limits, Store, StoreError};

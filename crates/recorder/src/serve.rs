@@ -1,0 +1,169 @@
+//! The protocol of recorders: `HEAD /v2/record` asks whether it is spoken, `POST /v2/record` brings a recording. The answer to that begins at
+//! once and is a line of JSON for what has been stored so far, also while nothing comes.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::SinkExt;
+use futures::channel::mpsc;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Either, Empty, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use serde_json::json;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::store::{MAX_HEADER, Store, StoreError, Writing};
+
+/// How often something is acknowledged while nothing comes.
+const IDLE_ACK: Duration = Duration::from_secs(5);
+/// Acknowledgements that wait for the sender.
+const QUEUE: usize = 16;
+/// What one sender may send ahead.
+const WINDOW: u32 = 256 * 1024;
+
+type Piece = Result<Frame<Bytes>, Infallible>;
+type Answer = Either<StreamBody<mpsc::Receiver<Piece>>, Empty<Bytes>>;
+
+/// Takes recordings until `stop`.
+pub async fn serve(listener: TcpListener, store: Store, stop: CancellationToken) {
+    let room = Arc::new(Semaphore::new(store.limits().concurrent));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                tokio::spawn(converse(stream, store.clone(), room.clone(), stop.clone()));
+            }
+            Err(error) => {
+                // There may be no more files; those of others will be closed.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn converse(stream: TcpStream, store: Store, room: Arc<Semaphore>, stop: CancellationToken) {
+    let service = service_fn(|request| {
+        let answer = answer(request, &store, &room);
+        async move { Ok::<_, Infallible>(answer) }
+    });
+    let serving = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(WINDOW)
+        .max_concurrent_streams(8)
+        .keep_alive_interval(Duration::from_secs(30))
+        .serve_connection(TokioIo::new(stream), service);
+    let mut serving = std::pin::pin!(serving);
+    tokio::select! {
+        ended = serving.as_mut() => if let Err(error) = ended {
+            tracing::debug!(%error, "a connection has ended");
+        },
+        () = stop.cancelled() => {}
+    }
+}
+
+fn answer(request: Request<Incoming>, store: &Store, room: &Arc<Semaphore>) -> Response<Answer> {
+    let only = |status: StatusCode| {
+        let mut response = Response::new(Either::Right(Empty::new()));
+        *response.status_mut() = status;
+        response
+    };
+    match (request.method(), request.uri().path()) {
+        (&Method::HEAD, "/v2/record") => only(StatusCode::OK),
+        (&Method::POST, "/v2/record") => {
+            let Ok(place) = room.clone().try_acquire_owned() else {
+                return only(StatusCode::SERVICE_UNAVAILABLE);
+            };
+            let (acks, told) = mpsc::channel(QUEUE);
+            let store = store.clone();
+            tokio::spawn(async move {
+                let _place = place;
+                take(request.into_body(), &store, acks).await;
+            });
+            let mut response = Response::new(Either::Left(StreamBody::new(told)));
+            let json = HeaderValue::from_static("application/json");
+            response.headers_mut().insert(header::CONTENT_TYPE, json);
+            response
+        }
+        (_, "/v2/record") => only(StatusCode::METHOD_NOT_ALLOWED),
+        _ => only(StatusCode::NOT_FOUND),
+    }
+}
+
+/// Stores one recording.
+async fn take(mut body: Incoming, store: &Store, mut acks: mpsc::Sender<Piece>) {
+    let mut first_line = Vec::new();
+    let mut writing: Option<Writing> = None;
+    loop {
+        let stored = match timeout(IDLE_ACK, body.frame()).await {
+            Err(_) => Ok(()),
+            Ok(None) => break,
+            Ok(Some(Err(error))) => {
+                tracing::warn!(%error, "a recording broke off");
+                break;
+            }
+            Ok(Some(Ok(frame))) => match frame.into_data() {
+                Ok(data) => tokio::task::block_in_place(|| keep(store, &mut writing, &mut first_line, &data)),
+                Err(_) => Ok(()),
+            },
+        };
+        if let Err(error) = stored {
+            tracing::warn!(%error, "a recording is not stored");
+            tell(&mut acks, &json!({"error": error.to_string()})).await;
+            return;
+        }
+        let written = writing.as_ref().map_or(0, Writing::written);
+        if !tell(&mut acks, &json!({"ack": written})).await {
+            tracing::warn!("whoever sent a recording is gone");
+            break;
+        }
+    }
+    if let Some(writing) = writing {
+        match tokio::task::block_in_place(|| writing.sync()) {
+            Ok(()) => tell(&mut acks, &json!({"ack": writing.written()})).await,
+            Err(error) => tell(&mut acks, &json!({"error": error.to_string()})).await,
+        };
+    }
+}
+
+fn keep(
+    store: &Store,
+    writing: &mut Option<Writing>,
+    first_line: &mut Vec<u8>,
+    data: &[u8],
+) -> Result<(), StoreError> {
+    if let Some(writing) = writing {
+        return writing.write(data);
+    }
+    first_line.extend_from_slice(data);
+    match first_line.iter().position(|byte| *byte == b'\n') {
+        Some(end) => {
+            let mut begun = store.begin(&first_line[..=end])?;
+            begun.write(&first_line[end + 1..])?;
+            *writing = Some(begun);
+            Ok(())
+        }
+        None if first_line.len() > MAX_HEADER => {
+            Err(StoreError::Header("its first line has no end".to_owned()))
+        }
+        None => Ok(()),
+    }
+}
+
+/// False when nobody listens.
+async fn tell(acks: &mut mpsc::Sender<Piece>, what: &serde_json::Value) -> bool {
+    acks.send(Ok(Frame::data(Bytes::from(format!("{what}\n")))))
+        .await
+        .is_ok()
+}
