@@ -4,15 +4,22 @@
 
 mod shared;
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Result, ensure};
+use serde_json::json;
+use tailwharf_apiproxy::CAPABILITY;
+use tailwharf_recorder::{Limits, Store, serve};
 use tailwharf_testkit::cluster::Cluster;
 use tailwharf_testkit::lab::{NGINX, deploy};
+use tailwharf_testkit::process::output;
 use tailwharf_testkit::requirements::Need;
-use tailwharf_testkit::sessions::Person;
+use tailwharf_testkit::sessions::{PROTOCOLS, Person};
 use tailwharf_testkit::{eventually, workspace};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use self::shared::front::Front;
 use self::shared::{device, groups};
@@ -34,6 +41,11 @@ fn main() -> ExitCode {
             ("f_00_attach_logs_and_port_forward", |bed| {
                 bed.person(|person, _| person.follow())
             }),
+            (
+                "r_01_recorded_sessions_are_the_same_and_on_the_recorder",
+                recorded,
+            ),
+            ("r_06_without_its_recorder_a_session_does_not_begin", refused),
             ("f_09_nothing_is_left_of_any_session", nothing_left),
         ],
     )
@@ -89,6 +101,68 @@ impl Bed {
         };
         act(&person, self.dir.path())
     }
+}
+
+fn recorders(bed: &Bed, recorder: SocketAddr) {
+    let value = json!([{"recorderAddrs": [recorder], "enforceRecorder": true, "impersonate": {"groups": ["system:masters"]}}]);
+    bed.front
+        .tailnet
+        .set(Some(device("alice@example.com", &[(CAPABILITY, value)])));
+}
+
+fn recorded(bed: &mut Bed) -> Result<()> {
+    let folder = bed.dir.path().join("recordings");
+    let store = Store::open(&folder, Limits::default())?;
+    let listener = bed.front.runtime.block_on(TcpListener::bind(("127.0.0.1", 0)))?;
+    recorders(bed, listener.local_addr()?);
+    let stop = CancellationToken::new();
+    bed.front
+        .runtime
+        .spawn(serve(listener, store.clone(), stop.clone()));
+    bed.person(|person, dir| {
+        person.exec()?;
+        person.terminal()?;
+        person.copy(dir)
+    })?;
+    nothing_left(bed)?;
+    let mut texts = String::new();
+    for entry in store.list()? {
+        ensure!(entry.header.src_node_user == "alice@example.com", "{entry:?}");
+        ensure!(entry.header.kubernetes.pod_name == bed.pod, "{entry:?}");
+        texts += &std::fs::read_to_string(folder.join(format!("{}.cast", entry.name)))?;
+    }
+    for shown in [
+        r#""o","out\n""#,
+        r#""o","err\n""#,
+        r#"a terminal\r\n"#,
+        "bytes that are no text, sha256 ",
+    ] {
+        ensure!(
+            texts.matches(shown).count() == PROTOCOLS.len(),
+            "{shown} is not there once for each protocol: {texts}"
+        );
+    }
+    stop.cancel();
+    Ok(())
+}
+
+fn refused(bed: &mut Bed) -> Result<()> {
+    let nobody = bed
+        .front
+        .runtime
+        .block_on(TcpListener::bind(("127.0.0.1", 0)))?
+        .local_addr()?;
+    recorders(bed, nobody);
+    let words = output(
+        &mut bed
+            .front
+            .kubectl
+            .command(&["exec", &bed.pod, "--", "/bin/sh", "-c", "echo out"]),
+    )?;
+    let said = String::from_utf8_lossy(&words.stderr);
+    ensure!(!words.status.success() && words.stdout.is_empty(), "{words:?}");
+    ensure!(said.contains("'kubectl exec' session must be recorded"), "{said}");
+    bed.front.kubectl.run(&["get", "pods"]).map(drop)
 }
 
 fn nothing_left(bed: &mut Bed) -> Result<()> {
