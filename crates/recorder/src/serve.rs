@@ -89,7 +89,7 @@ fn answer(request: Request<Incoming>, store: &Store, room: &Arc<Semaphore>) -> R
             let store = store.clone();
             tokio::spawn(async move {
                 let _place = place;
-                take(request.into_body(), &store, acks).await;
+                take(request.into_body(), store, acks).await;
             });
             let mut response = Response::new(Either::Left(StreamBody::new(told)));
             let json = HeaderValue::from_static("application/json");
@@ -101,63 +101,93 @@ fn answer(request: Request<Incoming>, store: &Store, room: &Arc<Semaphore>) -> R
     }
 }
 
+/// A recording as far as it has come.
+struct Coming {
+    store: Store,
+    first_line: Vec<u8>,
+    /// There is one once the first line is whole.
+    writing: Option<Writing>,
+}
+
+impl Coming {
+    fn keep(&mut self, data: &[u8]) -> Result<(), StoreError> {
+        if let Some(writing) = &mut self.writing {
+            return writing.write(data);
+        }
+        self.first_line.extend_from_slice(data);
+        match self.first_line.iter().position(|byte| *byte == b'\n') {
+            Some(end) => {
+                let mut begun = self.store.begin(&self.first_line[..=end])?;
+                begun.write(&self.first_line[end + 1..])?;
+                self.writing = Some(begun);
+                Ok(())
+            }
+            None if self.first_line.len() > MAX_HEADER => {
+                Err(StoreError::Header("its first line has no end".to_owned()))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn sync(&mut self) -> Result<(), StoreError> {
+        self.writing.as_ref().map_or(Ok(()), Writing::sync)
+    }
+
+    fn written(&self) -> u64 {
+        self.writing.as_ref().map_or(0, Writing::written)
+    }
+
+    /// Does something that waits for the disk. `None`: it could not be done at all.
+    async fn on_disk(
+        mut self,
+        work: impl FnOnce(&mut Self) -> Result<(), StoreError> + Send + 'static,
+    ) -> Option<(Self, Result<(), StoreError>)> {
+        let done = tokio::task::spawn_blocking(move || {
+            let done = work(&mut self);
+            (self, done)
+        });
+        done.await.ok()
+    }
+}
+
 /// Stores one recording.
-async fn take(mut body: Incoming, store: &Store, mut acks: mpsc::Sender<Piece>) {
-    let mut first_line = Vec::new();
-    let mut writing: Option<Writing> = None;
+async fn take(mut body: Incoming, store: Store, mut acks: mpsc::Sender<Piece>) {
+    let mut coming = Coming {
+        store,
+        first_line: Vec::new(),
+        writing: None,
+    };
     loop {
-        let stored = match timeout(IDLE_ACK, body.frame()).await {
-            Err(_) => Ok(()),
+        let mut data = Bytes::new();
+        match timeout(IDLE_ACK, body.frame()).await {
+            Err(_) => {}
             Ok(None) => break,
             Ok(Some(Err(error))) => {
                 tracing::warn!(%error, "a recording broke off");
                 break;
             }
-            Ok(Some(Ok(frame))) => match frame.into_data() {
-                Ok(data) => tokio::task::block_in_place(|| keep(store, &mut writing, &mut first_line, &data)),
-                Err(_) => Ok(()),
-            },
+            Ok(Some(Ok(frame))) => data = frame.into_data().unwrap_or_default(),
+        }
+        let Some((kept, stored)) = coming.on_disk(move |coming| coming.keep(&data)).await else {
+            return;
         };
+        coming = kept;
         if let Err(error) = stored {
             tracing::warn!(%error, "a recording is not stored");
             tell(&mut acks, &json!({"error": error.to_string()})).await;
             return;
         }
-        let written = writing.as_ref().map_or(0, Writing::written);
-        if !tell(&mut acks, &json!({"ack": written})).await {
+        if !tell(&mut acks, &json!({"ack": coming.written()})).await {
             tracing::warn!("whoever sent a recording is gone");
             break;
         }
     }
-    if let Some(writing) = writing {
-        match tokio::task::block_in_place(|| writing.sync()) {
-            Ok(()) => tell(&mut acks, &json!({"ack": writing.written()})).await,
-            Err(error) => tell(&mut acks, &json!({"error": error.to_string()})).await,
+    if let Some((coming, synced)) = coming.on_disk(Coming::sync).await {
+        let last = match synced {
+            Ok(()) => json!({"ack": coming.written()}),
+            Err(error) => json!({"error": error.to_string()}),
         };
-    }
-}
-
-fn keep(
-    store: &Store,
-    writing: &mut Option<Writing>,
-    first_line: &mut Vec<u8>,
-    data: &[u8],
-) -> Result<(), StoreError> {
-    if let Some(writing) = writing {
-        return writing.write(data);
-    }
-    first_line.extend_from_slice(data);
-    match first_line.iter().position(|byte| *byte == b'\n') {
-        Some(end) => {
-            let mut begun = store.begin(&first_line[..=end])?;
-            begun.write(&first_line[end + 1..])?;
-            *writing = Some(begun);
-            Ok(())
-        }
-        None if first_line.len() > MAX_HEADER => {
-            Err(StoreError::Header("its first line has no end".to_owned()))
-        }
-        None => Ok(()),
+        tell(&mut acks, &last).await;
     }
 }
 

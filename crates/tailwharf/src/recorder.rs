@@ -41,7 +41,7 @@ pub(crate) async fn run(args: RecorderArgs, stop: CancellationToken) -> Result<E
             let recording = store.read(&recording)?;
             #[expect(clippy::disallowed_methods, reason = "a recording is played in its own time")]
             let pause = std::thread::sleep;
-            tokio::task::block_in_place(|| play(recording, &mut io::stdout().lock(), pace, pause))?;
+            tokio::task::spawn_blocking(move || play(recording, &mut io::stdout(), pace, pause)).await??;
         }
         None => {
             // The device leads its port here, so that only the tailnet reaches it.
