@@ -77,7 +77,7 @@ impl Inflater {
     fn check_header(&self) -> Result<(), Malformed> {
         let valid = self.header[0] & 0x0f == 8
             && self.header[1] & NEEDS_DICTIONARY != 0
-            && u16::from_be_bytes([self.header[0], self.header[1]]) % 31 == 0
+            && u16::from_be_bytes([self.header[0], self.header[1]]).is_multiple_of(31)
             && self.header[2..] == dictionary::CHECKSUM.to_be_bytes();
         valid
             .then_some(())

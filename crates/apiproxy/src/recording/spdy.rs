@@ -249,7 +249,7 @@ impl Session {
             return Ok(());
         }
         let id = u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) & 0x7fff_ffff;
-        if id % 2 == 0 || id <= self.last {
+        if id.is_multiple_of(2) || id <= self.last {
             return Err(Malformed(
                 "a client's stream has a number that is even or came before",
             ));
