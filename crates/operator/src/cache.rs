@@ -14,6 +14,8 @@ use serde::de::DeserializeOwned;
 use tailwharf_kube_types::Parent;
 use tokio::sync::watch;
 
+use crate::error::is_not_found;
+
 /// Name of an object within its kind.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct ObjectKey {
@@ -47,10 +49,31 @@ pub(crate) struct Change<'a, V> {
     pub(crate) after: Option<&'a V>,
 }
 
+/// What the API server has told of a kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// Nothing yet.
+    Nothing,
+    /// That there is no such kind, so far.
+    Absent,
+    /// Its objects.
+    Listed,
+}
+
+/// What happens to a watch.
+pub(crate) enum News<'a> {
+    /// The API server does not know the kind. Told once.
+    Absent,
+    /// It knows it now.
+    Appeared,
+    /// The watch broke and begins again.
+    Broke(&'a watcher::Error),
+}
+
 /// The objects `W` of one kind as the last watch event left them, each as a view `V`.
 pub(crate) struct Cache<W, V = W> {
     objects: RwLock<Objects<V>>,
-    synced: watch::Sender<bool>,
+    known: watch::Sender<Known>,
     view: fn(W) -> V,
     parent: fn(&V) -> Option<Parent>,
 }
@@ -80,7 +103,7 @@ where
         };
         Self {
             objects: RwLock::new(objects),
-            synced: watch::Sender::new(false),
+            known: watch::Sender::new(Known::Nothing),
             view,
             parent,
         }
@@ -114,15 +137,14 @@ where
         self.read(|objects| objects.by_key.keys().cloned().collect())
     }
 
-    /// Returns once the first list is here.
-    pub(crate) async fn synced(&self) {
-        // The sender lives as long as `self`, so the awaited outcome is the only one.
-        let _ = self.synced.subscribe().wait_for(|synced| *synced).await;
+    /// What is known of the kind, now and later.
+    pub(crate) fn known(&self) -> watch::Receiver<Known> {
+        self.known.subscribe()
     }
 
-    /// Whether the first list is here.
-    pub(crate) fn is_synced(&self) -> bool {
-        *self.synced.borrow()
+    /// Whether the first list is here: without it, an object that is not found may exist all the same.
+    pub(crate) fn is_listed(&self) -> bool {
+        *self.known.borrow() == Known::Listed
     }
 
     /// Takes the answer to a write of our own, so that the next look does not see the time before it.
@@ -142,7 +164,7 @@ where
         api: Api<W>,
         config: watcher::Config,
         mut changed: impl FnMut(&Change<'_, V>),
-        mut failed: impl FnMut(&watcher::Error),
+        mut tell: impl FnMut(&News<'_>),
     ) {
         let mut listed = HashMap::new();
         let mut events = std::pin::pin!(watcher(api, config).default_backoff());
@@ -159,7 +181,13 @@ where
                         },
                     );
                 }
-                Ok(Event::InitDone) => self.replace(std::mem::take(&mut listed), &mut changed),
+                Ok(Event::InitDone) => {
+                    let before = *self.known.borrow();
+                    self.replace(std::mem::take(&mut listed), &mut changed);
+                    if before == Known::Absent {
+                        tell(&News::Appeared);
+                    }
+                }
                 Ok(Event::Apply(object)) => {
                     let (key, version) = (ObjectKey::of(&object), version(&object));
                     self.write(|objects| objects.seen = objects.seen.max(version));
@@ -179,7 +207,12 @@ where
                         });
                     }
                 }
-                Err(error) => failed(&error),
+                Err(error) if is_of_unknown_kind(&error) && !self.is_listed() => {
+                    if self.known.send_replace(Known::Absent) != Known::Absent {
+                        tell(&News::Absent);
+                    }
+                }
+                Err(error) => tell(&News::Broke(&error)),
             }
         }
     }
@@ -219,7 +252,7 @@ where
             }
             before
         });
-        self.synced.send_replace(true);
+        self.known.send_replace(Known::Listed);
         for key in &keys {
             let known = before.remove(key);
             let Some((version, after)) = self.read(|objects| {
@@ -284,6 +317,11 @@ impl<V> Objects<V> {
         }
         Some(view)
     }
+}
+
+/// Whether the API server answered that there is no such kind.
+fn is_of_unknown_kind(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::InitialListFailed(source) if is_not_found(source))
 }
 
 /// Resource versions of one kind grow: they are revisions of etcd, and Kubernetes promises so since 1.35.
@@ -380,7 +418,7 @@ mod tests {
             &cache,
             [object("a", 1, "1"), object("b", 2, "2"), object("c", 3, "3")],
         );
-        assert!(cache.is_synced());
+        assert!(cache.is_listed());
         let text = |text: &str| Some(text.to_owned());
         assert_eq!(
             list(

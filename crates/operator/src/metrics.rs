@@ -40,6 +40,8 @@ pub(crate) struct Gauges {
     pub(crate) leader: bool,
     pub(crate) identities: usize,
     pub(crate) identities_ready: usize,
+    /// Kinds that the API server does not know.
+    pub(crate) kinds_absent: Vec<&'static str>,
 }
 
 impl Metrics {
@@ -116,7 +118,16 @@ impl Metrics {
             leader,
             identities,
             identities_ready,
+            kinds_absent,
         } = gauges;
+        text += &header(
+            "tailwharf_operator_kind_absent",
+            "gauge",
+            "1 for each kind that the Kubernetes API does not know, which the operator goes on without.",
+        );
+        for kind in kinds_absent {
+            let _ = writeln!(text, "tailwharf_operator_kind_absent{{kind=\"{kind}\"}} 1");
+        }
         for (name, help, value) in [
             (
                 "tailwharf_operator_queue_depth",
@@ -201,6 +212,7 @@ mod tests {
             leader: true,
             identities: 3,
             identities_ready: 1,
+            kinds_absent: vec!["DNSConfig"],
         };
         insta::assert_snapshot!(metrics.render(&gauges));
     }

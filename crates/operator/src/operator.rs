@@ -136,9 +136,6 @@ impl Operator {
         check_cluster(&client, &world.settings.namespace).await?;
         check_credentials(control.as_ref(), &world.settings.login_server).await?;
         world.follow(&client, &metrics, &mut background);
-        if knows_service_ranges(&client).await {
-            world.follow_service_ranges(&client, &metrics, &mut background);
-        }
         tokio::select! {
             () = world.synced() => {}
             () = stop.cancelled() => return Ok(()),
@@ -265,11 +262,10 @@ struct Health {
 
 impl Pages for Health {
     fn ready(&self) -> Result<(), String> {
-        let missing = self.world.missing();
-        if missing.is_empty() {
-            Ok(())
-        } else {
-            Err(format!("waiting for the first list of {}", missing.join(", ")))
+        match self.world.missing() {
+            None => Err("looking at the cluster and the control server".to_owned()),
+            Some(missing) if missing.is_empty() => Ok(()),
+            Some(missing) => Err(format!("waiting for the first list of {}", missing.join(", "))),
         }
     }
 
@@ -289,16 +285,6 @@ async fn check_cluster(client: &Client, namespace: &str) -> Result<(), StartErro
         }),
         Err(source) => Err(StartError::Unreachable(source.into())),
     }
-}
-
-/// Whether the cluster tells the ranges of its Services. Nothing depends on them but warnings.
-async fn knows_service_ranges(client: &Client) -> bool {
-    let resources = client.list_api_group_resources("networking.k8s.io/v1").await;
-    resources.is_ok_and(|list| {
-        list.resources
-            .iter()
-            .any(|resource| resource.name == "servicecidrs")
-    })
 }
 
 /// Refused credentials are for people to change; a control server that does not answer may do so later.

@@ -21,9 +21,10 @@ use tailwharf_kube_types::dns_config::DNSConfig;
 use tailwharf_kube_types::{ConditionStatus, ConditionType, Connector, Identity, Parent, ProxyClass, names};
 use tailwharf_plan::identity::{Grants, Observed, SecretView};
 use tailwharf_plan::{Kind, ObjectRef, Settings, egress, nameserver, pool};
+use tokio::sync::watch;
 
 use self::connectors::NodeView;
-use crate::cache::{Cache, ObjectKey};
+use crate::cache::{Cache, Known, ObjectKey};
 use crate::exposing::Exposing;
 use crate::metrics::Gauges;
 use crate::queue::Queue;
@@ -83,6 +84,8 @@ pub(crate) struct World {
     dns_configs: Cache<DNSConfig>,
     deployments: Cache<Deployment>,
     config_maps: Cache<ConfigMap>,
+    /// The kinds that are watched, and what is known of each.
+    watched: RwLock<Vec<(&'static str, watch::Receiver<Known>)>>,
     /// The Secrets that the Roles of the pools name.
     granted: RwLock<Arc<Grants>>,
     /// The ports of pods that stand for ports of targets.
@@ -120,6 +123,7 @@ impl World {
             dns_configs: Cache::new(slim, |_| None),
             deployments: Cache::new(slim, parent_of),
             config_maps: Cache::new(slim_config_map, parent_of),
+            watched: RwLock::default(),
             granted: RwLock::default(),
             pod_ports: RwLock::default(),
         }
@@ -240,6 +244,7 @@ impl World {
             leader,
             identities: identities.len(),
             identities_ready: identities.iter().filter(|identity| ready(identity)).count(),
+            kinds_absent: self.absent(),
         }
     }
 

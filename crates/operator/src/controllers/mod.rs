@@ -53,6 +53,14 @@ pub(crate) struct Done {
 }
 
 impl Done {
+    /// Nothing was looked at, since the API server does not know the kind.
+    const fn left_alone() -> Self {
+        Self {
+            next: Next::OnChange,
+            result: "kind_absent",
+        }
+    }
+
     /// The same, but the key comes again in this time at the latest.
     fn within(self, wait: Duration) -> Self {
         let next = match self.next {

@@ -7,6 +7,10 @@ use super::{Context, Done, done};
 use crate::execute::NotLeading;
 
 pub(super) async fn reconcile(context: &Context, now: Timestamp) -> Result<Done, NotLeading> {
+    if !context.world.lists_dns_configs() {
+        // One that is not known may exist: what was made for it stays.
+        return Ok(Done::left_alone());
+    }
     let snapshot = context.world.nameserver();
     let plan = build(&snapshot, &context.world.settings);
     let executed = context.executor.execute(&plan).await?;

@@ -1,6 +1,6 @@
 //! Following the cluster: the watches that fill the caches, and what answers to own writes tell.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use kube::Client;
 use kube::api::{Api, DynamicObject, Resource};
@@ -10,57 +10,52 @@ use tailwharf_plan::Kind;
 use tokio::task::JoinSet;
 
 use super::{Key, World};
-use crate::cache::{Cache, Change};
+use crate::cache::{Cache, Change, Known, News};
 use crate::metrics::Metrics;
 
 impl World {
-    /// The kinds whose first list is not here yet.
-    pub(crate) fn missing(&self) -> Vec<&'static str> {
-        [
-            ("Services", self.services.is_synced()),
-            ("Connectors", self.connectors.is_synced()),
-            ("ProxyClasses", self.proxy_classes.is_synced()),
-            ("Nodes", self.nodes.is_synced()),
-            ("Identities", self.identities.is_synced()),
-            ("Ingresses", self.exposing.ingresses.is_synced()),
-            ("EndpointSlices", self.exposing.endpoints.is_synced()),
-            ("Secrets", self.secrets.is_synced()),
-            ("ServiceAccounts", self.service_accounts.is_synced()),
-            ("Roles", self.roles.is_synced()),
-            ("RoleBindings", self.role_bindings.is_synced()),
-            ("PodDisruptionBudgets", self.disruption_budgets.is_synced()),
-            ("StatefulSets", self.stateful_sets.is_synced()),
-            ("EndpointSlices", self.endpoint_slices.is_synced()),
-            ("DNSConfigs", self.dns_configs.is_synced()),
-            ("Deployments", self.deployments.is_synced()),
-            ("ConfigMaps", self.config_maps.is_synced()),
-        ]
-        .into_iter()
-        .filter_map(|(kind, synced)| (!synced).then_some(kind))
-        .collect()
+    /// The kinds of which the API server has told nothing yet; `None` before the watches begin.
+    pub(crate) fn missing(&self) -> Option<Vec<&'static str>> {
+        let begun = !self
+            .watched
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_empty();
+        begun.then(|| self.kinds_of(Known::Nothing))
     }
 
-    /// Returns once the first list of every kind is here.
+    /// The kinds that the API server does not know.
+    pub(crate) fn absent(&self) -> Vec<&'static str> {
+        self.kinds_of(Known::Absent)
+    }
+
+    fn kinds_of(&self, what: Known) -> Vec<&'static str> {
+        let watched = self.watched.read().unwrap_or_else(PoisonError::into_inner);
+        let kinds = watched.iter().filter(|(_, known)| *known.borrow() == what);
+        kinds.map(|(kind, _)| *kind).collect()
+    }
+
+    /// Returns once the API server has told of every kind.
     pub(crate) async fn synced(&self) {
-        tokio::join!(
-            self.services.synced(),
-            self.connectors.synced(),
-            self.proxy_classes.synced(),
-            self.nodes.synced(),
-            self.identities.synced(),
-            self.exposing.ingresses.synced(),
-            self.exposing.endpoints.synced(),
-            self.secrets.synced(),
-            self.service_accounts.synced(),
-            self.roles.synced(),
-            self.role_bindings.synced(),
-            self.disruption_budgets.synced(),
-            self.stateful_sets.synced(),
-            self.endpoint_slices.synced(),
-            self.dns_configs.synced(),
-            self.deployments.synced(),
-            self.config_maps.synced(),
-        );
+        let watched = self
+            .watched
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        for (_, mut known) in watched {
+            // The sender lives as long as `self`, so the awaited outcome is the only one.
+            let _ = known.wait_for(|known| *known != Known::Nothing).await;
+        }
+    }
+
+    /// Whether all Connectors are known.
+    pub(crate) fn lists_connectors(&self) -> bool {
+        self.connectors.is_listed()
+    }
+
+    /// Whether all DNSConfigs are known.
+    pub(crate) fn lists_dns_configs(&self) -> bool {
+        self.dns_configs.is_listed()
     }
 
     /// Starts the watches.
@@ -92,6 +87,15 @@ impl World {
             Self::class_changed,
         );
         self.watch_cluster(tasks, metrics, client, "Node", |world| &world.nodes, |_, _| ());
+        // Clusters before Kubernetes 1.33 need not know it.
+        self.watch_cluster(
+            tasks,
+            metrics,
+            client,
+            "ServiceCIDR",
+            |world| &world.service_ranges,
+            |_, _| (),
+        );
         self.watch_namespace(
             tasks,
             metrics,
@@ -156,12 +160,11 @@ impl World {
             |world| &world.endpoint_slices,
             Self::child_changed,
         );
-        self.watch(
+        self.watch_cluster(
             tasks,
             metrics,
+            client,
             "DNSConfig",
-            Api::all(client.clone()),
-            watcher::Config::default(),
             |world| &world.dns_configs,
             |world, _| world.queue.add(Key::Nameserver),
         );
@@ -180,23 +183,6 @@ impl World {
             "ConfigMap",
             |world| &world.config_maps,
             Self::child_changed,
-        );
-    }
-
-    /// Follows the ranges of Services. For clusters that tell them, which those before Kubernetes 1.33 need not do.
-    pub(crate) fn follow_service_ranges(
-        self: &Arc<Self>,
-        client: &Client,
-        metrics: &Arc<Metrics>,
-        tasks: &mut JoinSet<()>,
-    ) {
-        self.watch_cluster(
-            tasks,
-            metrics,
-            client,
-            "ServiceCIDR",
-            |world| &world.service_ranges,
-            |_, _| (),
         );
     }
 
@@ -266,16 +252,33 @@ impl World {
         W: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
         V: Send + Sync + 'static,
     {
+        self.watched
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push((kind, cache(self).known()));
         let (world, metrics) = (self.clone(), metrics.clone());
         // Small pages keep the peak of memory low while a large cluster is listed.
         let config = config.page_size(100);
         tasks.spawn(async move {
-            let failed = |error: &watcher::Error| {
-                metrics.watch_failed(kind);
-                tracing::warn!(kind, error = %error, "the watch broke; starting it again");
+            let tell = |news: &News<'_>| match news {
+                News::Absent => {
+                    tracing::warn!(
+                        kind,
+                        "the cluster does not know this kind; going on without it until it does"
+                    );
+                }
+                News::Appeared => {
+                    tracing::info!(kind, "the cluster knows this kind now");
+                    // What was left alone meanwhile.
+                    world.wake_all();
+                }
+                News::Broke(error) => {
+                    metrics.watch_failed(kind);
+                    tracing::warn!(kind, error = %error, "the watch broke; starting it again");
+                }
             };
             cache(&world)
-                .follow(api, config, |change| changed(&world, change), failed)
+                .follow(api, config, |change| changed(&world, change), tell)
                 .await;
         });
     }

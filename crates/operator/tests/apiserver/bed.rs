@@ -51,24 +51,7 @@ impl Bed {
     pub(crate) fn start() -> Result<Self> {
         let server = ApiServer::start()?;
         let kubectl = Kubectl::new(server.kubeconfig());
-        let manifest = |path: &str| workspace::root().join("deploy").join(path).display().to_string();
-        kubectl.run(&[
-            "apply",
-            "--server-side",
-            "-f",
-            &manifest("crds"),
-            "-f",
-            &manifest("operator.yaml"),
-        ])?;
-        kubectl.run(&[
-            "wait",
-            "--for",
-            "condition=established",
-            "crd",
-            "--all",
-            "--timeout",
-            "20s",
-        ])?;
+        install(&kubectl)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -85,6 +68,23 @@ impl Bed {
             tailnet,
         })
     }
+}
+
+/// Applies the manifests of tailwharf.
+fn install(kubectl: &Kubectl) -> Result<()> {
+    let manifest = |path: &str| workspace::root().join("deploy").join(path).display().to_string();
+    let (crds, operator) = (manifest("crds"), manifest("operator.yaml"));
+    kubectl.run(&["apply", "--server-side", "-f", &crds, "-f", &operator])?;
+    let wait = [
+        "wait",
+        "--for",
+        "condition=established",
+        "crd",
+        "--all",
+        "--timeout",
+        "20s",
+    ];
+    kubectl.run(&wait).map(drop)
 }
 
 async fn client(kubeconfig: &Path, agent: &str, account: Option<&str>) -> Result<Client> {
@@ -153,6 +153,15 @@ impl Running {
 pub(crate) type Request = (String, String, String);
 
 impl Cluster {
+    pub(crate) fn kubectl(&self) -> Kubectl {
+        Kubectl::new(self.server.kubeconfig())
+    }
+
+    /// Applies the manifests of tailwharf again.
+    pub(crate) fn install(&self) -> Result<()> {
+        install(&self.kubectl())
+    }
+
     pub(crate) fn operate(&mut self, control: Arc<Fake>) -> Result<Running> {
         self.operate_as(control, "operator-0")
     }

@@ -14,7 +14,7 @@ use tailwharf_kube_types::{Connector, Identity, ProxyClass};
 use crate::bed::{Bed, Cluster, NAMESPACE, exposed, until};
 
 impl Cluster {
-    fn connectors(&self) -> Api<Connector> {
+    pub(crate) fn connectors(&self) -> Api<Connector> {
         Api::all(self.client.clone())
     }
 
@@ -22,7 +22,7 @@ impl Cluster {
         Api::all(self.client.clone())
     }
 
-    async fn connector(&self, name: &str, spec: Value) -> Result<()> {
+    pub(crate) async fn connector(&self, name: &str, spec: Value) -> Result<()> {
         let body = json!({"apiVersion": "tailscale.com/v1alpha1", "kind": "Connector", "metadata": {"name": name}, "spec": spec});
         self.connectors()
             .create(&PostParams::default(), &serde_json::from_value(body)?)
@@ -60,7 +60,7 @@ impl Cluster {
     }
 
     /// Waits for the Identities of a Connector.
-    async fn devices(&self, connector: &str, count: usize) -> Result<Vec<Identity>> {
+    pub(crate) async fn devices(&self, connector: &str, count: usize) -> Result<Vec<Identity>> {
         let selector =
             format!("tailscale.com/parent-resource-type=connector,tailscale.com/parent-resource={connector}");
         until("the Identities", async || {

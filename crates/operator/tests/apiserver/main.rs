@@ -7,6 +7,7 @@ mod connectors;
 mod egress;
 mod faults;
 mod ingress;
+mod kinds;
 mod life;
 
 use std::process::ExitCode;
@@ -71,6 +72,10 @@ fn main() -> ExitCode {
             (
                 "a_class_selects_a_pool_and_keeps_the_key",
                 connectors::a_class_selects_a_pool_and_keeps_the_key,
+            ),
+            (
+                "kinds_that_the_cluster_does_not_know_are_done_without",
+                kinds::kinds_that_the_cluster_does_not_know_are_done_without,
             ),
             (
                 "an_invalid_hostname_makes_nothing",
