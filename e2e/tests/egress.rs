@@ -1,5 +1,6 @@
 //! Two clusters on one tailnet: pods of B reach Services of A by a Service of their own.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -14,6 +15,8 @@ use tailwharf_testkit::{Cluster, Lab};
 /// Sends one datagram and prints what comes back.
 const UDP_CLIENT: &str = "import socket,sys\ns=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\ns.settimeout(2)\ns.sendto(b'over udp',(sys.argv[1],int(sys.argv[2])))\nprint(s.recv(2048).decode())\n";
 const EXPOSE: &str = "tailscale.com/expose: \"true\"";
+/// A's Service range as that of site 7.
+const SITE: &str = "fd7a:115c:a1e0:b1a:0:7:a60:0/112";
 const SUFFIX: &str = tailwharf_testkit::tailnet::SUFFIX;
 
 /// Fields are dropped in order: B before the tailnet that it is on.
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         &[
             ("a_pod_of_b_reaches_a_service_of_a_by_name", by_name),
             ("datagrams_and_addresses", datagrams_and_addresses),
+            ("addresses_behind_a_connector", behind_a_connector),
             ("a_killed_host_is_replaced", host_killed),
             ("targets_that_cannot_be_reached_are_told", told),
             ("an_exposed_service_becomes_egress_and_back", changes_its_mind),
@@ -196,6 +200,39 @@ fn datagrams_and_addresses(fixture: &mut Fixture) -> Result<()> {
         fixture.delete(&name)?;
     }
     Ok(())
+}
+
+/// Both clusters have the same Service range, so what is reached by the address of site 7 is surely in A.
+fn behind_a_connector(fixture: &mut Fixture) -> Result<()> {
+    let connector = format!(
+        "apiVersion: tailscale.com/v1alpha1\nkind: Connector\nmetadata: {{name: site}}\nspec: {{subnetRouter: {{advertiseRoutes: [10.96.0.0/16, \"{SITE}\"]}}}}\n"
+    );
+    fixture.a.kubectl().apply(&connector)?;
+    eventually("the tailnet routes A's Services", || {
+        let connector = fixture.a.kubectl().get(&["connector", "site"])?;
+        let (status, reason, message) = condition(&connector, "RoutesApproved")?;
+        ensure!(status == "True", "{reason}: {message}");
+        Ok(())
+    })
+    .with_context(|| fixture.a.cluster.dump(NAMESPACE))?;
+    let web = fixture.a.kubectl().get(&["service", "web", "-n", "default"])?;
+    let address: Ipv4Addr = web["spec"]["clusterIP"]
+        .as_str()
+        .context("web has no address")?
+        .parse()?;
+    let [_, _, third, last] = address.octets();
+    let of_site = format!("fd7a:115c:a1e0:b1a:0:7:a60:{third:02x}{last:02x}");
+    for (name, target) in [("routed", address.to_string()), ("of-site", of_site)] {
+        fixture.reach(name, "tailnet-ip", &target, "[{port: 80}]")?;
+        fixture.ready(name)?;
+        fixture.page(&format!("http://{name}/"))?;
+        fixture.delete(name)?;
+    }
+    fixture
+        .a
+        .kubectl()
+        .run(&["delete", "connector", "site", "--wait=true", "--timeout=30s"])
+        .map(drop)
 }
 
 fn host_killed(fixture: &mut Fixture) -> Result<()> {

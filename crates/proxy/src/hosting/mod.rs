@@ -255,6 +255,7 @@ impl Hosting {
             }
             .to_owned(),
             routes: router.routes,
+            accept_routes: reaches_routes(spec),
             app_connector: router.app_connector,
             wake: self.recent_peers(),
             ..NodeConfig::new(spec.login_server.parse().ok()?, spec.hostname.as_str())
@@ -465,6 +466,11 @@ impl Hosting {
     }
 }
 
+/// Whether a device goes by what peers route: targets of egress may stand behind a subnet router, or in a site of 4via6.
+fn reaches_routes(spec: &IdentitySpec) -> bool {
+    spec.egress.is_some()
+}
+
 /// What a node tells the control server of a spec, and may change while it runs.
 fn prefs(spec: &IdentitySpec) -> Prefs {
     let router = spec.router.clone().unwrap_or_default();
@@ -472,6 +478,7 @@ fn prefs(spec: &IdentitySpec) -> Prefs {
         hostname: spec.hostname.as_str().to_owned(),
         tags: spec.tags.iter().map(|tag| tag.as_str().to_owned()).collect(),
         routes: router.routes,
+        accept_routes: reaches_routes(spec),
         app_connector: router.app_connector,
         ..Prefs::default()
     }
