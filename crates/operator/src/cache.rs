@@ -190,8 +190,9 @@ where
                 }
                 Ok(Event::Apply(object)) => {
                     let (key, version) = (ObjectKey::of(&object), version(&object));
-                    self.write(|objects| objects.seen = objects.seen.max(version));
                     self.put(&key, version, object, &mut changed);
+                    // Only now: an answer that is left to the watch is in the cache then.
+                    self.write(|objects| objects.seen = objects.seen.max(version));
                 }
                 Ok(Event::Delete(object)) => {
                     let (key, version) = (ObjectKey::of(&object), version(&object));
