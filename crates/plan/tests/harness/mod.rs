@@ -7,12 +7,13 @@ mod snapshots;
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Secret, Service};
+use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
 use tailwharf_kube_types::Identity;
 use tailwharf_kube_types::contract::PARKED_POOL;
 use tailwharf_kube_types::secret::SecretText;
+use tailwharf_plan::identity::SecretView;
 use tailwharf_plan::ingress::{self, CertificateSecret};
 use tailwharf_plan::service::{self, Problem, Validated};
 use tailwharf_plan::{
