@@ -107,6 +107,15 @@ impl Fixture {
 }
 
 fn subnet_router(fixture: &mut Fixture) -> Result<()> {
+    let pod = fixture.field(
+        &["pods", "-l", "app=nginx", "-n", "default"],
+        "/items/0/status/podIP",
+    )?;
+    let service = fixture.field(&["service", "kubernetes", "-n", "default"], "/spec/clusterIP")?;
+    ensure!(
+        fixture.lab.laptop.curl(&format!("http://{pod}/")).is_err(),
+        "the laptop reaches the pod without the Connector"
+    );
     let networks = NETWORKS.join(", ");
     fixture.apply(
         "cluster",
@@ -114,17 +123,7 @@ fn subnet_router(fixture: &mut Fixture) -> Result<()> {
     )?;
     fixture.condition("cluster", "ConnectorReady", "ConnectorCreated")?;
     fixture.condition("cluster", "RoutesApproved", "RoutesApproved")?;
-    let pod = fixture.field(
-        &["pods", "-l", "app=nginx", "-n", "default"],
-        "/items/0/status/podIP",
-    )?;
-    let service = fixture.field(&["service", "kubernetes", "-n", "default"], "/spec/clusterIP")?;
     let lab = &fixture.lab;
-    ensure!(
-        lab.laptop.curl(&format!("http://{pod}/")).is_err(),
-        "the laptop reaches the pod without the Connector"
-    );
-    lab.laptop.run(&["set", "--accept-routes"])?;
     let page = lab.reachable(&format!("http://{pod}/"))?;
     ensure!(page.contains("Welcome to nginx!"), "{page}");
     let api = lab
@@ -147,7 +146,6 @@ fn subnet_router(fixture: &mut Fixture) -> Result<()> {
         code == "200" || code == "401" || code == "403",
         "the API server's Service answers {code}"
     );
-    lab.laptop.run(&["set", "--accept-routes=false"])?;
     fixture.delete("cluster", "cluster-connector")
 }
 
