@@ -11,11 +11,11 @@ use crate::execute::NotLeading;
 use crate::world::World;
 
 pub(super) async fn reconcile(context: &Context, name: &str, now: Timestamp) -> Result<Done, NotLeading> {
-    if !context.world.lists_connectors() {
+    let settings = &context.world.settings;
+    if !context.world.lists_connectors() && !settings.releasing {
         // One that is not known may exist: its devices stay.
         return Ok(Done::left_alone());
     }
-    let settings = &context.world.settings;
     let snapshot = fetch(&context.world, name);
     let validated = validate(&snapshot, settings);
     let plan = validated

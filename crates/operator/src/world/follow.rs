@@ -96,6 +96,19 @@ impl World {
             |world| &world.service_ranges,
             |_, _| (),
         );
+        self.watch_cluster(
+            tasks,
+            metrics,
+            client,
+            "DNSConfig",
+            |world| &world.dns_configs,
+            |world, _| world.queue.add(Key::Nameserver),
+        );
+        self.follow_own(client, metrics, tasks);
+    }
+
+    /// Starts the watches of what is made in the operator's namespace.
+    fn follow_own(self: &Arc<Self>, client: &Client, metrics: &Arc<Metrics>, tasks: &mut JoinSet<()>) {
         self.watch_namespace(
             tasks,
             metrics,
@@ -159,14 +172,6 @@ impl World {
             "EndpointSlice",
             |world| &world.endpoint_slices,
             Self::child_changed,
-        );
-        self.watch_cluster(
-            tasks,
-            metrics,
-            client,
-            "DNSConfig",
-            |world| &world.dns_configs,
-            |world, _| world.queue.add(Key::Nameserver),
         );
         self.watch_namespace(
             tasks,
