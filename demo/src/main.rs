@@ -47,6 +47,7 @@ fn play() -> Result<bool> {
     let needs = [
         Need::Root,
         Need::Cluster,
+        Need::Helm,
         Need::OfficialClient,
         Need::Binary,
         Need::Image,
@@ -56,7 +57,7 @@ fn play() -> Result<bool> {
     }
     let mut stage = Stage::new();
     stage.act("Setting the stage");
-    let lab = Lab::start(NAME, Path::new(DIR), |step| stage.progress(step));
+    let lab = Lab::without_operator(NAME, Path::new(DIR), &[], |step| stage.progress(step));
     let lab = match lab {
         Ok(lab) => lab,
         Err(error) => {

@@ -9,6 +9,9 @@ use tailwharf_testkit::process::{describe, output};
 /// Lines of one command's output that are shown.
 const SHOWN: usize = 16;
 
+/// What stands before a secret in a command.
+const SECRET: &str = "oauth.clientSecret=";
+
 /// Prints the play and counts its checks.
 #[derive(Debug)]
 pub(crate) struct Stage {
@@ -87,6 +90,13 @@ impl Stage {
 /// The command as the person of the story types it: without the namespace, socket and kubeconfig of this machine.
 fn plain(command: &Command) -> String {
     let text = describe(command);
+    let text = match text.split_once(SECRET) {
+        None => text,
+        Some((before, rest)) => {
+            let after = rest.split_once(' ').map_or("", |(_, after)| after);
+            format!("{before}{SECRET}… {after}")
+        }
+    };
     let hidden = ["--socket=", "--request-timeout="];
     let words = text
         .split_whitespace()

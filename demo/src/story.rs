@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use anyhow::{Result, ensure};
+use tailwharf_testkit::helm::{self, Release};
 use tailwharf_testkit::lab::{NAMESPACE, NGINX};
 use tailwharf_testkit::process::Process;
 use tailwharf_testkit::wait::eventually;
@@ -39,6 +40,15 @@ pub(crate) fn play(stage: &mut Stage, lab: &Lab) -> Result<Cluster> {
 
 fn installed(stage: &mut Stage, lab: &Lab) -> Result<()> {
     stage.act("The operator is installed");
+    stage.show("admin", &mut kubectl(lab, &["create", "namespace", NAMESPACE]))?;
+    let restricted = "pod-security.kubernetes.io/enforce=restricted";
+    stage.show(
+        "admin",
+        &mut kubectl(lab, &["label", "namespace", NAMESPACE, restricted]),
+    )?;
+    let options = helm::options(&lab.tailnet)?;
+    stage.show("admin", &mut Release::of(lab.kubectl()).upgrade(&options))?;
+    lab.ready()?;
     let pods = stage.show("admin", &mut kubectl(lab, &["get", "pods", "-n", NAMESPACE]))?;
     stage.check(
         "the operator and two proxy pods run, without privileges",

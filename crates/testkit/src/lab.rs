@@ -71,6 +71,22 @@ impl Lab {
         variables: &[(&str, &str)],
         progress: impl Fn(&str),
     ) -> Result<Self> {
+        let lab = Self::without_operator(name, dir, variables, &progress)?;
+        progress("the operator");
+        lab.install()?;
+        Ok(lab)
+    }
+
+    /// All but the operator.
+    ///
+    /// # Errors
+    /// When a part does not come up.
+    pub fn without_operator(
+        name: &str,
+        dir: &Path,
+        variables: &[(&str, &str)],
+        progress: impl Fn(&str),
+    ) -> Result<Self> {
         Self::remove(name, dir)?;
         fs::create_dir_all(dir)?;
         progress("a Kubernetes cluster: API server, kubelet, containerd, kube-proxy, CoreDNS");
@@ -94,8 +110,6 @@ impl Lab {
             place: Place(dir.to_path_buf()),
         };
         lab.record()?;
-        progress("the operator");
-        lab.install()?;
         Ok(lab)
     }
 
