@@ -1,5 +1,6 @@
 //! First light on a real cluster: Services reached from the official client through operator, proxy, node and relay.
 
+use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
@@ -11,6 +12,7 @@ use tailwharf_testkit::lab::{ECHO, NAMESPACE, NGINX};
 use tailwharf_testkit::process::run;
 use tailwharf_testkit::requirements::Need;
 use tailwharf_testkit::wait::eventually;
+use tailwharf_testkit::workspace;
 
 /// A client in a few lines: sends one datagram and prints what comes back.
 const UDP_CLIENT: &str = "import socket,sys\ns=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\ns.settimeout(2)\ns.sendto(b'over udp',(sys.argv[1],int(sys.argv[2])))\nprint(s.recv(2048).decode())\n";
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
             ("a_killed_operator_converges", operator_killed),
             ("a_killed_coordinator_changes_nothing", coordinator_killed),
             ("ipv6_of_service_and_laptop", ipv6),
+            ("the_coordinator_runs_in_a_cluster", coordinator_in_a_cluster),
             ("clean_up_leaves_nothing", clean_up),
         ],
     )
@@ -538,6 +541,46 @@ fn ipv6(fixture: &mut Fixture) -> Result<()> {
         fixture.delete(name)?;
     }
     Ok(())
+}
+
+/// By its manifest, with its store on a volume of the node; a pod that is made anew finds what the one before wrote.
+fn coordinator_in_a_cluster(fixture: &mut Fixture) -> Result<()> {
+    let kubectl = fixture.lab.kubectl();
+    let volume = fixture.lab.dir().join("volume");
+    fs::create_dir_all(&volume)?;
+    let node = kubectl.run(&["get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"])?;
+    kubectl.apply(&format!(
+        "apiVersion: v1\nkind: PersistentVolume\nmetadata: {{name: coordinator}}\nspec: {{capacity: {{storage: 1Gi}}, accessModes: [ReadWriteOnce], local: \
+         {{path: {path}}}, nodeAffinity: {{required: {{nodeSelectorTerms: [{{matchExpressions: [{{key: kubernetes.io/hostname, operator: In, values: \
+         [{node}]}}]}}]}}}}}}\n",
+        path = volume.display(),
+    ))?;
+    let manifest = fs::read_to_string(workspace::root().join("deploy/coordinator.yaml"))?;
+    kubectl.apply(&manifest)?;
+    let admin = |words: &[&str]| {
+        let command = [
+            "exec",
+            "coordinator-0",
+            "-n",
+            NAMESPACE,
+            "--",
+            "/tailwharf",
+            "coordinator",
+        ];
+        let config = ["--config", "/etc/tailwharf/coordinator.toml"];
+        eventually("the coordinator in the cluster obeys", || {
+            kubectl.run(&[&command[..], &config, words].concat())
+        })
+    };
+    admin(&["user", "create", "carol@example.com", "--role", "owner"])?;
+    kubectl.run(&["delete", "pod", "coordinator-0", "-n", NAMESPACE, "--wait=true"])?;
+    let users = admin(&["user", "list"])?;
+    ensure!(users.contains("carol@example.com"), "{users}");
+    let made = "statefulset/coordinator,service/coordinator,configmap/coordinator,pvc/data-coordinator-0";
+    for kind in made.split(',') {
+        kubectl.run(&["delete", kind, "-n", NAMESPACE, "--wait=true"])?;
+    }
+    kubectl.run(&["delete", "persistentvolume/coordinator"]).map(drop)
 }
 
 fn clean_up(fixture: &mut Fixture) -> Result<()> {
