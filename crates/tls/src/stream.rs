@@ -49,6 +49,8 @@ pub struct TlsStream<T, S> {
     /// Sealed, and not sent yet.
     unsent: BytesMut,
     progress: Progress,
+    /// What is to be told once everything that came before it was read.
+    failure: Option<io::Error>,
     closed: bool,
 }
 
@@ -114,6 +116,7 @@ where
             plain: BytesMut::new(),
             unsent: BytesMut::new(),
             progress: Progress::Shaking,
+            failure: None,
             closed: false,
         };
         let (_, progress) = session::open(&mut stream.session, &mut [], &mut stream.unsent, |_| {})?;
@@ -210,9 +213,6 @@ where
             return Poll::Ready(Ok(()));
         }
         loop {
-            if this.progress == Progress::Failed {
-                return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-            }
             if !this.plain.is_empty() {
                 let len = this.plain.len().min(buf.remaining());
                 buf.put_slice(&this.plain[..len]);
@@ -221,14 +221,24 @@ where
                     this.plain = BytesMut::new();
                 }
             }
-            if buf.filled().len() > before || this.progress == Progress::PeerClosed {
+            if buf.filled().len() > before {
                 return Poll::Ready(Ok(()));
             }
-            ready!(this.poll_records(cx, buf))?;
-            // An answer of the session itself must not wait for the next write. If there is no room, the next flush sends it.
-            if let Poll::Ready(Err(error)) = this.poll_send(cx) {
-                return Poll::Ready(Err(error));
+            if let Some(failure) = this.failure.take() {
+                return Poll::Ready(Err(failure));
             }
+            match this.progress {
+                Progress::PeerClosed => return Poll::Ready(Ok(())),
+                Progress::Failed => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+                Progress::Shaking | Progress::Open => {}
+            }
+            let read = ready!(this.poll_records(cx, buf));
+            // An answer of the session itself must not wait for the next write. If there is no room, the next flush sends it.
+            let sent = match this.poll_send(cx) {
+                Poll::Ready(sent) => sent,
+                Poll::Pending => Ok(()),
+            };
+            this.failure = read.and(sent).err();
         }
     }
 }

@@ -165,6 +165,21 @@ async fn after_a_broken_record_nothing_works_and_nothing_panics() {
 }
 
 #[tokio::test]
+async fn what_came_before_a_broken_record_is_read_and_then_the_failure_told() {
+    for room in [2, 100] {
+        let (mut client, mut server) = pair(1 << 20).await;
+        client.write_all(b"whole").await.unwrap();
+        client.flush().await.unwrap();
+        client.inner.write_all(&[23, 3, 3, 0, 30]).await.unwrap();
+        client.inner.write_all(&[7; 30]).await.unwrap();
+        let mut received = Vec::with_capacity(room);
+        let error = server.read_to_end(&mut received).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        assert_eq!(received, b"whole");
+    }
+}
+
+#[tokio::test]
 async fn a_change_of_keys_goes_unnoticed() {
     let (near, mut far) = duplex(1 << 20);
     let configs = configs();
