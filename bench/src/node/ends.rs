@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use tailwharf_testkit::process::Process;
 use tailwharf_testkit::wait::eventually;
 use tailwharf_testkit::{Bridge, Namespace, OfficialClient, Tailnet, workspace};
@@ -183,12 +185,16 @@ pub(super) fn coordinator(tailnet: &Tailnet) -> Result<u32> {
     Ok(pid.parse()?)
 }
 
-/// What is in `node.json` under `name`.
-pub(super) fn state(dir: &Path, name: &str) -> Result<String> {
+/// The private node key in `node.json`, which has the layout of `tailscaled`.
+pub(super) fn node_key(dir: &Path) -> Result<String> {
     let text = fs::read_to_string(dir.join("node.json"))?;
-    let value: serde_json::Value = serde_json::from_str(&text)?;
-    Ok(value[name]
-        .as_str()
-        .with_context(|| format!("no {name}"))?
-        .to_owned())
+    let file: serde_json::Value = serde_json::from_str(&text)?;
+    let value = |name: &str| -> Result<Vec<u8>> {
+        let encoded = file[name].as_str().with_context(|| format!("no {name}"))?;
+        Ok(BASE64_STANDARD.decode(encoded)?)
+    };
+    let current = String::from_utf8(value("_current-profile")?)?;
+    let profile: serde_json::Value = serde_json::from_slice(&value(&current)?)?;
+    let key = profile["Config"]["PrivateNodeKey"].as_str();
+    Ok(key.context("no node key")?.to_owned())
 }

@@ -13,7 +13,7 @@ use tailwharf_testkit::process::Process;
 use tailwharf_testkit::wait::eventually;
 use tailwharf_testkit::workspace;
 
-use super::ends::{Pair, World, coordinator, state};
+use super::ends::{Pair, World, coordinator, node_key};
 use super::tools::{Carried, Cost, carried, flood, stream};
 use crate::figures::{Bar, Figures};
 
@@ -96,7 +96,7 @@ fn node_keys(world: &World) -> Result<Vec<String>> {
         let node = world.node_here(name, &[])?;
         world.address(name)?;
         node.process.stop()?;
-        keys.push(state(&world.folder(name)?, "node_key")?);
+        keys.push(node_key(&world.folder(name)?)?);
     }
     Ok(keys)
 }
