@@ -3,12 +3,14 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tailwharf_testkit::process::Process;
+use tailwharf_testkit::process::{Process, run};
+use tailwharf_testkit::wait::eventually;
+use tailwharf_testkit::workspace;
 
 use super::ends::World;
-use super::tools::{number, path, resident, said};
+use super::tools::{held, number, path, resident, said};
 use crate::figures::{Bar, Figures};
 
 /// Identities that are all active.
@@ -35,14 +37,25 @@ pub(super) fn measure(figures: &mut Figures, world: &World) -> Result<()> {
     );
 
     let watcher_world = World::start()?;
-    let watcher = watcher_world.node_here("watcher", &[])?;
+    let socket = watcher_world
+        .folder("watcher")?
+        .join("socket")
+        .display()
+        .to_string();
+    let watcher = watcher_world.node_here("watcher", &["--socket", &socket])?;
     watcher_world.address("watcher")?;
-    let before = resident(watcher.pid())?;
+    let before = held(watcher.pid())?;
     let idle = Crowd::start(&watcher_world, "idle", IDLE)?;
     // Maps of late comers are still on their way when the last one is online.
-    #[expect(clippy::disallowed_methods, reason = "a thread that measures, in no runtime")]
-    std::thread::sleep(Duration::from_secs(5));
-    let peers = resident(watcher.pid())? - before;
+    eventually("the watcher sees them all", || {
+        let mut command = std::process::Command::new(workspace::tailwharf());
+        let status = run(command.args(["status", "--output", "json", "--socket", &socket]))?;
+        let status: Value = serde_json::from_str(&status)?;
+        let seen = status["peers"].as_array().map_or(0, Vec::len);
+        ensure!(seen >= IDLE, "{seen} of {IDLE}");
+        Ok(())
+    })?;
+    let peers = held(watcher.pid())? - before;
     figures.add(
         "node.crowd.idle_peer",
         peers * 1024.0 / IDLE as f64,
@@ -97,7 +110,7 @@ impl Crowd {
             .args(["send", world.tailnet.url(), "sender", &streams.to_string(), "3"])
             .args(&self.addresses)
             .env("TS_AUTHKEY", world.auth_key()?);
-        let text = tailwharf_testkit::process::run(&mut command)?;
+        let text = run(&mut command)?;
         let line = text.lines().last().context("no result")?;
         let result: Value = serde_json::from_str(line).with_context(|| text.clone())?;
         Ok(number(&result, "bytes")? * 8.0 / number(&result, "seconds")? / 1e9)

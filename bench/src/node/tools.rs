@@ -111,6 +111,11 @@ pub(super) fn resident(pid: u32) -> Result<f64> {
     status(pid, "VmRSS:")
 }
 
+/// Memory of a process that is its own, in MiB: without code, which comes and goes whatever the process holds.
+pub(super) fn held(pid: u32) -> Result<f64> {
+    status(pid, "RssAnon:")
+}
+
 fn status(pid: u32, name: &str) -> Result<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).with_context(|| format!("process {pid}"))?;
     let line = text.lines().find_map(|line| line.strip_prefix(name));

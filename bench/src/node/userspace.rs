@@ -6,7 +6,7 @@ use tailwharf_testkit::process::Process;
 use tailwharf_testkit::wait::eventually;
 
 use super::ends::{Ours, World};
-use super::tools::{Carried, PORT, flood, high_water, number, resident, said, serve, stream, within};
+use super::tools::{Carried, PORT, flood, held, high_water, number, said, serve, stream, within};
 use crate::figures::{Bar, Figures};
 
 const IDLE: usize = 5_000;
@@ -120,12 +120,12 @@ fn look(ends: &Ends<'_>) -> Result<Measured> {
 
 /// What open connections cost that carry nothing.
 fn idle(figures: &mut Figures, world: &World, ends: &Ends<'_>, alone: Carried) -> Result<()> {
-    let before = resident(ends.pids[1])?;
+    let before = held(ends.pids[1])?;
     let mut command = within(ends.client, "flood");
     command.args(["idle", &ends.to, &IDLE.to_string()]);
     let open = Process::start("idle", &mut command, &world.dir.path().join("idle.log"))?;
     said(&open, "{}", std::time::Duration::from_secs(60))?;
-    let each = (resident(ends.pids[1])? - before) * 1024.0 / IDLE as f64;
+    let each = (held(ends.pids[1])? - before) * 1024.0 / IDLE as f64;
     figures.add(
         "node.userspace.idle_connection",
         each,
