@@ -557,29 +557,23 @@ fn coordinator_in_a_cluster(fixture: &mut Fixture) -> Result<()> {
     ))?;
     let manifest = fs::read_to_string(workspace::root().join("deploy/coordinator.yaml"))?;
     kubectl.apply(&manifest)?;
-    let admin = |words: &[&str]| {
-        let command = [
-            "exec",
-            "coordinator-0",
-            "-n",
-            NAMESPACE,
-            "--",
-            "/tailwharf",
-            "coordinator",
-        ];
-        let config = ["--config", "/etc/tailwharf/coordinator.toml"];
-        eventually("the coordinator in the cluster obeys", || {
-            kubectl.run(&[&command[..], &config, words].concat())
-        })
+    let admin = |words: &str| {
+        let line = format!(
+            "exec coordinator-0 -n {NAMESPACE} -- /tailwharf coordinator --config /etc/tailwharf/coordinator.toml {words}"
+        );
+        let line: Vec<&str> = line.split(' ').collect();
+        eventually("the coordinator in the cluster obeys", || kubectl.run(&line))
     };
-    admin(&["user", "create", "carol@example.com", "--role", "owner"])?;
+    admin("user create carol@example.com --role owner")?;
     kubectl.run(&["delete", "pod", "coordinator-0", "-n", NAMESPACE, "--wait=true"])?;
-    let users = admin(&["user", "list"])?;
+    let users = admin("user list")?;
     ensure!(users.contains("carol@example.com"), "{users}");
-    let made = "statefulset/coordinator,service/coordinator,configmap/coordinator,pvc/data-coordinator-0";
-    for kind in made.split(',') {
-        kubectl.run(&["delete", kind, "-n", NAMESPACE, "--wait=true"])?;
-    }
+    let made = "statefulset/coordinator service/coordinator configmap/coordinator pvc/data-coordinator-0";
+    let words: Vec<&str> = ["delete", "-n", NAMESPACE]
+        .into_iter()
+        .chain(made.split(' '))
+        .collect();
+    kubectl.run(&words)?;
     kubectl.run(&["delete", "persistentvolume/coordinator"]).map(drop)
 }
 
