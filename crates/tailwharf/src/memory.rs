@@ -22,7 +22,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const CODE_LIFE: Duration = Duration::from_secs(30);
 
 /// Gives code pages back to the kernel at intervals. What a process runs once, at its start or for a rare request, would count as its
-/// memory ever after and is most of what an idle proxy holds. Code in use comes back from the page cache, without a read, within microseconds.
+/// memory ever after and is most of what an idle proxy holds. Code in use comes back within microseconds, as long as the page cache has it.
 pub(crate) async fn give_back_code_at_intervals() {
     loop {
         tokio::time::sleep(CODE_LIFE).await;

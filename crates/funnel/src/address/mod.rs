@@ -19,14 +19,13 @@ use jiff::Timestamp;
 use rand::rngs::OsRng;
 use tailwharf_coordinator::Config;
 use tailwharf_coordinator::config::AcmeSettings;
-use tailwharf_node::acme::{self, AcmeAccount, AcmeError, Certificate, LETS_ENCRYPT, Method};
+use tailwharf_node::acme::{self, AcmeAccount, AcmeError, Certificate, LETS_ENCRYPT, Lifetime, Method};
 use tailwharf_node::{Backoff, Host, HostConfig, HostError, write_atomically};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use self::pages::Pages;
-use self::stored::Stored;
 
 /// The file in the data directory with the key of the account, in PKCS #8.
 const ACCOUNT_FILE: &str = "acme-account.der";
@@ -203,9 +202,9 @@ impl Keeper {
         ordered
     }
 
-    fn stored(&self) -> Result<Option<Stored>, AddressError> {
+    fn stored(&self) -> Result<Option<Lifetime>, AddressError> {
         match std::fs::read(&self.file) {
-            Ok(pem) => Ok(Stored::read(&pem, &self.name)),
+            Ok(pem) => Ok(stored::read(&pem, &self.name)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(AddressError::File {
                 path: self.file.clone(),
@@ -214,7 +213,7 @@ impl Keeper {
         }
     }
 
-    async fn until_renewal(&self, stored: &Stored) -> Duration {
+    async fn until_renewal(&self, stored: &Lifetime) -> Duration {
         let window = match &stored.renewal_id {
             // An authority that says nothing, or cannot be asked, leaves it to us.
             Some(id) => acme::renewal_window(&self.host, &self.directory, id)

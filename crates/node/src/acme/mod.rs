@@ -5,6 +5,7 @@
 
 mod account;
 mod client;
+mod lifetime;
 
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use zeroize::Zeroizing;
 
 pub use self::account::AcmeAccount;
 use self::client::{Client, decode, location};
+pub use self::lifetime::Lifetime;
 use crate::host::Host;
 
 /// The kind of [`AcmeError::Refused`] by which a server asks for fewer requests (RFC 8555, section 6.7).
@@ -61,7 +63,7 @@ pub enum AcmeError {
     /// The request for the certificate could not be made.
     #[error("the request for a certificate cannot be made")]
     Request(#[source] rcgen::Error),
-    /// The proof was not published; of a name of the tailnet: the control server did not set its TXT record.
+    /// The control server did not set the TXT record.
     #[error("the control server did not set the TXT record that proves the name")]
     Record(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The ACME server could not be reached.

@@ -287,19 +287,16 @@ impl Keeper {
         wanted: &Wanted,
         now: Timestamp,
     ) -> Option<Duration> {
-        let loaded = loaded?;
-        let mut at = renewal_time(loaded.begins, loaded.expires, 2.0 / 3.0);
-        if let Some(id) = &loaded.renewal_id
+        let lifetime = &loaded?.lifetime;
+        let mut window = None;
+        if let Some(id) = &lifetime.renewal_id
             && let Ok(directory) = self.directory(wanted).await
             && let Ok(directory) = directory.parse()
         {
             // An authority that says nothing leaves it to us.
-            let window = self.node.renewal_window(&directory, id).await;
-            if let Ok(Some(window)) = window {
-                at = at.min(renewal_time(window.start, window.end, f64::from(loaded.share)));
-            }
+            window = self.node.renewal_window(&directory, id).await.ok().flatten();
         }
-        let left = at.as_second() - now.as_second();
+        let left = lifetime.renew_at(window).as_second() - now.as_second();
         u64::try_from(left)
             .ok()
             .filter(|left| *left > 0)
@@ -337,7 +334,7 @@ impl Keeper {
             self.step
                 .send_replace(Some(Step::blocked(condition, reason, text)));
         }
-        let replaces = old.and_then(|old| old.renewal_id.as_deref());
+        let replaces = old.and_then(|old| old.lifetime.renewal_id.as_deref());
         let ordered = tokio::select! {
             () = self.fence.cancelled() => return Err(Failure::new(IdentityReason::Draining, "Another pod takes over.")),
             ordered = self.issuer.order(&self.node, directory, name, replaces) => ordered,
@@ -356,7 +353,7 @@ impl Keeper {
                     format!("{name}.key"): BASE64_STANDARD.encode(key),
                     Attempts::KEY: null,
                 }});
-                info!(identity = %self.identity, name, expires = %loaded.expires, "a certificate was issued");
+                info!(identity = %self.identity, name, expires = %loaded.lifetime.expires, "a certificate was issued");
                 self.store(patch).await.map(|()| loaded)
             }
             Err(error) => {
@@ -433,12 +430,6 @@ fn load(data: &Data, key: &str, name: &str) -> Option<Result<Loaded, Certificate
             .map(|value| value.0.as_slice())
     };
     Some(Loaded::read(value("crt")?, value("key")?, name, Timestamp::now()))
-}
-
-/// The moment at which `share` of a time is over.
-fn renewal_time(start: Timestamp, end: Timestamp, share: f64) -> Timestamp {
-    let length = Duration::from_secs(u64::try_from(end.as_second() - start.as_second()).unwrap_or(0));
-    start.saturating_add(length.mul_f64(share)).unwrap_or(end)
 }
 
 fn summary(obstacles: &[Obstacle], good: usize, wanted: usize) -> Step {

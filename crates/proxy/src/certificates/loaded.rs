@@ -3,16 +3,13 @@
 use std::fmt;
 use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use jiff::Timestamp;
 use rustls::client::verify_server_name;
 use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use x509_parser::extensions::ParsedExtension;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
+use tailwharf_node::acme::Lifetime;
 
 /// Most certificates of a chain.
 const MAX_CHAIN: usize = 10;
@@ -48,20 +45,14 @@ pub(crate) enum CertificateError {
 pub(crate) struct Loaded {
     /// With its private key.
     pub key: Arc<CertifiedKey>,
-    /// From when it is good.
-    pub begins: Timestamp,
-    /// Until when it is good.
-    pub expires: Timestamp,
-    /// By which its authority knows it for renewal information (RFC 9773, 4.1).
-    pub renewal_id: Option<String>,
-    /// Where in the time that its authority suggests it is renewed, from 0 to 1: spreads the certificates of many.
-    pub share: f32,
+    /// When it is good.
+    pub lifetime: Lifetime,
 }
 
 impl fmt::Debug for Loaded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Loaded")
-            .field("expires", &self.expires)
+            .field("expires", &self.lifetime.expires)
             .finish_non_exhaustive()
     }
 }
@@ -93,19 +84,14 @@ impl Loaded {
                 _ => CertificateError::Key,
             })?;
         check_name(&leaf, name)?;
-        let (_, parsed) = X509Certificate::from_der(&leaf).map_err(|_| CertificateError::Chain)?;
-        let time = |seconds| Timestamp::from_second(seconds).map_err(|_| CertificateError::Chain);
-        let loaded = Self {
-            key: Arc::new(certified),
-            begins: time(parsed.validity().not_before.timestamp())?,
-            expires: time(parsed.validity().not_after.timestamp())?,
-            renewal_id: renewal_id(&parsed),
-            share: f32::from(parsed.raw_serial().last().copied().unwrap_or_default()) / 256.0,
-        };
-        if loaded.expires <= now {
-            return Err(CertificateError::Expired { at: loaded.expires });
+        let lifetime = Lifetime::read(&leaf).ok_or(CertificateError::Chain)?;
+        if lifetime.expires <= now {
+            return Err(CertificateError::Expired { at: lifetime.expires });
         }
-        Ok(loaded)
+        Ok(Self {
+            key: Arc::new(certified),
+            lifetime,
+        })
     }
 }
 
@@ -120,23 +106,6 @@ fn check_name(leaf: &CertificateDer<'_>, name: &str) -> Result<(), CertificateEr
     let server = ServerName::try_from(example.as_str()).map_err(|_| wrong())?;
     let parsed = ParsedCertificate::try_from(leaf).map_err(|_| CertificateError::Chain)?;
     verify_server_name(&parsed, &server).map_err(|_| wrong())
-}
-
-fn renewal_id(certificate: &X509Certificate<'_>) -> Option<String> {
-    let authority =
-        certificate
-            .extensions()
-            .iter()
-            .find_map(|extension| match extension.parsed_extension() {
-                ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref(),
-                _ => None,
-            })?;
-    let encode = |bytes: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(bytes);
-    Some(format!(
-        "{}.{}",
-        encode(authority.0),
-        encode(certificate.raw_serial())
-    ))
 }
 
 #[cfg(test)]
