@@ -25,6 +25,7 @@ needs=(
   "flock:util-linux:test clusters"
   "/etc/ssl/certs/ca-certificates.crt:ca-certificates:root certificates of the image"
   "/usr/sbin/nginx:nginx-light:the nginx that the demo exposes"
+  "haproxy:haproxy:peer of the bench"
 )
 PATH=$PATH:/usr/sbin:/sbin
 missing=()
@@ -35,6 +36,12 @@ done
 for tool in cargo go; do
   command -v $tool >/dev/null || { echo "setup: $tool is missing; install Rust by rustup, and Go 1.26 or later" >&2; exit 1; }
 done
+# The toolchain file names the target, but where rustup may not install by itself, it has to be told.
+target=x86_64-unknown-linux-musl
+if command -v rustup >/dev/null && ! rustup target list --installed | grep -qx $target; then
+  echo "setup: installing Rust's target $target (the static binary)"
+  rustup target add $target
+fi
 [ ${#missing[@]} != 0 ] || exit 0
 command -v apt-get >/dev/null || { echo "setup: install these with your package manager: ${missing[*]}" >&2; exit 1; }
 [ "$(id -u)" = 0 ] || { echo "setup: run as root: apt-get install ${missing[*]}" >&2; exit 1; }
