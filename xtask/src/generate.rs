@@ -1,10 +1,12 @@
-//! Files that are derived: custom resource definitions from types, parts of the chart from those and from manifests.
+//! Files that are derived: custom resource definitions from types, parts of the chart from those and from manifests, the schema of the
+//! coordinator's configuration.
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use kube_core::CustomResourceExt;
+use tailwharf_coordinator::Config;
 use tailwharf_kube_types::dns_config::DNSConfig;
 use tailwharf_kube_types::schema::definition;
 use tailwharf_kube_types::{Connector, Identity, ProxyClass};
@@ -15,7 +17,7 @@ const NOTE: &str = "# Generated from crates/kube-types by `cargo xtask generate`
 
 /// Path and content of each generated file.
 fn files(root: &Path) -> anyhow::Result<Vec<(String, String)>> {
-    let mut files = vec![chart::rules(root)?];
+    let mut files = vec![chart::rules(root)?, configuration_schema()?];
     for (path, content) in definitions()? {
         files.extend(chart::copy_of(path).map(|copy| (copy, content.clone())));
         files.push((path.to_owned(), content));
@@ -31,6 +33,12 @@ fn definitions() -> anyhow::Result<Vec<(&'static str, String)>> {
         file::<Connector>("deploy/crds/connectors.tailscale.com.yaml")?,
         file::<ProxyClass>("deploy/crds/proxyclasses.tailscale.com.yaml")?,
     ])
+}
+
+/// What editors check `coordinator.toml` by.
+fn configuration_schema() -> anyhow::Result<(String, String)> {
+    let text = serde_json::to_string_pretty(&Config::schema())?;
+    Ok(("deploy/coordinator.schema.json".to_owned(), format!("{text}\n")))
 }
 
 /// The definition of a custom resource.

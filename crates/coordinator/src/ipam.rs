@@ -6,7 +6,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 /// Where official clients answer DNS themselves; no node may have these.
 const SERVICE_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 100, 0, 0), 24);
@@ -16,12 +17,14 @@ const CHROME_OS_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 115, 92, 0)
 const SERVICE_V6: Ipv6Addr = Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, 0x53);
 
 /// The prefixes from which nodes get their addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Prefixes {
     /// At least a /30.
+    #[schemars(with = "String")]
     pub v4: Ipv4Net,
     /// At least a /96.
+    #[schemars(with = "String")]
     pub v6: Ipv6Net,
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, ensure};
@@ -24,7 +24,10 @@ fn main() -> ExitCode {
         &[Need::Pebble],
         Fixture::start,
         &[
-            ("it_listens_with_a_certificate_that_the_authority_gave", ordered),
+            (
+                "it_tries_again_when_refused_and_listens_with_the_certificate_that_it_gets",
+                ordered,
+            ),
             (
                 "it_starts_with_the_certificate_of_before_when_the_authority_is_away",
                 kept,
@@ -38,7 +41,9 @@ struct Fixture {
     config: Config,
     running: Option<(CancellationToken, JoinHandle<Result<()>>)>,
     /// The authority's root, as a file.
-    root: std::path::PathBuf,
+    root: PathBuf,
+    /// What the nameserver knows, nothing at first.
+    records: PathBuf,
     nameserver: CancellationToken,
     runtime: Runtime,
     dir: TempDir,
@@ -50,12 +55,12 @@ impl Fixture {
         let dir = tempfile::tempdir()?;
         let (dns, pages, listen) = (free()?, free()?, free()?);
         let records = dir.path().join("records.json");
-        fs::write(
-            &records,
-            format!(r#"{{"version": "v1alpha1", "ip4": {{"{NAME}": ["127.0.0.1"]}}}}"#),
-        )?;
+        fs::write(&records, r#"{"version": "v1alpha1", "ip4": {}}"#)?;
         let nameserver = CancellationToken::new();
-        let settings = Settings { listen: dns, records };
+        let settings = Settings {
+            listen: dns,
+            records: records.clone(),
+        };
         runtime.spawn(tailwharf_nameserver::run(settings, nameserver.clone()));
         let pebble = Pebble::start(dir.path(), dns, pages.port(), &[])?;
         let root = dir.path().join("root.pem");
@@ -66,6 +71,7 @@ impl Fixture {
             config,
             running: None,
             root,
+            records,
             nameserver,
             runtime,
             dir,
@@ -140,6 +146,15 @@ fn configuration(dir: &Path, listen: SocketAddr, pages: SocketAddr, directory: &
 
 fn ordered(fixture: &mut Fixture) -> Result<()> {
     fixture.run();
+    let log = fixture.pebble.as_ref().context("pebble runs")?.log.clone();
+    eventually("the authority refuses, as nothing has the name", || {
+        let log = fs::read_to_string(&log)?;
+        ensure!(log.contains("set INVALID"), "no order failed");
+        Ok(())
+    })?;
+    ensure!(!fixture.config.acme_file().exists(), "a certificate of whom?");
+    let known = format!(r#"{{"version": "v1alpha1", "ip4": {{"{NAME}": ["127.0.0.1"]}}}}"#);
+    fs::write(&fixture.records, known)?;
     fixture.healthy().with_context(|| {
         let pebble = fixture.pebble.as_ref().map(|pebble| pebble.process.log_end(20));
         format!("pebble: {}", pebble.unwrap_or_default())

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::*;
 
 const MINIMAL: &str = r#"
@@ -81,4 +83,18 @@ fn values_of_no_use_are_refused() {
             .contains("acme")
     );
     assert!(Config::parse(&MINIMAL.replace("http:", "ftp:"), Path::new("c")).is_err());
+}
+
+#[test]
+fn the_schema_says_what_must_be_there_and_what_holds_without_a_word() {
+    let schema = Config::schema().to_value();
+    assert_eq!(
+        schema["required"],
+        serde_json::json!(["server_url", "listen", "data_dir", "magic_dns_suffix"])
+    );
+    assert_eq!(schema["additionalProperties"], false);
+    assert_eq!(
+        schema["$defs"]["NodeRules"]["properties"]["key_lifetime_days"]["default"],
+        180
+    );
 }
