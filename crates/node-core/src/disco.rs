@@ -2,13 +2,14 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rand_core::CryptoRngCore;
 use tailwharf_wire::disco::{Message, TxId, sender};
 use tailwharf_wire::key::{DiscoPrivate, DiscoPublic, NodePublic, SharedBox};
 
 use crate::event::PingError;
+use crate::limit::Limiter;
 use crate::netmap::{Netmap, Peer};
 use crate::outbox::Outbox;
 use crate::paths::Path;
@@ -16,7 +17,7 @@ use crate::paths::Path;
 /// Peers whose shared box is kept; making one costs a Diffie-Hellman exchange.
 const MAX_BOXES: usize = 16;
 
-/// How many packets that come by UDP are looked at in one second: each costs as much as a handshake. A thousand active peers need 700.
+/// How many packets are looked at in one second: each costs as much as a handshake. A thousand active peers need 700.
 const MAX_PER_SECOND: u32 = 1500;
 
 /// By this address, with the region as the port, official nodes name a relay where an address of a peer is expected.
@@ -29,8 +30,10 @@ pub(crate) struct Disco {
     node_key: NodePublic,
     /// Boxes shared with the peers that were last heard of, newest last.
     boxes: Vec<(DiscoPublic, SharedBox)>,
-    /// The second in which packets by UDP are counted, and how many there were.
-    rate: Option<(Instant, u32)>,
+    /// Which packets may be opened: by UDP, where anybody may be the sender, and through relays, which know theirs. A flood of one kind leaves the
+    /// other its room.
+    by_udp: Limiter,
+    by_relay: Limiter,
 }
 
 /// What a disco packet means to the rest of the core.
@@ -63,7 +66,8 @@ impl Disco {
             key,
             node_key,
             boxes: Vec::new(),
-            rate: None,
+            by_udp: Limiter::new(MAX_PER_SECOND),
+            by_relay: Limiter::new(MAX_PER_SECOND),
         }
     }
 
@@ -82,7 +86,11 @@ impl Disco {
             Path::Derp { peer, .. } => netmap.peer_by_key(&peer).filter(|peer| peer.disco == from)?,
             Path::Udp(_) => netmap.peers_by_disco(&from).next()?,
         };
-        if matches!(path, Path::Udp(_)) && !self.may_open(now) {
+        let limiter = match path {
+            Path::Udp(_) => &mut self.by_udp,
+            Path::Derp { .. } => &mut self.by_relay,
+        };
+        if !limiter.allow(now) {
             return None;
         }
         let message = Message::open(packet, self.shared(from)).ok()?;
@@ -152,15 +160,6 @@ impl Disco {
         }
     }
 
-    fn may_open(&mut self, now: Instant) -> bool {
-        let (since, count) = self
-            .rate
-            .filter(|(since, _)| now.duration_since(*since) < Duration::from_secs(1))
-            .unwrap_or((now, 0));
-        self.rate = Some((since, count + 1));
-        count < MAX_PER_SECOND
-    }
-
     fn send(
         &mut self,
         message: &Message,
@@ -193,5 +192,61 @@ impl Disco {
     /// Gives back what is only kept for speed.
     pub(crate) fn release(&mut self) {
         self.boxes = Vec::new();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand_chacha::ChaCha20Rng;
+    use rand_core::SeedableRng as _;
+    use tailwharf_wire::key::NodePrivate;
+    use tailwharf_wire::tailcfg::{MapResponse, Node, NodeId, RegionId, StableId};
+
+    use super::*;
+    use crate::buffers::BufferPool;
+    use crate::netmap::Interner;
+
+    #[test]
+    fn a_flood_through_a_relay_is_bounded_and_leaves_room_by_udp() {
+        let mut rng = ChaCha20Rng::seed_from_u64(7);
+        let (ours, theirs) = (NodePrivate::generate(&mut rng), NodePrivate::generate(&mut rng));
+        let liar = DiscoPrivate::generate(&mut rng);
+        let mut disco = Disco::new(DiscoPrivate::generate(&mut rng), ours.public());
+        let node = |id: i64, key: NodePublic, disco_key: DiscoPublic| Node {
+            id: NodeId(id),
+            stable_id: StableId(format!("n{id}")),
+            key,
+            disco_key,
+            ..Node::default()
+        };
+        let response = MapResponse {
+            node: Some(node(1, ours.public(), disco.public)),
+            peers: vec![node(2, theirs.public(), liar.public())],
+            ..MapResponse::default()
+        };
+        let (netmap, errors) = Netmap::default().apply(&response, &Interner::default());
+        assert_eq!(errors, []);
+        let shared = liar.shared(&disco.public);
+        let by_relay = Path::Derp {
+            region: RegionId(1),
+            peer: theirs.public(),
+        };
+        let by_udp = Path::Udp(SocketAddr::from(([192, 0, 2, 7], 41641)));
+        let (mut outbox, now) = (Outbox::new(BufferPool::new()), Instant::now());
+        let mut heard = |path: Path, disco: &mut Disco| {
+            let ping = Message::Ping {
+                tx_id: TxId::generate(&mut rng),
+                node_key: theirs.public(),
+                padding: 0,
+            };
+            let mut packet = Vec::new();
+            ping.seal(&liar.public(), &shared, &mut rng, &mut packet).unwrap();
+            let heard = disco.handle(&mut packet, path, &netmap, &mut outbox, &mut rng, now);
+            usize::from(heard.is_some())
+        };
+        let most = MAX_PER_SECOND as usize;
+        let answered: usize = (0..2 * most).map(|_| heard(by_relay, &mut disco)).sum();
+        assert_eq!(answered, most);
+        assert_eq!(heard(by_udp, &mut disco), 1);
     }
 }
