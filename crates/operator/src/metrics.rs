@@ -216,4 +216,31 @@ mod tests {
         };
         insta::assert_snapshot!(metrics.render(&gauges));
     }
+
+    #[test]
+    fn alerts_and_dashboard_of_the_chart_use_what_is_exposed() {
+        let metrics = Metrics::default();
+        metrics.reconciled("service", "ok", Duration::from_millis(7));
+        metrics.wrote("apply", "Identity");
+        metrics.called_control("create_key", "ok");
+        let text = metrics.render(&Gauges {
+            queue_depth: 0,
+            leader: true,
+            identities: 0,
+            identities_ready: 0,
+            kinds_absent: Vec::new(),
+        });
+        for file in [
+            include_str!("../../../charts/tailwharf-operator/files/alerts.yaml"),
+            include_str!("../../../charts/tailwharf-operator/files/dashboard.json"),
+        ] {
+            let words = file.split(|sign: char| !sign.is_ascii_alphanumeric() && sign != '_');
+            let names: Vec<&str> = words.filter(|word| word.starts_with("tailwharf_operator_")).collect();
+            assert!(!names.is_empty());
+            for name in names {
+                let shown = text.lines().any(|line| line.split([' ', '{']).next() == Some(name));
+                assert!(shown, "{name} is not exposed");
+            }
+        }
+    }
 }

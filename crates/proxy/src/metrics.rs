@@ -221,4 +221,21 @@ mod tests {
         assert!(text.contains("\ntailwharf_proxy_identities_ready 1\n"));
         assert!(text.contains("\ntailwharf_proxy_offloads{name=\"udp_gso\",state=\"failed\"} 0\n"));
     }
+
+    #[test]
+    fn alerts_and_dashboard_of_the_chart_use_what_is_exposed() {
+        let text = Metrics::default().render(2, 1);
+        for file in [
+            include_str!("../../../charts/tailwharf-operator/files/alerts.yaml"),
+            include_str!("../../../charts/tailwharf-operator/files/dashboard.json"),
+        ] {
+            let words = file.split(|sign: char| !sign.is_ascii_alphanumeric() && sign != '_');
+            let names: Vec<&str> = words.filter(|word| word.starts_with("tailwharf_proxy_")).collect();
+            assert!(!names.is_empty());
+            for name in names {
+                let shown = text.lines().any(|line| line.split([' ', '{']).next() == Some(name));
+                assert!(shown, "{name} is not exposed");
+            }
+        }
+    }
 }
