@@ -3,7 +3,7 @@ TARGET := x86_64-unknown-linux-musl
 RELEASE := target/$(TARGET)/release
 SOURCES := $(shell find crates -name '*.rs' -o -name 'Cargo.toml') Cargo.toml Cargo.lock rust-toolchain.toml
 
-.PHONY: demo demo-down test bench bench-tools lint setup build image images clean
+.PHONY: demo demo-down test fuzz bench bench-tools lint setup build image images clean
 
 demo: setup images ## Play the product's story on this machine; KEEP=1 leaves it running
 	cargo run --locked -p tailwharf-demo -- up
@@ -13,6 +13,9 @@ demo-down: ## Remove every trace of the demo
 
 test: ## Every test; what this machine cannot run is reported as ignored, with the reason
 	@./setup/test.sh
+
+fuzz: ## All decoders, and what peers may send, for SECONDS each; needs a nightly compiler
+	@./setup/fuzz.sh $(or $(SECONDS),60)
 
 bench: setup images bench-tools ## The measured promises; AREA=node runs one area, AREA=node.tun a part of it
 	cargo run --locked -p tailwharf-bench -- $(AREA)
@@ -26,7 +29,7 @@ lint: ## Formatting, lints, purity, generated files, licences
 	else echo "lint: licences were not checked; cargo install cargo-deny"; fi
 
 bench-tools: ## The programs that make traffic for the bench
-	cargo build --profile perf --locked --target $(TARGET) -p tailwharf-bench -p tailwharf-load --bin flood --bin crowd --bin tailwharf-load
+	cargo build --profile perf --locked --target $(TARGET) -p tailwharf-bench -p tailwharf-load --bin flood --bin crowd --bin gate --bin gets --bin tailwharf-load
 
 setup: ## Packages, official peers, Kubernetes
 	@./setup/packages.sh

@@ -5,10 +5,13 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a bench is what it prints")]
 
+mod apiproxy;
 mod coordinator;
 mod figures;
 mod first_light;
+mod install;
 mod node;
+mod tools;
 
 use std::process::ExitCode;
 
@@ -19,9 +22,10 @@ use crate::figures::Figures;
 /// An area, by whose name its figures begin, and what measures it.
 type Area = (&'static str, fn(&mut Figures) -> Result<()>);
 
-const AREAS: [Area; 2] = [
+const AREAS: [Area; 3] = [
     ("first-light", first_light::measure),
     ("coordinator", coordinator::measure),
+    ("install", install::measure),
 ];
 
 fn main() -> ExitCode {
@@ -40,7 +44,7 @@ fn main() -> ExitCode {
 
 /// Whether every bar of the chosen areas holds. An area that cannot be measured does not keep the others from it.
 fn run(asked: Option<&str>) -> Result<bool> {
-    let areas = || AREAS.iter().chain(&node::AREAS);
+    let areas = || AREAS.iter().chain(&node::AREAS).chain(&apiproxy::AREAS);
     let chosen: Vec<&Area> = areas()
         .filter(|(name, _)| asked.is_none_or(|asked| is_within(name, asked)))
         .collect();

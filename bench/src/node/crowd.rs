@@ -10,8 +10,8 @@ use tailwharf_testkit::wait::eventually;
 use tailwharf_testkit::workspace;
 
 use super::ends::World;
-use super::tools::{held, number, path, resident, said};
 use crate::figures::{Bar, Figures};
+use crate::tools::{held, number, path, resident, said};
 
 /// Identities that are all active.
 const ACTIVE: usize = 200;

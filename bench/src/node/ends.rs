@@ -141,7 +141,7 @@ impl Pair {
         let near = world.node_apart("our-near", &words)?;
         let far = world.node_apart("our-far", &words)?;
         let pids = vec![near.pid(), far.pid()];
-        let server = super::tools::serve(far.namespace.as_ref(), world.dir.path(), "far-server")?;
+        let server = crate::tools::serve(far.namespace.as_ref(), world.dir.path(), "far-server")?;
         Self::ready(server, Ends::Ours([near, far]), pids, &world.address("our-far")?)
     }
 
@@ -149,7 +149,7 @@ impl Pair {
         let near = world.official("their-near", true, variables)?;
         let far = world.official("their-far", true, variables)?;
         let pids = vec![near.pid(), far.pid()];
-        let server = super::tools::serve(Some(far.namespace()), world.dir.path(), "far-server")?;
+        let server = crate::tools::serve(Some(far.namespace()), world.dir.path(), "far-server")?;
         let address = far.address()?;
         Self::ready(server, Ends::Theirs([near, far]), pids, &address)
     }
@@ -159,13 +159,13 @@ impl Pair {
             _server: server,
             ends,
             pids,
-            to: format!("{address}:{}", super::tools::PORT),
+            to: format!("{address}:{}", crate::tools::PORT),
         };
         eventually("the other end answers", || {
-            super::tools::flood(pair.near(), &["answer", &pair.to, "0.1"]).map(drop)
+            crate::tools::flood(pair.near(), &["answer", &pair.to, "0.1"]).map(drop)
         })?;
         // Time for a direct path, and for buffers to grow.
-        super::tools::flood(pair.near(), &["stream", &pair.to, "to", "1", "2"])?;
+        crate::tools::flood(pair.near(), &["stream", &pair.to, "to", "1", "2"])?;
         Ok(pair)
     }
 

@@ -4,7 +4,6 @@ mod crowd;
 mod ends;
 mod relay;
 mod starting;
-mod tools;
 mod tun;
 mod userspace;
 
@@ -31,9 +30,9 @@ fn measure(figures: &mut Figures, area: impl Fn(&mut Figures, &World) -> Result<
     }
     for tool in ["flood", "crowd"] {
         ensure!(
-            tools::path(tool).exists(),
+            crate::tools::path(tool).exists(),
             "{} is missing: run `make bench-tools`",
-            tools::path(tool).display()
+            crate::tools::path(tool).display()
         );
     }
     area(figures, &World::start()?)

@@ -14,8 +14,8 @@ use tailwharf_testkit::wait::eventually;
 use tailwharf_testkit::workspace;
 
 use super::ends::{Pair, World, coordinator, node_key};
-use super::tools::{Carried, Cost, carried, flood, stream};
 use crate::figures::{Bar, Figures};
+use crate::tools::{Carried, Cost, carried, flood, stream};
 
 const PORT: u16 = 3_341;
 /// Packets of one pair that may be on their way. Each relay shows what it can with the one that suits it.

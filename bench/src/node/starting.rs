@@ -8,8 +8,8 @@ use anyhow::{Context, Result, ensure};
 use tailwharf_testkit::wait::eventually;
 
 use super::ends::World;
-use super::tools::{PORT, serve};
 use crate::figures::{Bar, Figures};
+use crate::tools::{PORT, serve};
 
 const STARTS: usize = 5;
 const FORWARD: &str = "127.0.0.1:17001";

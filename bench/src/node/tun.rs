@@ -3,8 +3,8 @@
 use anyhow::{Result, ensure};
 
 use super::ends::{Pair, World};
-use super::tools::{Carried, flood, high_water, number, stream};
 use crate::figures::{Bar, Figures};
+use crate::tools::{Carried, flood, high_water, number, stream};
 
 /// Bytes of a datagram.
 const DATAGRAM: &str = "1200";

@@ -6,8 +6,8 @@ use tailwharf_testkit::process::Process;
 use tailwharf_testkit::wait::eventually;
 
 use super::ends::{Ours, World};
-use super::tools::{Carried, PORT, flood, held, high_water, number, said, serve, stream, within};
 use crate::figures::{Bar, Figures};
+use crate::tools::{Carried, PORT, flood, held, high_water, number, said, serve, stream, within};
 
 const IDLE: usize = 5_000;
 

@@ -14,8 +14,8 @@ use serde::Deserialize;
 use url::Url;
 
 pub use self::sections::{
-    AcmeSettings, CaSettings, DerpSettings, FunnelLimits, FunnelListener, FunnelSettings, IssuerConfig, Limits,
-    MetricsSettings, NodeRules, OidcConfig, RelaySettings, TlsFiles,
+    AcmeSettings, CaSettings, DerpSettings, FunnelLimits, FunnelListener, FunnelSettings, IssuerConfig,
+    Limits, MetricsSettings, NodeRules, OidcConfig, RelaySettings, TlsFiles,
 };
 use crate::{ipam::Prefixes, names::Suffix};
 

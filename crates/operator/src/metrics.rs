@@ -235,10 +235,14 @@ mod tests {
             include_str!("../../../charts/tailwharf-operator/files/dashboard.json"),
         ] {
             let words = file.split(|sign: char| !sign.is_ascii_alphanumeric() && sign != '_');
-            let names: Vec<&str> = words.filter(|word| word.starts_with("tailwharf_operator_")).collect();
+            let names: Vec<&str> = words
+                .filter(|word| word.starts_with("tailwharf_operator_"))
+                .collect();
             assert!(!names.is_empty());
             for name in names {
-                let shown = text.lines().any(|line| line.split([' ', '{']).next() == Some(name));
+                let shown = text
+                    .lines()
+                    .any(|line| line.split([' ', '{']).next() == Some(name));
                 assert!(shown, "{name} is not exposed");
             }
         }

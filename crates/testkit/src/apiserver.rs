@@ -15,6 +15,10 @@ use crate::workspace;
 
 /// A token whose bearer is in `system:masters`.
 const ADMIN_TOKEN: &str = "testkit-admin";
+/// The same for a user who is told apart in the audit log.
+const OPERATOR_TOKEN: &str = "testkit-operator";
+/// The name of that user.
+pub const OPERATOR: &str = "operator";
 
 /// A kube-apiserver with its own etcd. Both end when this is dropped.
 #[derive(Debug)]
@@ -79,7 +83,9 @@ impl ApiServer {
         let address = address.to_string();
         fs::write(
             path("tokens.csv"),
-            format!("{ADMIN_TOKEN},admin,1,\"system:masters\"\n"),
+            format!(
+                "{ADMIN_TOKEN},admin,1,\"system:masters\"\n{OPERATOR_TOKEN},{OPERATOR},2,\"system:masters\"\n"
+            ),
         )?;
         fs::write(
             path("audit.yaml"),
@@ -125,7 +131,8 @@ impl ApiServer {
 
         let url = format!("https://{address}:{secure}");
         let kubeconfig = path("kubeconfig");
-        fs::write(&kubeconfig, kubeconfig_text(&url, &ca))?;
+        fs::write(&kubeconfig, kubeconfig_text(&url, &ca, ADMIN_TOKEN))?;
+        fs::write(path(OPERATOR), kubeconfig_text(&url, &ca, OPERATOR_TOKEN))?;
         eventually("the API server is ready", || {
             apiserver.alive()?;
             let mut ready = Command::new(workspace::kubernetes("kubectl"));
@@ -156,6 +163,37 @@ impl ApiServer {
     #[must_use]
     pub fn kubeconfig(&self) -> &PathBuf {
         &self.kubeconfig
+    }
+
+    /// A kubeconfig file of [`OPERATOR`], who may do everything, too.
+    #[must_use]
+    pub fn operator_kubeconfig(&self) -> PathBuf {
+        self.kubeconfig.with_file_name(OPERATOR)
+    }
+
+    /// The process id of the API server.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.apiserver.pid()
+    }
+
+    /// The verb and resource of each finished request of a user so far, in order.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn requests_by(&self, user: &str) -> Result<Vec<(String, String)>> {
+        let text = fs::read_to_string(&self.audit_log).context("reading the audit log")?;
+        let word = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        // The log of some thousand Services has a hundred megabytes: only lines that may be meant are parsed.
+        let named = format!("\"username\":\"{user}\"");
+        let events = text
+            .lines()
+            .filter(|line| line.contains(&named) && line.contains("ResponseComplete"))
+            .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+            .filter(|event| event["user"]["username"] == user);
+        Ok(events
+            .map(|event| (word(&event["verb"]), word(&event["objectRef"]["resource"])))
+            .collect())
     }
 
     /// The audit events so far whose user agent begins with `agent`: one `(verb, resource, name)` per request.
@@ -213,11 +251,11 @@ fn certificates(dir: &TempDir, address: Ipv4Addr) -> Result<String> {
     Ok(dir.path().join("ca.crt").display().to_string())
 }
 
-fn kubeconfig_text(url: &str, ca_file: &str) -> String {
+fn kubeconfig_text(url: &str, ca_file: &str, token: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
          clusters: [{{name: test, cluster: {{server: \"{url}\", certificate-authority: \"{ca_file}\"}}}}]\n\
-         users: [{{name: admin, user: {{token: {ADMIN_TOKEN}}}}}]\n\
+         users: [{{name: admin, user: {{token: {token}}}}}]\n\
          contexts: [{{name: test, context: {{cluster: test, user: admin}}}}]\n"
     )
 }

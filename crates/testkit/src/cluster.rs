@@ -1,5 +1,6 @@
 //! A real cluster of one node, by `cluster/cluster.sh`.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -117,6 +118,27 @@ impl Cluster {
         pids.dedup();
         anyhow::ensure!(!pids.is_empty(), "no process of {pod}/{container}");
         Ok(pids)
+    }
+
+    /// The process id, on this machine, of a program of the first node, such as `kube-apiserver`.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn program(&self, name: &str) -> Result<u32> {
+        let init = self.kubectl.kubeconfig().with_file_name("nodes/1/init.pid");
+        let text = fs::read_to_string(&init).with_context(|| format!("{}", init.display()))?;
+        let init = text.split_whitespace().next().context("an empty record")?;
+        let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid"));
+        let home = namespace(init)?;
+        for entry in fs::read_dir("/proc")? {
+            let pid = entry?.file_name().into_string().unwrap_or_default();
+            let is = |command: String| command.trim_end() == name;
+            let named = fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(is);
+            if named && namespace(&pid).is_ok_and(|found| found == home) {
+                return Ok(pid.parse()?);
+            }
+        }
+        anyhow::bail!("{name} does not run in {}", self.name)
     }
 
     /// What a person needs to see of a namespace when a test fails: objects, events and logs.

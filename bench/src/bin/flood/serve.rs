@@ -11,8 +11,10 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::datagrams;
 
-/// The client sends; at its end the count of bytes goes back.
+/// The client sends; after [`END`] the count of bytes goes back. A proxy between the two may know no half-closed connections.
 pub(crate) const SINK: u8 = b'>';
+/// The last byte of what a client sends; all others are zero.
+pub(crate) const END: u8 = b'!';
 /// The client receives until it closes.
 pub(crate) const SOURCE: u8 = b'<';
 /// Each byte comes back.
@@ -57,9 +59,12 @@ async fn serve(mut stream: TcpStream, counts: &Counts) -> io::Result<()> {
             let mut room = vec![0; PIECE];
             let mut count = 0;
             loop {
-                match stream.read(&mut room).await? {
-                    0 => break stream.write_u64(count).await,
-                    len => count += len as u64,
+                let len = stream.read(&mut room).await?;
+                count += len as u64;
+                match room[..len].last() {
+                    Some(&END) => break stream.write_u64(count).await,
+                    Some(_) => {}
+                    None => break Err(io::ErrorKind::UnexpectedEof.into()),
                 }
             }
         }

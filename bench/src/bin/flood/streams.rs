@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{timeout, timeout_at};
 
-use crate::serve::{CLOSE, ECHO, IDLE, PIECE, SINK, SOURCE};
+use crate::serve::{CLOSE, ECHO, END, IDLE, PIECE, SINK, SOURCE};
 
 /// A connection that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -55,7 +55,7 @@ async fn send(to: SocketAddr, end: Instant) -> Result<u64> {
             bail!("the stream hangs");
         }
     }
-    stream.shutdown().await?;
+    stream.write_all(&[END]).await?;
     Ok(timeout(PATIENCE, stream.read_u64()).await??)
 }
 

@@ -13,17 +13,17 @@ use tailwharf_testkit::wait::eventually_within;
 use tailwharf_testkit::{Namespace, workspace};
 
 /// The port of `flood serve`.
-pub(super) const PORT: u16 = 7_000;
+pub(crate) const PORT: u16 = 7_000;
 
 /// A program of the bench.
-pub(super) fn path(tool: &str) -> PathBuf {
+pub(crate) fn path(tool: &str) -> PathBuf {
     workspace::root()
         .join("target/x86_64-unknown-linux-musl/perf")
         .join(tool)
 }
 
 /// Runs `flood` and reads what it measured.
-pub(super) fn flood(namespace: Option<&Namespace>, words: &[&str]) -> Result<Value> {
+pub(crate) fn flood(namespace: Option<&Namespace>, words: &[&str]) -> Result<Value> {
     let mut command = within(namespace, "flood");
     command.args(words);
     let text = run(&mut command)?;
@@ -31,7 +31,7 @@ pub(super) fn flood(namespace: Option<&Namespace>, words: &[&str]) -> Result<Val
 }
 
 /// A command for a tool, in a namespace or on this machine.
-pub(super) fn within(namespace: Option<&Namespace>, tool: &str) -> Command {
+pub(crate) fn within(namespace: Option<&Namespace>, tool: &str) -> Command {
     match namespace {
         Some(namespace) => namespace.command(path(tool)),
         None => Command::new(path(tool)),
@@ -39,7 +39,7 @@ pub(super) fn within(namespace: Option<&Namespace>, tool: &str) -> Command {
 }
 
 /// Starts `flood serve` on all addresses.
-pub(super) fn serve(namespace: Option<&Namespace>, dir: &Path, name: &str) -> Result<Process> {
+pub(crate) fn serve(namespace: Option<&Namespace>, dir: &Path, name: &str) -> Result<Process> {
     let mut command = within(namespace, "flood");
     command.args(["serve", &format!("0.0.0.0:{PORT}")]);
     let process = Process::start(name, &mut command, &dir.join(format!("{name}.log")))?;
@@ -48,7 +48,7 @@ pub(super) fn serve(namespace: Option<&Namespace>, dir: &Path, name: &str) -> Re
 }
 
 /// Waits until a process has written `word`.
-pub(super) fn said(process: &Process, word: &str, patience: Duration) -> Result<()> {
+pub(crate) fn said(process: &Process, word: &str, patience: Duration) -> Result<()> {
     eventually_within(patience, "a program is ready", || {
         ensure!(process.log().contains(word), "it said: {}", process.log_end(3));
         Ok(())
@@ -56,20 +56,20 @@ pub(super) fn said(process: &Process, word: &str, patience: Duration) -> Result<
 }
 
 /// A number of a result.
-pub(super) fn number(result: &Value, name: &str) -> Result<f64> {
+pub(crate) fn number(result: &Value, name: &str) -> Result<f64> {
     result[name]
         .as_f64()
         .with_context(|| format!("no {name} in {result}"))
 }
 
 /// Processor seconds that processes take.
-pub(super) struct Cost {
+pub(crate) struct Cost {
     pids: Vec<u32>,
     before: f64,
 }
 
 impl Cost {
-    pub(super) fn of(pids: &[u32]) -> Result<Self> {
+    pub(crate) fn of(pids: &[u32]) -> Result<Self> {
         Ok(Self {
             pids: pids.to_vec(),
             before: seconds(pids)?,
@@ -77,7 +77,7 @@ impl Cost {
     }
 
     /// Seconds since [`Cost::of`].
-    pub(super) fn so_far(&self) -> Result<f64> {
+    pub(crate) fn so_far(&self) -> Result<f64> {
         Ok(seconds(&self.pids)? - self.before)
     }
 }
@@ -102,17 +102,23 @@ fn seconds(pids: &[u32]) -> Result<f64> {
 }
 
 /// The most memory that a process ever had, in MiB.
-pub(super) fn high_water(pid: u32) -> Result<f64> {
+pub(crate) fn high_water(pid: u32) -> Result<f64> {
     status(pid, "VmHWM:")
 }
 
+/// Lets [`high_water`] begin anew.
+pub(crate) fn forget_high_water(pid: u32) -> Result<()> {
+    let path = format!("/proc/{pid}/clear_refs");
+    fs::write(&path, "5").with_context(|| path.clone())
+}
+
 /// Resident memory of a process, in MiB.
-pub(super) fn resident(pid: u32) -> Result<f64> {
+pub(crate) fn resident(pid: u32) -> Result<f64> {
     status(pid, "VmRSS:")
 }
 
 /// Memory of a process that is its own, in MiB: without code, which comes and goes whatever the process holds.
-pub(super) fn held(pid: u32) -> Result<f64> {
+pub(crate) fn held(pid: u32) -> Result<f64> {
     status(pid, "RssAnon:")
 }
 
@@ -128,14 +134,14 @@ fn status(pid: u32, name: &str) -> Result<f64> {
 
 /// Bytes carried in some time, and what that took.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Carried {
-    pub(super) gbits: f64,
+pub(crate) struct Carried {
+    pub(crate) gbits: f64,
     /// Processor seconds for each gigabyte.
-    pub(super) cost: f64,
+    pub(crate) cost: f64,
 }
 
 /// Carries bytes over `streams` connections, and tells what `pids` take for it.
-pub(super) fn stream(
+pub(crate) fn stream(
     namespace: Option<&Namespace>,
     to: &str,
     way: &str,
@@ -147,7 +153,7 @@ pub(super) fn stream(
     carried(&result, cost.so_far()?)
 }
 
-pub(super) fn carried(result: &Value, cost: f64) -> Result<Carried> {
+pub(crate) fn carried(result: &Value, cost: f64) -> Result<Carried> {
     let (bytes, seconds) = (number(result, "bytes")?, number(result, "seconds")?);
     ensure!(bytes > 0.0, "nothing was carried");
     Ok(Carried {
