@@ -14,14 +14,13 @@ use tailwharf_testkit::wait::{eventually, eventually_within};
 use tailwharf_testkit::workspace;
 
 use crate::figures::{Bar, Figures};
+use crate::tools::highest_when_idle;
 
 /// What the image holds beside the binary.
 const CA_BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 const MIB: f64 = 1024.0 * 1024.0;
 /// Services that are timed, one after the other.
 const TIMED: usize = 50;
-/// How long idle memory is watched: our processes give code back every 30 s.
-const WATCHED: Duration = Duration::from_secs(35);
 /// Above it, what the client saw is printed.
 const SLOW: Duration = Duration::from_secs(3);
 const NAME: &str = "bench";
@@ -391,19 +390,6 @@ fn rss_of_pod(lab: &Lab, pod: &str, container: &str) -> Result<f64> {
         bytes += resident(pid)?;
     }
     Ok(mib(bytes))
-}
-
-/// The highest value while a process is idle: after it has been left alone for [`WATCHED`], for as long again. What it does now and then shows.
-fn highest_when_idle(mut look: impl FnMut() -> Result<f64>) -> Result<f64> {
-    let began = Instant::now();
-    let mut most = 0.0_f64;
-    eventually_within(WATCHED * 3, "idle memory was watched", || {
-        let value = look()?;
-        ensure!(began.elapsed() >= WATCHED, "left alone");
-        most = most.max(value);
-        ensure!(began.elapsed() >= WATCHED * 2, "watched");
-        Ok(most)
-    })
 }
 
 /// Looks until a value has stopped growing: five looks in a row within one percent.

@@ -9,9 +9,11 @@ mod apiproxy;
 mod coordinator;
 mod figures;
 mod first_light;
+mod ingress;
 mod install;
 mod node;
 mod tools;
+mod world;
 
 use std::process::ExitCode;
 
@@ -44,7 +46,13 @@ fn main() -> ExitCode {
 
 /// Whether every bar of the chosen areas holds. An area that cannot be measured does not keep the others from it.
 fn run(asked: Option<&str>) -> Result<bool> {
-    let areas = || AREAS.iter().chain(&node::AREAS).chain(&apiproxy::AREAS);
+    let areas = || {
+        AREAS
+            .iter()
+            .chain(&node::AREAS)
+            .chain(&apiproxy::AREAS)
+            .chain(&ingress::AREAS)
+    };
     let chosen: Vec<&Area> = areas()
         .filter(|(name, _)| asked.is_none_or(|asked| is_within(name, asked)))
         .collect();

@@ -1,9 +1,10 @@
 //! The programs that make traffic, and what processes take meanwhile.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::unistd::{SysconfVar, sysconf};
@@ -12,6 +13,8 @@ use tailwharf_testkit::process::{Process, run};
 use tailwharf_testkit::wait::eventually_within;
 use tailwharf_testkit::{Namespace, workspace};
 
+/// How long idle memory is watched: our processes give code back every 30 s.
+const WATCHED: Duration = Duration::from_secs(35);
 /// The port of `flood serve`.
 pub(crate) const PORT: u16 = 7_000;
 
@@ -32,16 +35,33 @@ pub(crate) fn flood(namespace: Option<&Namespace>, words: &[&str]) -> Result<Val
 
 /// A command for a tool, in a namespace or on this machine.
 pub(crate) fn within(namespace: Option<&Namespace>, tool: &str) -> Command {
-    match namespace {
-        Some(namespace) => namespace.command(path(tool)),
-        None => Command::new(path(tool)),
-    }
+    within_or_here(namespace, &path(tool))
+}
+
+/// A command for any program, in a namespace or on this machine.
+pub(crate) fn within_or_here(namespace: Option<&Namespace>, program: &Path) -> Command {
+    namespace.map_or_else(|| Command::new(program), |namespace| namespace.command(program))
 }
 
 /// Starts `flood serve` on all addresses.
 pub(crate) fn serve(namespace: Option<&Namespace>, dir: &Path, name: &str) -> Result<Process> {
     let mut command = within(namespace, "flood");
     command.args(["serve", &format!("0.0.0.0:{PORT}")]);
+    let process = Process::start(name, &mut command, &dir.join(format!("{name}.log")))?;
+    said(&process, "{}", Duration::from_secs(10))?;
+    Ok(process)
+}
+
+/// Starts `flood web-serve`, whose pages begin with `name`.
+pub(crate) fn web_serve(
+    namespace: Option<&Namespace>,
+    address: Ipv4Addr,
+    port: u16,
+    name: &str,
+    dir: &Path,
+) -> Result<Process> {
+    let mut command = within(namespace, "flood");
+    command.args(["web-serve", &format!("{address}:{port}"), name]);
     let process = Process::start(name, &mut command, &dir.join(format!("{name}.log")))?;
     said(&process, "{}", Duration::from_secs(10))?;
     Ok(process)
@@ -120,6 +140,19 @@ pub(crate) fn resident(pid: u32) -> Result<f64> {
 /// Memory of a process that is its own, in MiB: without code, which comes and goes whatever the process holds.
 pub(crate) fn held(pid: u32) -> Result<f64> {
     status(pid, "RssAnon:")
+}
+
+/// The highest value while a process is idle: after it has been left alone for [`WATCHED`], for as long again. What it does now and then shows.
+pub(crate) fn highest_when_idle(mut look: impl FnMut() -> Result<f64>) -> Result<f64> {
+    let began = Instant::now();
+    let mut most = 0.0_f64;
+    eventually_within(WATCHED * 3, "idle memory was watched", || {
+        let value = look()?;
+        ensure!(began.elapsed() >= WATCHED, "left alone");
+        most = most.max(value);
+        ensure!(began.elapsed() >= WATCHED * 2, "watched");
+        Ok(most)
+    })
 }
 
 fn status(pid: u32, name: &str) -> Result<f64> {

@@ -9,9 +9,9 @@ use tailwharf_testkit::process::{Process, run};
 use tailwharf_testkit::wait::eventually;
 use tailwharf_testkit::workspace;
 
-use super::ends::World;
 use crate::figures::{Bar, Figures};
 use crate::tools::{held, number, path, resident, said};
+use crate::world::World;
 
 /// Identities that are all active.
 const ACTIVE: usize = 200;

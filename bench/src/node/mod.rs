@@ -10,9 +10,9 @@ mod userspace;
 use anyhow::{Result, bail, ensure};
 use tailwharf_testkit::requirements::{Need, unmet};
 
-use self::ends::World;
 use crate::Area;
 use crate::figures::Figures;
+use crate::world::World;
 
 /// Each in a tailnet of its own.
 pub(crate) const AREAS: [Area; 5] = [

@@ -13,9 +13,10 @@ use tailwharf_testkit::process::Process;
 use tailwharf_testkit::wait::eventually;
 use tailwharf_testkit::workspace;
 
-use super::ends::{Pair, World, coordinator, node_key};
+use super::ends::{Pair, coordinator, node_key};
 use crate::figures::{Bar, Figures};
 use crate::tools::{Carried, Cost, carried, flood, stream};
+use crate::world::World;
 
 const PORT: u16 = 3_341;
 /// Packets of one pair that may be on their way. Each relay shows what it can with the one that suits it.

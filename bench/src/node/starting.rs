@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tailwharf_testkit::wait::eventually;
 
-use super::ends::World;
 use crate::figures::{Bar, Figures};
 use crate::tools::{PORT, serve};
+use crate::world::World;
 
 const STARTS: usize = 5;
 const FORWARD: &str = "127.0.0.1:17001";

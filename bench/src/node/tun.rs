@@ -2,9 +2,10 @@
 
 use anyhow::{Result, ensure};
 
-use super::ends::{Pair, World};
+use super::ends::Pair;
 use crate::figures::{Bar, Figures};
 use crate::tools::{Carried, flood, high_water, number, stream};
+use crate::world::World;
 
 /// Bytes of a datagram.
 const DATAGRAM: &str = "1200";

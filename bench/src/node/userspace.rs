@@ -5,9 +5,9 @@ use tailwharf_testkit::Namespace;
 use tailwharf_testkit::process::Process;
 use tailwharf_testkit::wait::eventually;
 
-use super::ends::{Ours, World};
 use crate::figures::{Bar, Figures};
 use crate::tools::{Carried, PORT, flood, held, high_water, number, said, serve, stream, within};
+use crate::world::{Ours, World};
 
 const IDLE: usize = 5_000;
 

@@ -89,7 +89,9 @@ pub async fn run(
     service: Option<Arc<dyn DeviceService>>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let config = kube::Config::incluster().context("cannot find the API server; run inside a pod")?;
+    let config = kube::Config::infer()
+        .await
+        .context("no Kubernetes cluster: run in a pod, or set KUBECONFIG to a kubeconfig file")?;
     let client = Client::try_from(config).context("cannot set up the connection to the API server")?;
     let listener = TcpListener::bind(settings.listen)
         .await

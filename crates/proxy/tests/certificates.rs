@@ -28,9 +28,8 @@ use tailwharf_coordinator::ops::NewAuthKey;
 use tailwharf_coordinator::{Config, Coordinator, Handle, Operations};
 use tailwharf_kube_types::names::account_secret_name;
 use tailwharf_kube_types::{ConditionStatus, ConditionType, IdentityReason};
-use tailwharf_testkit::Pebble;
 use tailwharf_testkit::requirements::Need;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tailwharf_testkit::{Pebble, txt};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -46,6 +45,12 @@ const REFUSED: &str = "refused";
 const UNSEEN: &str = "unseen";
 /// Their authority wants fewer orders.
 const LIMITED: [&str; 2] = ["limited-0", "limited-1"];
+/// Of another cluster, with the name of a device that is there.
+const TWIN: &str = "twin";
+/// The tailnet gives it no certificates.
+const PLAIN: &str = "plain";
+/// Its authority does not answer.
+const GONE: &str = "gone";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
@@ -60,6 +65,9 @@ fn main() -> ExitCode {
             ("one_account_makes_one_order_for_each_name", one_account),
             ("what_the_authority_refuses_is_told_in_its_words", refusals),
             ("a_pause_that_the_authority_wants_is_kept", limits),
+            ("a_name_that_another_device_has_gets_a_number", same_name),
+            ("a_tailnet_without_certificates_is_told", disabled),
+            ("a_device_that_goes_takes_its_order_along", gone_meanwhile),
         ],
     )
 }
@@ -69,7 +77,7 @@ struct Fixture {
     pebble: Pebble,
     control: String,
     auth_key: String,
-    _tailnet: Handle,
+    tailnet: Handle,
     bed: Bed,
     _dir: tempfile::TempDir,
 }
@@ -77,19 +85,21 @@ struct Fixture {
 impl Fixture {
     fn start() -> Result<Self> {
         let dir = tempfile::tempdir()?;
-        let devices = GOOD.iter().chain(&[REFUSED, UNSEEN]).chain(&LIMITED);
+        let devices = GOOD
+            .iter()
+            .chain(&[REFUSED, UNSEEN, TWIN, PLAIN, GONE])
+            .chain(&LIMITED);
         let mut secrets: Vec<String> = devices.map(|name| format!("ts-{name}-0")).collect();
         secrets.push(account_secret_name(POOL));
         let bed = Bed::start(&secrets)?;
-        let (tailnet, control, auth_key, dns) = bed.runtime.block_on(async {
+        let (tailnet, control, auth_key) = bed.runtime.block_on(async {
             bed.secret(&account_secret_name(POOL), json!({})).await?;
             let (tailnet, control) = coordinator(dir.path()).await?;
             let auth_key = auth_key(tailnet.operations()).await?;
-            let listener = TcpListener::bind("127.0.0.1:0").await?;
-            let dns = listener.local_addr()?;
-            tokio::spawn(answer_dns(listener, tailnet.operations().clone()));
-            anyhow::Ok((tailnet, control, auth_key, dns))
+            anyhow::Ok((tailnet, control, auth_key))
         })?;
+        let records = tailnet.operations().clone();
+        let dns = txt::serve(move |name| records.dns_txt(name).filter(|_| !name.contains(UNSEEN)))?;
         let pebble = Pebble::start(dir.path(), dns, 5002, &[format!("{REFUSED}.{SUFFIX}")])?;
         let member = bed
             .runtime
@@ -99,7 +109,7 @@ impl Fixture {
             pebble,
             control,
             auth_key,
-            _tailnet: tailnet,
+            tailnet,
             bed,
             _dir: dir,
         })
@@ -107,12 +117,17 @@ impl Fixture {
 
     /// Makes a device that serves HTTPS with a certificate from `directory`.
     async fn device(&self, name: &str, directory: &str) -> Result<()> {
+        self.device_named(name, name, directory).await
+    }
+
+    /// Makes one that asks for any name.
+    async fn device_named(&self, name: &str, hostname: &str, directory: &str) -> Result<()> {
         let identity = format!("ts-{name}");
         self.bed
             .secret(&format!("{identity}-0"), json!({"auth_key": self.auth_key}))
             .await?;
         let spec = json!({
-            "hostname": name,
+            "hostname": hostname,
             "tags": ["tag:k8s"],
             "pool": POOL,
             "loginServer": self.control,
@@ -147,16 +162,6 @@ impl Fixture {
         let secrets: Api<Secret> = Api::namespaced(self.bed.admin.clone(), NAMESPACE);
         Ok(secrets.get(&format!("ts-{name}-0")).await?)
     }
-
-    /// The largest number that pebble has logged as "There are now N <things>".
-    fn count(&self, things: &str) -> Result<usize> {
-        let log = fs::read_to_string(&self.pebble.log)?;
-        let numbers = log.lines().filter_map(|line| {
-            let (number, rest) = line.split_once("There are now ")?.1.split_once(' ')?;
-            rest.starts_with(things).then(|| number.parse().ok())?
-        });
-        Ok(numbers.max().unwrap_or_default())
-    }
 }
 
 fn one_account(fixture: &mut Fixture) -> Result<()> {
@@ -180,14 +185,14 @@ fn one_account(fixture: &mut Fixture) -> Result<()> {
             }
         }
         ensure!(
-            fixture.count("accounts")? == 1,
+            fixture.pebble.count("accounts") == 1,
             "{} accounts",
-            fixture.count("accounts")?
+            fixture.pebble.count("accounts")
         );
         ensure!(
-            fixture.count("orders")? == GOOD.len(),
+            fixture.pebble.count("orders") == GOOD.len(),
             "{} orders",
-            fixture.count("orders")?
+            fixture.pebble.count("orders")
         );
         let metrics = get(fixture.member.address, "/metrics").await?;
         let issued = format!(
@@ -211,9 +216,9 @@ fn one_account(fixture: &mut Fixture) -> Result<()> {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         ensure!(
-            fixture.count("orders")? == GOOD.len(),
+            fixture.pebble.count("orders") == GOOD.len(),
             "{} orders",
-            fixture.count("orders")?
+            fixture.pebble.count("orders")
         );
         Ok(())
     })
@@ -235,8 +240,8 @@ fn refusals(fixture: &mut Fixture) -> Result<()> {
 
 fn limits(fixture: &mut Fixture) -> Result<()> {
     fixture.bed.runtime.block_on(async {
-        let orders = Arc::new(AtomicUsize::new(0));
-        let directory = limiting(orders.clone()).await?;
+        let seen = Seen::default();
+        let directory = authority(Answer::TooMany, seen.clone()).await?;
         let (status, reason) = (ConditionStatus::False, IdentityReason::CertificateRateLimited);
         fixture.device(LIMITED[0], &directory).await?;
         let told = fixture.becomes(LIMITED[0], status, reason).await?;
@@ -252,10 +257,89 @@ fn limits(fixture: &mut Fixture) -> Result<()> {
         fixture.device(LIMITED[1], &directory).await?;
         let told = fixture.becomes(LIMITED[1], status, reason).await?;
         ensure!(told.contains("ordered after it"), "{told}");
-        let orders = orders.load(Ordering::Relaxed);
-        ensure!(orders == 1, "{orders} orders in the pause");
+        ensure!(seen.orders() == 1, "{} orders in the pause", seen.orders());
         Ok(())
     })
+}
+
+fn same_name(fixture: &mut Fixture) -> Result<()> {
+    fixture.bed.runtime.block_on(async {
+        fixture
+            .device_named(TWIN, GOOD[0], &fixture.pebble.directory)
+            .await?;
+        fixture
+            .becomes(TWIN, ConditionStatus::True, IdentityReason::Done)
+            .await?;
+        let identity = fixture.bed.identities().get(&format!("ts-{TWIN}")).await?;
+        let status = identity.status.unwrap_or_default();
+        let name = status.fqdn.clone().unwrap_or_default();
+        ensure!(name == format!("{}-1.{SUFFIX}", GOOD[0]), "it is {name}");
+        let told = status
+            .condition(ConditionType::Registered)
+            .context("no condition")?;
+        ensure!(
+            told.message.contains("another device of the tailnet"),
+            "{}",
+            told.message
+        );
+        let data = fixture.secret(TWIN).await?.data.unwrap_or_default();
+        ensure!(data.contains_key(&format!("{name}.crt")), "{:?}", data.keys());
+        Ok(())
+    })
+}
+
+fn disabled(fixture: &mut Fixture) -> Result<()> {
+    fixture.bed.runtime.block_on(async {
+        let https = async |on: bool| {
+            let operations = fixture.tailnet.operations();
+            operations
+                .edit_settings(Actor::Administrator, move |settings| settings.https = on)
+                .await
+        };
+        https(false).await?;
+        fixture.device(PLAIN, &fixture.pebble.directory).await?;
+        let (status, reason) = (ConditionStatus::False, IdentityReason::CertificatesDisabled);
+        let told = fixture.becomes(PLAIN, status, reason).await?;
+        ensure!(told.contains("Turn on HTTPS certificates"), "{told}");
+        https(true).await?;
+        Ok(())
+    })
+}
+
+fn gone_meanwhile(fixture: &mut Fixture) -> Result<()> {
+    fixture.bed.runtime.block_on(async {
+        let hosted = async || -> Result<usize> {
+            let metrics = get(fixture.member.address, "/metrics").await?;
+            let line = metrics
+                .lines()
+                .find_map(|line| line.strip_prefix("tailwharf_proxy_identities "));
+            Ok(line.context("no such metric")?.parse()?)
+        };
+        let before = hosted().await?;
+        let seen = Seen::default();
+        let directory = authority(Answer::None, seen.clone()).await?;
+        fixture.device(GONE, &directory).await?;
+        until("it is ordered", async || Ok(seen.open() == 1)).await?;
+        let name = format!("ts-{GONE}");
+        fixture
+            .bed
+            .identities()
+            .delete(&name, &Default::default())
+            .await?;
+        until("the order is given up", async || Ok(seen.open() == 0)).await?;
+        until("it is hosted no more", async || Ok(hosted().await? == before)).await?;
+        ensure!(seen.orders() == 1, "{} orders", seen.orders());
+        Ok(())
+    })
+}
+
+async fn until(what: &str, done: impl AsyncFn() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !done().await? {
+        ensure!(Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
 }
 
 /// A coordinator without an authority of its own, and its URL.
@@ -288,62 +372,54 @@ async fn auth_key(operations: &Operations) -> Result<String> {
     Ok(operations.create_auth_key(key).await?.secret.reveal().to_owned())
 }
 
-/// Answers questions for TXT records, which come by TCP (RFC 1035), with what nodes have had the coordinator set.
-async fn answer_dns(listener: TcpListener, records: Operations) {
-    while let Ok((mut stream, _)) = listener.accept().await {
-        let records = records.clone();
-        tokio::spawn(async move {
-            while let Ok(length) = stream.read_u16().await {
-                let mut query = vec![0; length.into()];
-                stream.read_exact(&mut query).await?;
-                let answer = answer(&query, &records).unwrap_or_default();
-                let length = u16::try_from(answer.len()).unwrap_or_default();
-                stream.write_u16(length).await?;
-                stream.write_all(&answer).await?;
-            }
-            std::io::Result::Ok(())
-        });
-    }
+/// What an authority does with an order.
+#[derive(Clone, Copy)]
+enum Answer {
+    /// It has issued enough.
+    TooMany,
+    /// It says nothing.
+    None,
 }
 
-fn answer(query: &[u8], records: &Operations) -> Option<Vec<u8>> {
-    const HEADER: usize = 12;
-    let (mut at, mut labels) = (HEADER, Vec::new());
-    loop {
-        let length = usize::from(*query.get(at)?);
-        at += 1;
-        if length == 0 {
-            break;
+/// The orders that an authority was asked for, and those of them that somebody waits for.
+#[derive(Clone, Default)]
+struct Seen(Arc<[AtomicUsize; 2]>);
+
+/// An order that somebody waits for.
+struct Open(Seen);
+
+impl Seen {
+    fn orders(&self) -> usize {
+        self.0[0].load(Ordering::Relaxed)
+    }
+
+    fn open(&self) -> usize {
+        self.0[1].load(Ordering::Relaxed)
+    }
+
+    fn order(&self) -> Open {
+        for count in &*self.0 {
+            count.fetch_add(1, Ordering::Relaxed);
         }
-        labels.push(String::from_utf8_lossy(query.get(at..at + length)?).into_owned());
-        at += length;
+        Open(self.clone())
     }
-    let question = query.get(HEADER..at + 4)?;
-    let name = labels.join(".");
-    let value = records
-        .dns_txt(&name)
-        .filter(|_| question.ends_with(&[0, 16, 0, 1]) && !name.contains(UNSEEN));
-    let mut reply = query.get(..2)?.to_vec();
-    // An authoritative answer with one question and at most one record.
-    reply.extend([0x84, 0, 0, 1, 0, u8::from(value.is_some()), 0, 0, 0, 0]);
-    reply.extend(question);
-    if let Some(value) = value {
-        let length = u8::try_from(value.len()).ok()?;
-        reply.extend([0xc0, 12, 0, 16, 0, 1, 0, 0, 0, 0, 0, length + 1, length]);
-        reply.extend(value.as_bytes());
-    }
-    Some(reply)
 }
 
-/// An authority that has issued enough; the URL of its directory.
-async fn limiting(orders: Arc<AtomicUsize>) -> Result<String> {
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.0[1].fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// An authority that issues nothing; the URL of its directory.
+async fn authority(answer: Answer, seen: Seen) -> Result<String> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let base = format!("http://{}", listener.local_addr()?);
     let url = format!("{base}/directory");
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let (base, orders) = (base.clone(), orders.clone());
-            let service = service_fn(move |request| limited(base.clone(), orders.clone(), request));
+            let (base, seen) = (base.clone(), seen.clone());
+            let service = service_fn(move |request| respond(base.clone(), answer, seen.clone(), request));
             tokio::spawn(
                 hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service),
             );
@@ -352,9 +428,10 @@ async fn limiting(orders: Arc<AtomicUsize>) -> Result<String> {
     Ok(url)
 }
 
-async fn limited(
+async fn respond(
     base: String,
-    orders: Arc<AtomicUsize>,
+    answer: Answer,
+    seen: Seen,
     request: Request<Incoming>,
 ) -> Result<Response<Full<bytes::Bytes>>, Infallible> {
     let path = request.uri().path().to_owned();
@@ -373,7 +450,10 @@ async fn limited(
             json!({"status": "valid"})
         }
         "/order" => {
-            orders.fetch_add(1, Ordering::Relaxed);
+            let _open = seen.order();
+            if matches!(answer, Answer::None) {
+                std::future::pending::<()>().await;
+            }
             response = response.status(429).header("retry-after", "3600");
             json!({
                 "type": "urn:ietf:params:acme:error:rateLimited",

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 
+use crate::kubectl::Kubectl;
 use crate::process::{Process, run};
 use crate::wait::eventually;
 use crate::workspace;
@@ -28,7 +29,8 @@ pub struct ApiServer {
     audit_log: PathBuf,
     apiserver: Process,
     _etcd: Process,
-    _dir: TempDir,
+    ca: String,
+    dir: TempDir,
 }
 
 impl ApiServer {
@@ -149,7 +151,8 @@ impl ApiServer {
             audit_log,
             apiserver,
             _etcd: etcd,
-            _dir: dir,
+            ca,
+            dir,
         })
     }
 
@@ -194,6 +197,24 @@ impl ApiServer {
         Ok(events
             .map(|event| (word(&event["verb"]), word(&event["objectRef"]["resource"])))
             .collect())
+    }
+
+    /// A kubeconfig file of a service account, which may do what the cluster lets it.
+    ///
+    /// # Errors
+    /// When there is no such account.
+    pub fn kubeconfig_of(&self, namespace: &str, account: &str) -> Result<PathBuf> {
+        let token = Kubectl::new(&self.kubeconfig).run(&[
+            "create",
+            "token",
+            account,
+            "--namespace",
+            namespace,
+            "--duration=24h",
+        ])?;
+        let path = self.dir.path().join(format!("kubeconfig-{namespace}-{account}"));
+        fs::write(&path, kubeconfig_text(&self.url, &self.ca, token.trim()))?;
+        Ok(path)
     }
 
     /// The audit events so far whose user agent begins with `agent`: one `(verb, resource, name)` per request.

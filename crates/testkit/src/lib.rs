@@ -21,6 +21,7 @@ pub mod process;
 pub mod requirements;
 pub mod sessions;
 pub mod tailnet;
+pub mod txt;
 pub mod wait;
 pub mod workspace;
 

@@ -77,6 +77,17 @@ impl Pebble {
         })
     }
 
+    /// The largest number that it has told of as "There are now N <things> in the db": accounts, orders.
+    #[must_use]
+    pub fn count(&self, things: &str) -> usize {
+        let log = self.process.log();
+        let numbers = log.lines().filter_map(|line| {
+            let (number, rest) = line.split_once("There are now ")?.1.split_once(' ')?;
+            rest.starts_with(things).then(|| number.parse().ok())?
+        });
+        numbers.max().unwrap_or_default()
+    }
+
     /// The root of the certificates that it issues, as PEM.
     ///
     /// # Errors

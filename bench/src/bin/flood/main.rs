@@ -8,6 +8,8 @@
 //! flood connect TO AT_ONCE SECONDS               connections that the other side closes
 //! flood idle TO COUNT                            keeps connections open until it is ended
 //! flood datagrams TO SIZE RATE SECONDS           datagrams sent and received
+//! flood web-serve ADDRESS NAME                   a web server with a small page and a large one
+//! flood web-follow TO NAME ROOT                  when who answers, until it is ended
 //! flood relay HOST:PORT NAME PAIRS WINDOW SECONDS KEY...   packets through a relay; two node keys a pair
 //! ```
 
@@ -18,6 +20,7 @@ mod datagrams;
 mod relay;
 mod serve;
 mod streams;
+mod web;
 
 use std::str::FromStr;
 
@@ -53,6 +56,8 @@ async fn main() -> Result<()> {
             )
             .await?
         }
+        "web-serve" => return web::serve(words.next("address")?, &words.next::<String>("name")?).await,
+        "web-follow" => return web::follow(words.web_server()?).await,
         "relay" => {
             let load = relay::Load {
                 relay: words.next("relay")?,
@@ -74,6 +79,14 @@ async fn main() -> Result<()> {
 struct Words(std::vec::IntoIter<String>);
 
 impl Words {
+    fn web_server(&mut self) -> Result<web::Server> {
+        Ok(web::Server {
+            address: self.next("address")?,
+            name: self.next("name")?,
+            root: self.next("root")?,
+        })
+    }
+
     fn next<T>(&mut self, what: &str) -> Result<T>
     where
         T: FromStr<Err: std::error::Error + Send + Sync + 'static>,
