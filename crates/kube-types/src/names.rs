@@ -15,6 +15,17 @@ const SUFFIX: usize = 5;
 /// The characters of Kubernetes' own generated suffixes: no vowels and no digits that look like letters, so no words.
 const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 
+/// Whether a device with this full name got a number after the name that it asked for, as it does where another device of the tailnet has that name.
+#[must_use]
+pub fn is_numbered(fqdn: &str, hostname: &str) -> bool {
+    let label = fqdn.split('.').next().unwrap_or_default();
+    let Some((name, number)) = label.rsplit_once('-') else {
+        return false;
+    };
+    let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    is_number && name.eq_ignore_ascii_case(hostname)
+}
+
 /// The name of the identity made for a parent: `ts-<parent>-<5 characters>`, at most 52 bytes.
 ///
 /// The suffix is drawn from the parent's UID, so that the name is known before the object exists: making it twice makes it once.

@@ -14,8 +14,8 @@ use tailwharf_kube_types::contract::EVENT_REPORTER;
 use tailwharf_plan::{Event, EventType};
 use tokio::time::{Instant, timeout};
 
-/// The same event on the same object is told once in this time. Plans tell of changes only; this is for attempts whose
-/// status could not be written.
+/// The same event on the same object is told once in this time: of attempts whose status could not be written, and of
+/// what lasts. Other than that, plans tell of changes only.
 const QUIET: Duration = Duration::from_secs(600);
 /// Beyond this many the memory of told events starts anew.
 const MAX_REMEMBERED: usize = 1024;

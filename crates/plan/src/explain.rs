@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use tailwharf_kube_types::contract::{
     FINALIZER, LOAD_BALANCER_CLASS, PARKED_POOL, PROXY_READY, annotation, label,
 };
+use tailwharf_kube_types::names::is_numbered;
 use tailwharf_kube_types::{ConditionStatus, ConditionType, Identity, PathKind};
 
 /// The controller of Ingress classes that tailwharf serves.
@@ -319,7 +320,11 @@ fn conditions(name: &'static str, identity: &Identity, steps: &[ConditionType], 
 fn device(identity: &Identity) -> Link {
     let status = identity.status.clone().unwrap_or_default();
     let addresses: Vec<String> = status.addresses.iter().map(ToString::to_string).collect();
-    let good = format!("{} {}", status.fqdn.unwrap_or_default(), addresses.join(" "));
+    let (fqdn, wanted) = (status.fqdn.unwrap_or_default(), identity.spec.hostname.as_str());
+    let mut good = format!("{fqdn} {}", addresses.join(" "));
+    if is_numbered(&fqdn, wanted) {
+        good += &format!("; another device of the tailnet has the name {wanted}");
+    }
     let steps = [ConditionType::Registered, ConditionType::Authorized];
     conditions("Device", identity, &steps, good)
 }
@@ -462,6 +467,10 @@ mod tests {
             "{chain}"
         );
         assert!(chain.to_string().ends_with("Everything is in order."), "{chain}");
+        let mut second = identity("default", &GOOD);
+        second["status"]["fqdn"] = json!("web-1.tail.ts.net");
+        let chain = explain(&facts(exposed(), Some(second), Some(2)));
+        assert!(chain.to_string().contains("has the name web"), "{chain}");
     }
 
     #[test]

@@ -55,7 +55,11 @@ enum Act {
 
 #[derive(Clone, Debug)]
 enum Certificate {
-    Good { digest: &'static str },
+    Good {
+        digest: &'static str,
+    },
+    /// For another name.
+    Mistaken,
     Expired,
     Bad,
     Missing,
@@ -65,6 +69,7 @@ fn act() -> impl Strategy<Value = Act> {
     let certificate = prop_oneof![
         prop_oneof![Just("aaaaaaaaaaaaaaaa"), Just("bbbbbbbbbbbbbbbb")]
             .prop_map(|digest| Certificate::Good { digest }),
+        Just(Certificate::Mistaken),
         Just(Certificate::Expired),
         Just(Certificate::Bad),
         Just(Certificate::Missing),
@@ -73,7 +78,7 @@ fn act() -> impl Strategy<Value = Act> {
         2 => (
             prop_oneof![Just("web"), Just("shop.example.com"), Just("-bad-")],
             prop_oneof![4 => Just("tailscale"), 1 => Just("nginx")],
-            prop_oneof![Just("/"), Just("/api"), Just("no-slash")],
+            prop_oneof![Just("/"), Just("/api"), Just(""), Just("no-slash")],
             prop_oneof![Just(None), Just(Some("tag:web")), Just(Some("web"))],
         ).prop_map(|(host, class, path, tags)| Act::Serve { host, class, path, tags }),
         1 => Just(Act::Delete),
@@ -227,7 +232,7 @@ impl Play {
 
     fn certificate(&mut self, certificate: &Certificate) {
         let object = ObjectRef::new(Kind::Secret, "default", "own");
-        let good = |world: &mut World, digest: &str, not_after: i64| {
+        let good = |world: &mut World, digest: &str, name: &str, not_after: i64| {
             world.put(
                 object.clone(),
                 json!({"metadata": {"uid": "own"}, "data": {"tls.crt": "eA==", "tls.key": "eA=="}}),
@@ -238,14 +243,15 @@ impl Play {
                     .unwrap()
                     .to_owned(),
                 digest: digest.to_owned(),
-                names: vec!["own.test".to_owned()],
+                names: vec![name.to_owned()],
                 not_before: at(-1000),
                 not_after: at(not_after),
             })
         };
         let state = match certificate {
-            Certificate::Good { digest } => good(&mut self.world, digest, 1_000_000),
-            Certificate::Expired => good(&mut self.world, "cccccccccccccccc", -10),
+            Certificate::Good { digest } => good(&mut self.world, digest, "own.test", 1_000_000),
+            Certificate::Mistaken => good(&mut self.world, "dddddddddddddddd", "other.test", 1_000_000),
+            Certificate::Expired => good(&mut self.world, "cccccccccccccccc", "own.test", -10),
             Certificate::Bad => CertificateSecret::Invalid("tls.key is not PEM".to_owned()),
             Certificate::Missing => CertificateSecret::Missing,
         };

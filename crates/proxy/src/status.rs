@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use tailwharf_kube_types::conditions::conditions;
 use tailwharf_kube_types::contract::MAX_ROUTES;
+use tailwharf_kube_types::names::is_numbered;
 use tailwharf_kube_types::{ConditionStatus, ConditionType, IdentityReason, IdentityStatus, PathKind, Step};
 use tailwharf_node::{NodeStatus, Phase};
 
@@ -62,6 +63,8 @@ pub(crate) struct Facts {
     pub secret: String,
     /// URL of the control server, for messages.
     pub control_server: String,
+    /// The name that the device asks for.
+    pub hostname: String,
     /// What stands in the way of starting the node.
     pub obstacle: Option<Obstacle>,
     /// Device id, name and addresses as of the last run, until the node tells its own.
@@ -245,11 +248,19 @@ impl Facts {
                 blocked(ControlServerUnreachable, self.out_of_reach(reason))
             }
             Some(Phase::NeedsApproval | Phase::Registered | Phase::Online | Phase::Disconnected { .. }) => {
-                Step::done(
-                    ConditionType::Registered,
-                    format!("The device is registered at {server}."),
-                )
+                Step::done(ConditionType::Registered, self.registration())
             }
+        }
+    }
+
+    fn registration(&self) -> String {
+        let (server, hostname) = (&self.control_server, &self.hostname);
+        let name = self.node.as_ref().and_then(|node| node.fqdn.as_deref());
+        match name.filter(|name| is_numbered(name, hostname)) {
+            None => format!("The device is registered at {server}."),
+            Some(name) => format!(
+                "The device is registered at {server} as {name}, because another device of the tailnet has the name {hostname}. Remove that device, or choose another name."
+            ),
         }
     }
 

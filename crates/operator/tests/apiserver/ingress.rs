@@ -206,6 +206,32 @@ pub(crate) fn a_certificate_of_ones_own_is_followed_and_kept(bed: &mut Bed) -> R
         );
         ensure!(certificates(&bad).first() == Some(&first));
 
+        // So it does when the new one is for another name, or has ended.
+        let mut ended = CertificateParams::new(vec!["shop.example.com".to_owned()])?;
+        ended.not_after = rcgen::date_time_ymd(2020, 1, 1);
+        let ended = json!({"stringData": {
+            "tls.crt": ended.self_signed(&two)?.pem(), "tls.key": two.serialize_pem(),
+        }});
+        for (body, words) in [
+            (
+                tls(&["other.example.com"], &two, &two)?,
+                "not for \"shop.example.com\"",
+            ),
+            (ended, "renew it"),
+            (json!({"stringData": {"tls.crt": "nonsense"}}), "stays in use"),
+        ] {
+            change(body).await?;
+            let bad = identity(cluster, &made, |identity| {
+                complaint(identity).is_some_and(|text| text.contains(words))
+            })
+            .await?;
+            ensure!(
+                complaint(&bad).is_some_and(|text| text.contains("stays in use")),
+                "{bad:?}"
+            );
+            ensure!(certificates(&bad).first() == Some(&first), "{bad:?}");
+        }
+
         change(tls(&["shop.example.com"], &two, &two)?).await?;
         let renewed = identity(cluster, &made, |identity| {
             complaint(identity).is_none() && certificates(identity).first() != Some(&first)

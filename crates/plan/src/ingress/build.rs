@@ -33,6 +33,7 @@ fn serve(plan: &mut Plan, serving: &Serving, settings: &Settings, now: Timestamp
         certificate_ends,
         endpoints_left_out,
         problems,
+        assumes_root: _,
     } = serving;
     plan.set_finalizers(ingress, add_finalizer.as_ref());
     // Certificates are there before the Identity names them, and go after its host has let them go.

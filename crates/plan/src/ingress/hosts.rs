@@ -46,6 +46,8 @@ pub(super) struct Hosts {
     device: Vec<String>,
     /// Whether the device's own name is served.
     own_name: bool,
+    /// The certificates of before that are stored still, by the hosts that they are served for.
+    former: BTreeMap<HostName, String>,
 }
 
 /// The name that the device of an Ingress asks for.
@@ -102,6 +104,7 @@ pub(super) fn hosts(
         });
     }
     let stored = stored(snapshot, identity);
+    hosts.former = former(snapshot, &stored);
     let mut usable = BTreeMap::new();
     let tls = ingress.spec.as_ref().and_then(|spec| spec.tls.as_ref());
     for entry in tls.into_iter().flatten() {
@@ -121,6 +124,12 @@ pub(super) fn hosts(
             }
         }
     }
+    // One that is for none of the hosts is of no use.
+    let Hosts { served, copies, .. } = &mut hosts;
+    copies.retain(|copy| {
+        let mut used = served.iter().filter_map(|host| host.certificate.as_ref());
+        used.any(|name| *name == copy.certificate)
+    });
     hosts
 }
 
@@ -150,6 +159,18 @@ fn stored<'a>(snapshot: &'a Snapshot, identity: &str) -> Vec<&'a str> {
         .collect();
     all.sort_by_key(|name| !served.contains(name));
     all
+}
+
+/// The certificates that hosts are served with, as far as they are stored.
+fn former(snapshot: &Snapshot, stored: &[&str]) -> BTreeMap<HostName, String> {
+    let identities = snapshot.observed.identities.iter();
+    let hosts = identities
+        .filter_map(|identity| identity.spec.web.as_ref())
+        .flat_map(|web| &web.hosts);
+    hosts
+        .filter_map(|host| Some((host.name.clone(), host.certificate.clone()?)))
+        .filter(|(_, certificate)| stored.contains(&certificate.as_str()))
+        .collect()
 }
 
 /// What the names of all certificates from a Secret begin with.
@@ -235,28 +256,36 @@ impl Hosts {
         })
     }
 
-    /// Serves a host if the certificate is for it.
+    /// Serves a host with the certificate, or with the one of before if this one is not for it.
     fn add(&mut self, host: &str, secret: &str, certificate: &Usable, problems: &mut Vec<Problem>) {
-        if let Some(facts) = &certificate.facts
-            && !covers(&facts.names, host)
-        {
-            problems.push(Problem::CertificateNames {
-                secret: secret.to_owned(),
-                host: host.to_owned(),
-                names: facts.names.iter().take(SHOWN_NAMES).cloned().collect(),
-            });
-            return;
-        }
         let Ok(name) = host.parse::<HostName>() else {
             problems.push(Problem::RuleHost {
                 host: host.chars().take(80).collect(),
             });
             return;
         };
+        let mut certificate_name = certificate.name.clone();
+        if let Some(facts) = &certificate.facts
+            && !covers(&facts.names, host)
+        {
+            let prefix = prefix(secret);
+            let former = self
+                .former
+                .get(&name)
+                .filter(|former| former.starts_with(&prefix));
+            problems.push(Problem::CertificateNames {
+                secret: secret.to_owned(),
+                host: host.to_owned(),
+                names: facts.names.iter().take(SHOWN_NAMES).cloned().collect(),
+                kept: former.is_some(),
+            });
+            let Some(former) = former else { return };
+            certificate_name.clone_from(former);
+        }
         if !self.served.iter().any(|served| served.name == name) {
             self.served.push(WebHost {
                 name,
-                certificate: Some(certificate.name.clone()),
+                certificate: Some(certificate_name),
             });
         }
     }

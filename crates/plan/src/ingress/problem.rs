@@ -168,7 +168,11 @@ pub enum Problem {
         kept: bool,
     },
     /// A certificate is not for a host.
-    #[error("the certificate in Secret {secret:?} is not for {host:?} but for {}", names.join(", "))]
+    #[error(
+        "the certificate in Secret {secret:?} is not for {host:?} but for {}: put one for it there{}",
+        names.join(", "),
+        if *kept { "; the one of before stays in use" } else { "" }
+    )]
     CertificateNames {
         /// Name of the Secret.
         secret: String,
@@ -176,6 +180,8 @@ pub enum Problem {
         host: String,
         /// What it is for, the first few.
         names: Vec<String>,
+        /// Whether an earlier one is served in its place.
+        kept: bool,
     },
     /// An annotation that has no effect.
     #[error(

@@ -28,6 +28,8 @@ pub(super) struct Routes {
     pub(super) backends: BTreeMap<String, WebBackend>,
     /// Endpoints of one Service beyond the most that a backend holds.
     pub(super) endpoints_left_out: usize,
+    /// A rule has an empty path, which stands for `/`.
+    pub(super) assumes_root: bool,
 }
 
 /// Reads default backend and rules. What cannot be served is in `problems`.
@@ -77,11 +79,9 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn path(&mut self, hosts: &[Option<HostName>], path: &HTTPIngressPath) {
-        let text = path
-            .path
-            .as_deref()
-            .filter(|path| !path.is_empty())
-            .unwrap_or("/");
+        let given = path.path.as_deref().filter(|path| !path.is_empty());
+        self.found.assumes_root |= given.is_none();
+        let text = given.unwrap_or("/");
         if !text.starts_with('/') || text.len() > MAX_PATH {
             let path = text.chars().take(80).collect();
             self.problems.push(Problem::Path { path });

@@ -6,13 +6,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde_json::{Value, json};
 use tailwharf_kube_types::contract::{PARKED_POOL, annotation};
 use tailwharf_kube_types::identity::web::{HTTP_PORT, HTTPS_PORT, PlainHttp, Web};
-use tailwharf_kube_types::{ConditionStatus, ConditionType, Identity, conditions};
+use tailwharf_kube_types::{ConditionStatus, ConditionType, Identity, IdentityReason, conditions};
 
 use super::validate::reference;
 use super::{Problem, Snapshot, Validated};
 use crate::applied::{Applied, FailureKind};
 use crate::identity::only_identity;
-use crate::plan::{Event, EventType, Kind, ObjectRef, Plan};
+use crate::plan::{Event, EventType, Kind, ObjectRef, Plan, Step};
 use crate::settings::Settings;
 use crate::status::{Status, StatusPatch, explain, left_behind, sentence};
 
@@ -58,6 +58,8 @@ pub fn status(
     };
     if applied.failure.is_none() {
         events.extend(left_behind(plan));
+        events.extend(assumed_root(validated, plan));
+        events.extend(without_certificate(validated, identity));
     }
     Status {
         patch: load_balancer_patch(snapshot, ingress, validated, identity),
@@ -110,6 +112,48 @@ fn problems(problems: &[Problem]) -> Option<Complaint> {
         message: sentences.join(" "),
         events,
     })
+}
+
+/// Says that an empty path stands for `/`, in the plan that writes such routes for the first time.
+fn assumed_root(validated: &Validated, plan: &Plan) -> Option<Event> {
+    let Validated::Serve(serving) = validated else {
+        return None;
+    };
+    let routes = |web: &Option<Web>| web.as_ref().map(|web| web.routes.clone());
+    let identity = serving.observed.identities.first();
+    let served = identity.and_then(|identity| routes(&identity.spec.web));
+    let written = plan
+        .steps
+        .iter()
+        .any(|step| matches!(step, Step::Apply(manifest) if manifest.object.kind == Kind::Identity));
+    let news = written && served != routes(&serving.wanted.spec.web);
+    (serving.assumes_root && news).then(|| Event {
+        type_: EventType::Normal,
+        reason: "PathUndefined",
+        message: "A path under spec.rules is empty, which stands for \"/\".".to_owned(),
+    })
+}
+
+/// What keeps the device from its certificate, in the words of its host, which are those of the authority.
+fn without_certificate(validated: &Validated, identity: Option<&Identity>) -> Option<Event> {
+    let (Validated::Serve(_), Some(status)) = (validated, &identity?.status) else {
+        return None;
+    };
+    let reason = match status.step(ConditionType::CertificateReady) {
+        (ConditionStatus::False, Some(IdentityReason::CertificatesDisabled)) => "HTTPSNotEnabled",
+        (
+            ConditionStatus::False,
+            Some(
+                reason @ (IdentityReason::CertificateRefused
+                | IdentityReason::CertificateRateLimited
+                | IdentityReason::CertificateAuthorityUnreachable
+                | IdentityReason::DnsRecordRefused),
+            ),
+        ) => reason.as_str(),
+        _ => return None,
+    };
+    let condition = status.condition(ConditionType::CertificateReady)?;
+    Some(warning(reason, condition.message.clone()))
 }
 
 fn warning(reason: &'static str, message: String) -> Event {

@@ -46,6 +46,8 @@ pub struct Serving {
     pub certificate_ends: Option<Timestamp>,
     /// Endpoints of one Service beyond the most that a backend holds.
     pub endpoints_left_out: usize,
+    /// A rule has an empty path, which stands for `/`.
+    pub assumes_root: bool,
     /// What is not served, though the rest is.
     pub problems: Vec<Problem>,
 }
@@ -146,6 +148,7 @@ fn serve(
         copies,
         certificate_ends: ends,
         endpoints_left_out: routes.endpoints_left_out,
+        assumes_root: routes.assumes_root,
         problems,
     })
 }

@@ -61,7 +61,9 @@ pub struct LeftOut {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Problem {
     /// No ports at all.
-    #[error("the Service has no ports: list the ports to serve under spec.ports")]
+    #[error(
+        "the Service has no ports: list the ports to serve under spec.ports, for example \"ports: [{{port: 443}}]\""
+    )]
     NoPorts,
     /// Only ports of other protocols.
     #[error("none of the Service's ports is TCP or UDP ({}): add a TCP or UDP port", ports.join(", "))]

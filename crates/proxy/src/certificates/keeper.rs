@@ -353,7 +353,7 @@ impl Keeper {
                     format!("{name}.key"): BASE64_STANDARD.encode(key),
                     Attempts::KEY: null,
                 }});
-                info!(identity = %self.identity, name, expires = %loaded.lifetime.expires, "a certificate was issued");
+                info!(name, expires = %loaded.lifetime.expires, "a certificate was issued");
                 self.store(patch).await.map(|()| loaded)
             }
             Err(error) => {
@@ -367,7 +367,7 @@ impl Keeper {
                         wait,
                     });
                 }
-                warn!(identity = %self.identity, name, message, "no certificate was issued");
+                warn!(name, message, "no certificate was issued");
                 let pause = match &error {
                     IssueError::Acme(tailwharf_node::acme::AcmeError::Refused { retry_after, .. }) => {
                         *retry_after
@@ -383,7 +383,7 @@ impl Keeper {
                 );
                 let patch = json!({"data": {Attempts::KEY: BASE64_STANDARD.encode(attempts.to_json())}});
                 if let Err(error) = self.store(patch).await {
-                    warn!(identity = %self.identity, %error, "the pause before the next order could not be stored");
+                    warn!(%error, "the pause before the next order could not be stored");
                 }
                 return Err(Failure::new(reason, message));
             }
@@ -510,5 +510,24 @@ fn explain(error: &IssueError, name: &str) -> (IdentityReason, String) {
                 format!("{}. {again}", capital(&acme.to_string())),
             ),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tailwharf_node::acme::AcmeError;
+
+    use super::*;
+
+    #[test]
+    fn a_record_that_the_control_server_does_not_set_is_told_in_its_words() {
+        let words = "`_acme-challenge.web.tail1.ts.net` is not a name of this node";
+        let error = IssueError::Acme(AcmeError::Record(words.into()));
+        let (reason, message) = explain(&error, "web.tail1.ts.net");
+        assert_eq!(reason, IdentityReason::DnsRecordRefused);
+        assert!(
+            message.contains(words) && message.contains("tried again"),
+            "{message}"
+        );
     }
 }

@@ -77,7 +77,7 @@ pub(crate) async fn disown(shared: &Shared, identity: &Identity) -> Option<Ident
         Err(ApiError::Conflict | ApiError::NotFound) => None,
         Err(error) => {
             warn!(
-                identity = name,
+                identity = %name,
                 error = &error as &dyn std::error::Error,
                 "the identity could not be let go"
             );
@@ -90,6 +90,7 @@ pub(super) fn facts(identity: &Identity) -> Facts {
     Facts {
         secret: secret_name(identity.metadata.name.as_deref().unwrap_or_default()),
         control_server: identity.spec.login_server.clone(),
+        hostname: identity.spec.hostname.as_str().to_owned(),
         listeners: identity.spec.listeners.len(),
         reached: reached(identity),
         ..Facts::default()
@@ -140,7 +141,10 @@ impl Job {
                 }
                 Err(ApiError::NotFound) => return None,
                 Err(error) => {
-                    warn!(identity = %self.name, error = &error as &dyn std::error::Error, "the identity could not be claimed");
+                    warn!(
+                        error = &error as &dyn std::error::Error,
+                        "the identity could not be claimed"
+                    );
                 }
             }
             if *self.orders.borrow() != Order::Run {

@@ -12,6 +12,7 @@ fn facts() -> Facts {
     Facts {
         secret: "ts-nginx-abcde-0".to_owned(),
         control_server: "https://control.example".to_owned(),
+        hostname: "nginx".to_owned(),
         listeners: 1,
         backends: tcp(80, Health::Unknown),
         ..Facts::default()
@@ -91,6 +92,33 @@ fn a_ready_identity() {
     assert_eq!(status.observed_generation, Some(3));
     let again = facts.status(&status, Some(&claim()), Some(3), at(20));
     assert_eq!(again, status, "nothing has changed, so nothing is to be written");
+}
+
+#[test]
+fn a_name_that_another_device_has_is_told() {
+    let named = |fqdn: &str| {
+        let mut facts = Facts {
+            node: node(Phase::Online),
+            ..facts()
+        };
+        facts.node.as_mut().unwrap().fqdn = Some(fqdn.to_owned());
+        lines(&facts)
+    };
+    let told = named("nginx-1.tail1234.ts.net");
+    assert!(
+        told.contains(
+            "as nginx-1.tail1234.ts.net, because another device of the tailnet has the name nginx."
+        ),
+        "{told}"
+    );
+    for own in [
+        "nginx.tail1234.ts.net",
+        "nginx-blue.tail1234.ts.net",
+        "renamed.tail1234.ts.net",
+    ] {
+        let told = named(own);
+        assert!(!told.contains("another device"), "{told}");
+    }
 }
 
 #[test]
