@@ -51,14 +51,15 @@ pub(crate) fn play(stage: &mut Stage, lab: &Lab) -> Result<()> {
     let http = lab.laptop.curl("http://nginx");
     stage.check("nothing is served without encryption", refused(&http));
 
-    let mut explain = Command::new(workspace::tailwharf());
-    explain
-        .args(["explain", "ingress/nginx"])
-        .env("KUBECONFIG", lab.kubectl().kubeconfig());
-    let chain = stage.show("admin", &mut explain)?;
+    let chain = stage.show("admin", &mut tailwharf(lab, "explain"))?;
     stage.check(
         "tailwharf explain finds nothing wrong",
         contains(&chain, "Everything is in order."),
+    );
+    let lines = stage.show("admin", &mut tailwharf(lab, "logs"))?;
+    stage.check(
+        "what is logged of its device is read by the name of the Ingress",
+        contains(&lines, "the node is started"),
     );
     internet(stage, lab)?;
     lab.kubectl()
@@ -99,6 +100,15 @@ fn is(lab: &Lab, condition: &str) -> Result<()> {
         "--timeout=30s",
     ];
     eventually("the Ingress is served", || lab.kubectl().run(&wait).map(drop))
+}
+
+/// A command about the Ingress, for whoever has the kubeconfig.
+fn tailwharf(lab: &Lab, verb: &str) -> Command {
+    let mut command = Command::new(workspace::tailwharf());
+    command
+        .args([verb, "ingress/nginx"])
+        .env("KUBECONFIG", lab.kubectl().kubeconfig());
+    command
 }
 
 fn curl(lab: &Lab, url: &str) -> Command {

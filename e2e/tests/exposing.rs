@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tailwharf_e2e::condition;
 use tailwharf_testkit::Lab;
 use tailwharf_testkit::lab::{NAMESPACE, NGINX};
-use tailwharf_testkit::process::run;
+use tailwharf_testkit::process::{Process, run};
 use tailwharf_testkit::requirements::Need;
 use tailwharf_testkit::tailnet::{STORY_POLICY, SUFFIX};
 use tailwharf_testkit::wait::eventually;
@@ -53,6 +53,7 @@ fn main() -> ExitCode {
             ("an_ingress_answers_with_a_certificate_that_is_verified", ingress),
             ("port_80_leads_to_https_if_it_is_to", redirect),
             ("annotations_bound_requests_and_log_them", annotations),
+            ("logs_are_read_by_the_name_of_the_object", logs),
             ("the_internet_sees_it_through_funnel", funnel),
             ("of_two_with_one_name_the_older_keeps_it", same_name),
             ("without_an_endpoint_there_is_a_page_that_says_so", no_endpoint),
@@ -229,6 +230,71 @@ fn annotations(fixture: &mut Fixture) -> Result<()> {
     })?;
     fixture.annotate("nginx", "tailwharf.dev/access-log-")?;
     fixture.annotate("nginx", "tailwharf.dev/max-body-size-")
+}
+
+/// Lines of one device only, also after it has moved to another pod.
+fn logs(fixture: &mut Fixture) -> Result<()> {
+    let kubectl = fixture.lab.kubectl();
+    let command = |words: &[&str]| {
+        let mut command = Command::new(tailwharf_testkit::workspace::tailwharf());
+        command
+            .args(["logs", "-n", "default"])
+            .args(words)
+            .env("KUBECONFIG", kubectl.kubeconfig());
+        command
+    };
+    fixture.annotate("nginx", "tailwharf.dev/access-log=true")?;
+    let identity = fixture.identity("default", "nginx")?;
+    let identity = identity["metadata"]["name"].as_str().context("no name")?;
+    let text = eventually("the request is in the Ingress's log", || {
+        fixture.curl(&["--fail", "--output", "/dev/null", "https://nginx/?first"])?;
+        let text = run(&mut command(&["ingress/nginx"]))?;
+        ensure!(
+            text.contains("/?first") && text.contains("the node is started"),
+            "{text}"
+        );
+        Ok(text)
+    })?;
+    let strange = text.lines().find(|line| !line.contains(identity));
+    ensure!(strange.is_none(), "{strange:?}");
+    let text = run(&mut command(&["service/nginx-service"]))?;
+    ensure!(
+        text.contains("the node is started") && !text.contains(identity),
+        "{text}"
+    );
+    let refused = command(&["service/nobody"]).output()?;
+    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(
+        !refused.status.success() && words.contains("tailwharf explain"),
+        "{words}"
+    );
+
+    let log = fixture.lab.dir().join("follower.log");
+    let follower = Process::start(
+        "tailwharf logs",
+        &mut command(&["-f", "--since=1s", "ingress/nginx"]),
+        &log,
+    )?;
+    let host = || -> Result<String> {
+        let identity = fixture.identity("default", "nginx")?;
+        Ok(identity["status"]["host"].as_str().context("no host")?.to_owned())
+    };
+    let before = host()?;
+    kubectl.run(&["delete", "pod", &before, "-n", NAMESPACE, "--wait=false"])?;
+    eventually("another pod hosts it", || {
+        let now = host()?;
+        ensure!(now != before, "it is {now}");
+        Ok(())
+    })?;
+    eventually("what the new host logs is followed", || {
+        fixture.curl(&["--fail", "--output", "/dev/null", "https://nginx/?second"])?;
+        let text = follower.log();
+        let begun = text.matches("this pod hosts the identity").count();
+        ensure!(begun == 1 && text.contains("/?second"), "{text}");
+        Ok(())
+    })?;
+    follower.stop()?;
+    fixture.annotate("nginx", "tailwharf.dev/access-log-")
 }
 
 fn funnel(fixture: &mut Fixture) -> Result<()> {

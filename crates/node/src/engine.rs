@@ -18,6 +18,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 use crate::api::{NodeStatus, PathKind, PeerPath};
 use crate::derp::Relays;
@@ -209,12 +210,13 @@ impl Engine {
         &self.relays
     }
 
-    /// Runs a task that ends with the node.
+    /// Runs a task that ends with the node. What it logs tells whose node it is, if whoever started the node does.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
-        self.tasks.spawn(async move {
+        let task = async move {
             stop.run_until_cancelled(task).await;
-        });
+        };
+        self.tasks.spawn(task.in_current_span());
     }
 
     pub(crate) fn watch_status(&self) -> watch::Receiver<NodeStatus> {

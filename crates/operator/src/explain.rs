@@ -1,6 +1,7 @@
 //! `tailwharf explain`: reads what the caller may read of the cluster, and prints the chain from an object to its backend.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::str::FromStr;
 
 use anyhow::{Context as _, Result, bail};
@@ -14,13 +15,32 @@ use tailwharf_plan::EndpointsView;
 use tailwharf_plan::explain::{BackendFacts, Chain, Facts, Object, explain as chain};
 use tailwharf_plan::ingress::backend_services;
 
-/// Which object to explain.
+/// Which object is meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// `service/NAME`
     Service(String),
     /// `ingress/NAME`
     Ingress(String),
+}
+
+impl Target {
+    /// The object, as what is made for it names it.
+    pub(crate) fn parent(&self, namespace: &str) -> Parent {
+        match self {
+            Self::Service(name) => Parent::service(namespace, name),
+            Self::Ingress(name) => Parent::ingress(namespace, name),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Service(name) => write!(f, "service/{name}"),
+            Self::Ingress(name) => write!(f, "ingress/{name}"),
+        }
+    }
 }
 
 /// A text is no [`Target`].
@@ -49,34 +69,41 @@ impl FromStr for Target {
 /// # Errors
 /// When there is no cluster, no such object, or the caller may not read it.
 pub async fn explain(target: &Target, namespace: Option<&str>, operator_namespace: &str) -> Result<Chain> {
-    let config = kube::Config::infer()
-        .await
-        .context("no Kubernetes cluster: set KUBECONFIG to a kubeconfig file")?;
-    let namespace = namespace.unwrap_or(&config.default_namespace).to_owned();
-    let client = Client::try_from(config).context("the Kubernetes client could not be set up")?;
-    let reader = Reader {
-        client,
-        namespace,
-        operator_namespace: operator_namespace.to_owned(),
-    };
+    let reader = Reader::connect(namespace, operator_namespace).await?;
     Ok(chain(&reader.facts(target).await?))
 }
 
-struct Reader {
-    client: Client,
-    namespace: String,
-    operator_namespace: String,
+/// Reads the cluster of the current kubeconfig.
+pub(crate) struct Reader {
+    pub(crate) client: Client,
+    /// Where people's objects are.
+    pub(crate) namespace: String,
+    pub(crate) operator_namespace: String,
 }
 
 impl Reader {
+    /// Without a namespace it is that of the kubeconfig's context.
+    pub(crate) async fn connect(namespace: Option<&str>, operator_namespace: &str) -> Result<Self> {
+        let config = kube::Config::infer()
+            .await
+            .context("no Kubernetes cluster: set KUBECONFIG to a kubeconfig file")?;
+        let namespace = namespace.unwrap_or(&config.default_namespace).to_owned();
+        let client = Client::try_from(config).context("the Kubernetes client could not be set up")?;
+        Ok(Self {
+            client,
+            namespace,
+            operator_namespace: operator_namespace.to_owned(),
+        })
+    }
+
     async fn facts(&self, target: &Target) -> Result<Facts> {
-        let (object, parent, services) = match target {
+        let parent = target.parent(&self.namespace);
+        let (object, services) = match target {
             Target::Service(name) => {
                 let Some(service) = self.service(name).await? else {
                     bail!("there is no Service {name:?} in namespace {}", self.namespace);
                 };
-                let parent = Parent::service(&self.namespace, name);
-                (Object::Service(Box::new(service)), parent, vec![name.clone()])
+                (Object::Service(Box::new(service)), vec![name.clone()])
             }
             Target::Ingress(name) => {
                 let api: Api<Ingress> = Api::namespaced(self.client.clone(), &self.namespace);
@@ -88,8 +115,7 @@ impl Reader {
                 services.sort();
                 services.dedup();
                 let controller = self.controller(&ingress).await?;
-                let parent = Parent::ingress(&self.namespace, name);
-                (Object::Ingress(Box::new(ingress), controller), parent, services)
+                (Object::Ingress(Box::new(ingress), controller), services)
             }
         };
         let mut backends = Vec::new();
@@ -123,7 +149,8 @@ impl Reader {
         Ok(class.and_then(|class| class.spec?.controller))
     }
 
-    async fn identity(&self, parent: &Parent) -> Result<Option<Identity>> {
+    /// The Identity that was made for an object.
+    pub(crate) async fn identity(&self, parent: &Parent) -> Result<Option<Identity>> {
         let api: Api<Identity> = Api::namespaced(self.client.clone(), &self.operator_namespace);
         let params = ListParams::default().labels(&parent.selector());
         let found = api.list(&params).await.with_context(|| {

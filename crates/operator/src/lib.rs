@@ -16,6 +16,7 @@ pub mod explain;
 mod exposing;
 mod http;
 mod lease;
+pub mod logs;
 mod metrics;
 mod operator;
 mod queue;

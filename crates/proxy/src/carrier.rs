@@ -45,6 +45,8 @@ pub(crate) type HealthMap = BTreeMap<Port, Health>;
 /// What all listeners of one identity share.
 #[derive(Debug)]
 pub(crate) struct Carrier {
+    /// Name of the identity.
+    pub identity: Arc<str>,
     /// Copy buffers of the process.
     pub buffers: Arc<Buffers>,
     /// Counters of the process.
@@ -62,6 +64,7 @@ impl Carrier {
     /// For the listeners of one identity; `end` ends them all.
     #[must_use]
     pub(crate) fn new(
+        identity: Arc<str>,
         buffers: Arc<Buffers>,
         metrics: Arc<Metrics>,
         limits: Limits,
@@ -69,6 +72,7 @@ impl Carrier {
         end: CancellationToken,
     ) -> Arc<Self> {
         Arc::new(Self {
+            identity,
             buffers,
             metrics,
             limits,

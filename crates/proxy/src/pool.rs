@@ -13,7 +13,7 @@ use tailwharf_kube_types::{ConditionStatus, ConditionType, Identity};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{Instrument as _, info, info_span, warn};
 
 use crate::board::{Board, Hosted};
 use crate::cluster::{is_newer, lean};
@@ -316,7 +316,7 @@ impl Pool {
                 identity: identities,
             },
         );
-        tokio::spawn(host(job));
+        tokio::spawn(host(job).instrument(info_span!("device", identity = %name)));
     }
 
     fn order(&mut self, name: &Arc<str>, order: Order) {

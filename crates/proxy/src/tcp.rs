@@ -58,7 +58,7 @@ async fn connection<L: Accept, D: Dial>(
         let mut backend = match backends.dial(peer.ip()).await {
             Ok(backend) => backend,
             Err(error) => {
-                debug!(%peer, %port, %error, "no backend took the connection");
+                debug!(identity = %carrier.identity, %peer, %port, %error, "no backend took the connection");
                 carrier.metrics.connections_without_backend.increment();
                 carrier.report(port, Health::Unreachable(error));
                 L::refuse(stream);
@@ -71,12 +71,12 @@ async fn connection<L: Accept, D: Dial>(
         if let Some(header) = header
             && let Err(error) = backend.write_all(&header).await
         {
-            debug!(%peer, %port, %error, "the connection broke off");
+            debug!(identity = %carrier.identity, %peer, %port, %error, "the connection broke off");
             return;
         }
         let traffic = &carrier.metrics.traffic;
         if let Err(error) = splice(stream, backend, &carrier.buffers, traffic, carrier.limits.idle()).await {
-            debug!(%peer, %port, %error, "the connection broke off");
+            debug!(identity = %carrier.identity, %peer, %port, %error, "the connection broke off");
         }
     };
     tokio::select! {

@@ -102,7 +102,7 @@ pub(crate) async fn serve<S: Datagrams, O: OpenFlow>(
                         flow
                     }
                     Err(error) => {
-                        debug!(%peer, %port, %error, "no flow to a backend");
+                        debug!(identity = %carrier.identity, %peer, %port, %error, "no flow to a backend");
                         carrier.metrics.datagrams_dropped.increment();
                         carrier.report(port, Health::Unreachable(error));
                         continue;

@@ -136,7 +136,10 @@ impl StatusWriter {
                 Outcome::Newer(identity) => return Written::Lost(Some(identity)),
                 Outcome::Gone => return Written::Lost(None),
                 Outcome::Failed(error) => {
-                    warn!(identity = %self.name, error = &error as &dyn std::error::Error, "the status could not be written");
+                    warn!(
+                        error = &error as &dyn std::error::Error,
+                        "the status could not be written"
+                    );
                     self.not_before = Some(Instant::now() + self.backoff.next(&mut OsRng));
                 }
             }

@@ -9,8 +9,9 @@ use tailwharf_coordinator::admin::cli::Command as AdminCommand;
 use tailwharf_node::OffloadSwitches;
 use tailwharf_node::run::{Forward, Serve};
 use tailwharf_node::tun::TunSettings;
-use tailwharf_operator::explain::Target;
 use url::Url;
+
+use crate::objects::{ExplainArgs, LogsArgs};
 
 /// The control server of Tailscale's service.
 pub(crate) const TAILSCALE: &str = "https://controlplane.tailscale.com";
@@ -70,6 +71,8 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// Tell how a Service or Ingress of a cluster reaches the tailnet, and where that ends
     Explain(ExplainArgs),
+    /// Print what is logged of the device of a Service or Ingress, by the pod that hosts it
+    Logs(LogsArgs),
     /// Let a running node ping a peer, and tell the way of the answers
     Ping(PingArgs),
 }
@@ -89,18 +92,6 @@ pub(crate) struct StatusArgs {
     /// How to print
     #[arg(long, value_enum, default_value_t = OutputFormat::Table)]
     pub(crate) output: OutputFormat,
-}
-
-#[derive(Debug, clap::Args)]
-pub(crate) struct ExplainArgs {
-    /// The object: service/NAME or ingress/NAME
-    pub(crate) object: Target,
-    /// Its namespace; that of the kubeconfig's context if not given
-    #[arg(long, short = 'n')]
-    pub(crate) namespace: Option<String>,
-    /// Namespace of the operator
-    #[arg(long, env = "OPERATOR_NAMESPACE", default_value = "tailscale")]
-    pub(crate) operator_namespace: String,
 }
 
 #[derive(Debug, clap::Args)]

@@ -1,4 +1,4 @@
-//! The commands that look and print: `tailwharf status` and `tailwharf ping` ask a running node of this user, `tailwharf explain` asks a cluster.
+//! The commands that ask a running node of this user: `tailwharf status` and `tailwharf ping`.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -9,9 +9,7 @@ use tailwharf_node::local::{
     Kind, LocalError, PathReport, PeerReport, Pong, StatusReport, Via, ask_ping, ask_status,
 };
 
-use tailwharf_operator::explain as operator;
-
-use crate::args::{ExplainArgs, OutputFormat, PingArgs, PingKind, StatusArgs};
+use crate::args::{OutputFormat, PingArgs, PingKind, StatusArgs};
 use crate::settings;
 
 /// Between two pings.
@@ -25,16 +23,6 @@ pub(crate) async fn status(args: StatusArgs) -> Result<ExitCode> {
         OutputFormat::Table => write_status(&mut out, &report)?,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Prints the chain from an object of a cluster to its backend. Fails when the chain is broken or not whole yet.
-pub(crate) async fn explain(args: ExplainArgs) -> Result<ExitCode> {
-    let chain = operator::explain(&args.object, args.namespace.as_deref(), &args.operator_namespace).await?;
-    writeln!(io::stdout().lock(), "{chain}")?;
-    Ok(match chain.first_fault() {
-        None => ExitCode::SUCCESS,
-        Some(_) => ExitCode::FAILURE,
-    })
 }
 
 /// Pings until an answer came by a direct path, or as often as asked for. Fails when no answer came at all.

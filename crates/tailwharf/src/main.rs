@@ -4,6 +4,7 @@ mod args;
 mod kubeconfig;
 mod local;
 mod memory;
+mod objects;
 mod recorder;
 mod run;
 mod settings;

@@ -19,7 +19,7 @@ use tracing_subscriber::EnvFilter;
 use crate::args::{
     Args, Command, ConfigureArgs, ConfigureCommand, CoordinatorArgs, LogArgs, LogFormat, NameserverArgs,
 };
-use crate::{kubeconfig, local, memory, recorder, settings};
+use crate::{kubeconfig, local, memory, objects, recorder, settings};
 
 /// Worker threads of a process: more than two bring nothing to what waits for sockets.
 const THREADS: usize = 2;
@@ -84,7 +84,11 @@ fn start(args: Args) -> Result<ExitCode> {
                 tailwharf_nameserver::run(tailwharf_nameserver::Settings { listen, records }, stop).await
             }
             Command::Recorder(recorder) => return Box::pin(recorder::run(*recorder, stop)).await,
-            Command::Explain(explain) => return local::explain(explain).await,
+            Command::Explain(explain) => return objects::print_chain(explain).await,
+            Command::Logs(logs) => {
+                let printed = stop.run_until_cancelled(objects::print_logs(logs)).await;
+                return printed.unwrap_or(Ok(ExitCode::SUCCESS));
+            }
             Command::Status(status) => return local::status(status).await,
             Command::Ping(ping) => return local::ping(ping).await,
             Command::Configure(ConfigureArgs {

@@ -124,7 +124,7 @@ fn bench() -> Bench {
     };
     let room = Room::of_identity(&Arc::new(Semaphore::new(limits.connections)), &limits);
     let end = CancellationToken::new();
-    let carrier = Carrier::new(Arc::default(), Arc::default(), limits, room, end);
+    let carrier = Carrier::new("ts-db".into(), Arc::default(), Arc::default(), limits, room, end);
     let tailnet = Pretended::default();
     Bench {
         outlets: Outlets::new(tailnet.clone(), carrier.clone()),

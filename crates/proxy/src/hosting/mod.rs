@@ -20,7 +20,7 @@ use tailwharf_wire::tailcfg::StableId;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{Instrument as _, info, warn};
 
 pub(crate) use self::job::{Job, Order, Report, disown};
 use self::job::{facts, reached};
@@ -183,11 +183,11 @@ impl Hosting {
                 return self.pause().await;
             }
         };
-        info!(identity = %self.job.name, "the node is started");
+        info!("the node is started");
         self.facts.mapped = false;
         let end = CancellationToken::new();
         if let Some(service) = &self.job.shared.service {
-            tokio::spawn(service.serve(node.clone(), end.clone()));
+            tokio::spawn(service.serve(node.clone(), end.clone()).in_current_span());
         }
         let result = self.attend_node(&node, &opened.store, end.clone()).await;
         end.cancel();
@@ -197,7 +197,7 @@ impl Hosting {
             SHUTDOWN_TIMEOUT
         };
         if timeout(limit, node.shutdown()).await.is_err() {
-            warn!(identity = %self.job.name, "the node takes long to end");
+            warn!("the node takes long to end");
         }
         result
     }
@@ -278,6 +278,7 @@ impl Hosting {
         let shared = self.job.shared.clone();
         let room = Room::of_identity(&shared.room, &shared.limits);
         let carrier = Carrier::new(
+            self.job.name.clone(),
             shared.buffers.clone(),
             shared.metrics.clone(),
             shared.limits,
@@ -378,6 +379,7 @@ impl Hosting {
     /// Brings what is served to the spec.
     fn serve_spec(&mut self, serving: &mut Serving, timers: &mut Timers) {
         serving.apply(&self.identity.spec);
+        self.facts.hostname = self.identity.spec.hostname.as_str().to_owned();
         self.facts.listeners = self.identity.spec.listeners.len();
         self.facts.reached = reached(&self.identity);
         self.facts.failed = serving.failed();
@@ -460,7 +462,7 @@ impl Hosting {
         tokio::select! {
             () = self.job.fence.cancelled() => {}
             told = timeout(RELEASE_TIMEOUT, told) => if told.is_err() {
-                warn!(identity = %self.job.name, "could not tell that the identity is free; others wait for our Lease to end");
+                warn!("could not tell that the identity is free; others wait for our Lease to end");
             },
         }
     }

@@ -7,6 +7,7 @@ use tailwharf_kube_types::{ConditionType, IdentityReason, IdentitySpec, Step};
 use tailwharf_node::{Node, NodeStatus, TailnetNode};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::Instrument as _;
 
 use super::{Job, Shared};
 use crate::carrier::{Carrier, Port};
@@ -84,7 +85,7 @@ impl WebHosting {
 
     fn start(&self, wanted: Wanted) -> Box<Running> {
         let sockets: Arc<dyn TailnetNode> = Arc::new(self.node.clone());
-        let server = WebServer::new(self.name.clone(), sockets, self.carrier.clone());
+        let server = WebServer::new(sockets, self.carrier.clone());
         let (wanted, asked) = watch::channel(wanted);
         let (told, step) = watch::channel(None);
         let fence = self.fence.child_token();
@@ -98,7 +99,7 @@ impl WebHosting {
             wanted: asked,
             step: told,
         };
-        tokio::spawn(keeper.run());
+        tokio::spawn(keeper.run().in_current_span());
         Box::new(Running {
             server,
             wanted,

@@ -94,6 +94,7 @@ fn bench(limits: Limits) -> Bench {
     let node = Loopback::default();
     let room = Room::of_identity(&Arc::new(Semaphore::new(limits.connections)), &limits);
     let carrier = Carrier::new(
+        "ts-web".into(),
         Arc::default(),
         Arc::default(),
         limits,

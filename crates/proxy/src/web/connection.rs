@@ -70,7 +70,6 @@ impl Accept for FunnelListener {
 /// A port of a device.
 #[derive(Clone)]
 pub(super) struct Door {
-    pub(super) identity: Arc<str>,
     pub(super) sites: Arc<Sites>,
     pub(super) carrier: Arc<Carrier>,
     /// Room for its connections.
@@ -129,7 +128,6 @@ impl Door {
         let counters = &self.carrier.metrics.web;
         let caller = Arc::new(caller);
         let handler = Arc::new(Handler {
-            identity: self.identity.clone(),
             sites: self.sites.clone(),
             carrier: self.carrier.clone(),
             caller: caller.clone(),
@@ -152,7 +150,7 @@ impl Door {
                     Ok(stream) => stream,
                     Err(error) => {
                         counters.handshakes_failed.increment();
-                        debug!(from = %caller.address(), %error, "a TLS handshake came to nothing");
+                        debug!(identity = %self.carrier.identity, from = %caller.address(), %error, "a TLS handshake came to nothing");
                         return;
                     }
                 };
@@ -162,7 +160,7 @@ impl Door {
         };
         if let Err(error) = served {
             counters.broken.increment();
-            debug!(from = %caller.address(), %error, "a connection broke off");
+            debug!(identity = %self.carrier.identity, from = %caller.address(), %error, "a connection broke off");
         }
     }
 }

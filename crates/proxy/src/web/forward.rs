@@ -31,7 +31,6 @@ const ATTEMPTS: usize = 4;
 
 /// Answers the requests of one connection.
 pub(super) struct Handler {
-    pub(super) identity: Arc<str>,
     pub(super) sites: Arc<Sites>,
     pub(super) carrier: Arc<Carrier>,
     pub(super) caller: Arc<Caller>,
@@ -95,7 +94,7 @@ impl Handler {
                 .path_and_query()
                 .map_or("", |target| target.as_str());
             Box::new(Entry::new(
-                self.identity.clone(),
+                self.carrier.identity.clone(),
                 caller,
                 method,
                 host.clone(),
@@ -280,7 +279,7 @@ impl Journey<'_> {
             tokio::select! {
                 () = carrier.end.cancelled() => {}
                 talked = talk => if let Err(error) = talked {
-                    debug!(%error, "a connection could not leave HTTP");
+                    debug!(identity = %carrier.identity, %error, "a connection could not leave HTTP");
                 },
             }
         });
@@ -351,7 +350,7 @@ impl Journey<'_> {
     fn broken(&self, error: &hyper::Error) -> Refusal {
         self.handler.carrier.metrics.web.failed.increment();
         let name = &self.upstream.name;
-        debug!(backend = %name, error = error as &dyn std::error::Error, "a backend gave no answer");
+        debug!(identity = %self.handler.carrier.identity, backend = %name, error = error as &dyn std::error::Error, "a backend gave no answer");
         let sentence = format!("The backend {name} broke off before its answer, or its answer is not HTTP.");
         Refusal::new(StatusCode::BAD_GATEWAY, sentence)
     }

@@ -43,7 +43,6 @@ const PROBES_AT_ONCE: usize = 8;
 
 /// The web server of one identity on one node.
 pub(crate) struct WebServer<S> {
-    identity: Arc<str>,
     sockets: S,
     carrier: Arc<Carrier>,
     sites: Arc<Sites>,
@@ -58,9 +57,8 @@ pub(crate) struct WebServer<S> {
 impl<S: Sockets + Callers + Clone> WebServer<S> {
     /// Nothing is served yet.
     #[must_use]
-    pub(crate) fn new(identity: Arc<str>, sockets: S, carrier: Arc<Carrier>) -> Self {
+    pub(crate) fn new(sockets: S, carrier: Arc<Carrier>) -> Self {
         Self {
-            identity,
             sockets,
             carrier,
             sites: Sites::empty(),
@@ -137,7 +135,6 @@ impl<S: Sockets + Callers + Clone> WebServer<S> {
             .transpose()
             .map_err(|error| error.to_string())?;
         Ok(Door {
-            identity: self.identity.clone(),
             sites: self.sites.clone(),
             carrier: self.carrier.clone(),
             room,

@@ -31,7 +31,7 @@ use crate::web::{Callers, WebServer};
 
 pub(super) const DEVICE: &str = "web.tail1.ts.net";
 /// Longer than anything here takes on a busy machine.
-const LIMIT: Duration = Duration::from_secs(30);
+pub(super) const LIMIT: Duration = Duration::from_secs(30);
 
 /// Ports of the node, as addresses on loopback.
 #[derive(Clone, Default)]
@@ -92,9 +92,9 @@ impl Bed {
         let limits = Limits::default();
         let room = Room::of_identity(&Arc::new(Semaphore::new(limits.connections)), &limits);
         let end = CancellationToken::new();
-        let carrier = Carrier::new(Arc::default(), Arc::default(), limits, room, end);
+        let carrier = Carrier::new("ts-web".into(), Arc::default(), Arc::default(), limits, room, end);
         let node = Loopback::default();
-        let server = WebServer::new("ts-web".into(), node.clone(), carrier.clone());
+        let server = WebServer::new(node.clone(), carrier.clone());
         let (chain, key) = certificate(&[DEVICE]);
         let now = jiff::Timestamp::from_second(1_800_000_000).unwrap();
         let loaded = Loaded::read(chain.as_bytes(), key.as_bytes(), DEVICE, now).unwrap();
