@@ -180,7 +180,6 @@ impl Journey<'_> {
             self.client = Some(hyper::upgrade::on(&mut request));
         }
         let caller = &self.handler.caller;
-        caller.introduce(request.headers_mut(), self.target.authority.as_str());
         let mut request = request.map(|body| Asked::new(body, self.site.max_body, metrics.clone()));
         let verdict = request.body().verdict();
         let mut attempt = 1;
@@ -196,6 +195,8 @@ impl Journey<'_> {
                 metrics.web.malformed.increment();
                 Refusal::new(StatusCode::BAD_REQUEST, format!("Bad request: {error}."))
             })?;
+            // After what `Connection` names has been taken out: a client must not name what we say of it.
+            caller.introduce(request.headers_mut(), self.target.authority.as_str());
             let (again, last) = (spare(&request, &ready), attempt == ATTEMPTS);
             let sent = timeout(self.site.response_timeout, self.send(ready, request)).await;
             let error = match sent {
