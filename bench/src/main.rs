@@ -7,6 +7,7 @@
 
 mod apiproxy;
 mod coordinator;
+mod egress;
 mod figures;
 mod first_light;
 mod ingress;
@@ -52,6 +53,7 @@ fn run(asked: Option<&str>) -> Result<bool> {
             .chain(&node::AREAS)
             .chain(&apiproxy::AREAS)
             .chain(&ingress::AREAS)
+            .chain(&egress::AREAS)
     };
     let chosen: Vec<&Area> = areas()
         .filter(|(name, _)| asked.is_none_or(|asked| is_within(name, asked)))

@@ -7,6 +7,7 @@
 
 mod clusters;
 mod ingress;
+mod networks;
 mod stage;
 mod story;
 

@@ -10,7 +10,7 @@ use tailwharf_testkit::wait::eventually;
 use tailwharf_testkit::{Cluster, Lab, OfficialClient};
 
 use crate::stage::Stage;
-use crate::{clusters, ingress};
+use crate::{clusters, ingress, networks};
 
 const SERVICE: &str = "apiVersion: v1
 kind: Service
@@ -34,6 +34,7 @@ pub(crate) fn play(stage: &mut Stage, lab: &Lab) -> Result<Cluster> {
     ingress::play(stage, lab)?;
     another_person(stage, lab)?;
     let second = clusters::play(stage, lab)?;
+    networks::play(stage, lab, &second)?;
     unexpose(stage, lab)?;
     Ok(second)
 }

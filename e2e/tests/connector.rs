@@ -1,35 +1,21 @@
 //! Connectors on a real cluster: the official client reaches pods, Services and the world outside through them.
 
 use std::path::Path;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use tailwharf_e2e::condition;
-use tailwharf_testkit::Lab;
 use tailwharf_testkit::lab::{NAMESPACE, NGINX};
 use tailwharf_testkit::process::run;
 use tailwharf_testkit::requirements::Need;
 use tailwharf_testkit::wait::eventually;
+use tailwharf_testkit::{Lab, Outside};
 
-/// An address of the internet as the cluster and the laptop see it, at which this machine answers.
-const OUTSIDE: &str = "198.51.100.7";
 /// The addresses of the cluster's pods and Services.
 const NETWORKS: [&str; 2] = ["10.244.0.0/16", "10.96.0.0/16"];
-/// Answers each request with the address from which it came.
-const ECHO_SOURCE: &str = "import http.server,sys\nclass H(http.server.BaseHTTPRequestHandler):\n def do_GET(s):\n  b=s.client_address[0].encode();s.send_response(200);s.send_header('content-length',str(len(b)));s.end_headers();s.wfile.write(b)\n def log_message(s,*a): pass\nhttp.server.ThreadingHTTPServer((sys.argv[1],8088),H).serve_forever()\n";
-
 struct Fixture {
     lab: Lab,
-    outside: Child,
-}
-
-impl Drop for Fixture {
-    fn drop(&mut self) {
-        // It is ours, and has ended already if these fail.
-        let _ = self.outside.kill();
-        let _ = self.outside.wait();
-        let _ = run(Command::new("ip").args(["addr", "del", &format!("{OUTSIDE}/32"), "dev", "lo"]));
-    }
+    outside: Outside,
 }
 
 fn main() -> ExitCode {
@@ -59,11 +45,7 @@ fn start() -> Result<Fixture> {
         let mut route = lab.laptop.namespace().command("ip");
         run(route.args(["route", "add", "unreachable", network]))?;
     }
-    run(Command::new("ip").args(["addr", "replace", &format!("{OUTSIDE}/32"), "dev", "lo"]))?;
-    let outside = Command::new("python3")
-        .args(["-c", ECHO_SOURCE, OUTSIDE])
-        .stdin(Stdio::null())
-        .spawn()?;
+    let outside = Outside::start()?;
     Ok(Fixture { lab, outside })
 }
 
@@ -153,7 +135,7 @@ fn exit_node(fixture: &mut Fixture) -> Result<()> {
     fixture.apply("way-out", "{exitNode: true, hostname: way-out}")?;
     fixture.condition("way-out", "RoutesApproved", "RoutesApproved")?;
     let lab = &fixture.lab;
-    let url = format!("http://{OUTSIDE}:8088/");
+    let url = fixture.outside.url();
     let direct = lab.reachable(&url)?;
     eventually("the laptop takes the exit node", || {
         lab.laptop.run(&["set", "--exit-node=way-out"]).map(drop)
