@@ -14,6 +14,7 @@ use tailwharf_testkit::{Cluster, Lab};
 
 /// Sends one datagram and prints what comes back.
 const UDP_CLIENT: &str = "import socket,sys\ns=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\ns.settimeout(2)\ns.sendto(b'over udp',(sys.argv[1],int(sys.argv[2])))\nprint(s.recv(2048).decode())\n";
+const TCP_CLIENT: &str = "import socket,sys\ns=socket.create_connection((sys.argv[1],int(sys.argv[2])),2)\ns.sendall(b'over tcp')\nprint(s.recv(2048).decode())\n";
 const EXPOSE: &str = "tailscale.com/expose: \"true\"";
 /// A's Service range as that of site 7.
 const SITE: &str = "fd7a:115c:a1e0:b1a:0:7:a60:0/112";
@@ -40,6 +41,8 @@ fn main() -> ExitCode {
             ("a_pod_of_b_reaches_a_service_of_a_by_name", by_name),
             ("datagrams_and_addresses", datagrams_and_addresses),
             ("addresses_behind_a_connector", behind_a_connector),
+            ("only_some_pods_may_use_it", only_some_pods),
+            ("all_ports_of_a_target", all_ports),
             ("a_killed_host_is_replaced", host_killed),
             ("targets_that_cannot_be_reached_are_told", told),
             ("an_exposed_service_becomes_egress_and_back", changes_its_mind),
@@ -233,6 +236,91 @@ fn behind_a_connector(fixture: &mut Fixture) -> Result<()> {
         .kubectl()
         .run(&["delete", "connector", "site", "--wait=true", "--timeout=30s"])
         .map(drop)
+}
+
+/// The pod may use the Service while it has a label; nobody else of the cluster may, and is refused at once and named.
+fn only_some_pods(fixture: &mut Fixture) -> Result<()> {
+    let kubectl = fixture.b.kubectl();
+    let annotate = |from: &str| {
+        let annotation = format!("tailwharf.dev/egress-from{from}");
+        kubectl.run(&["annotate", "--overwrite", "service", "remote", &annotation])
+    };
+    annotate(r#"={"podSelector": {"matchLabels": {"role": "front"}}}"#)?;
+    eventually("the pod is refused", || {
+        let error = fixture.curl("http://remote/").err().context("it may use it")?;
+        ensure!(format!("{error:#}").contains("reset"), "{error:#}");
+        Ok(())
+    })?;
+    eventually("the Service tells who was refused", || {
+        let events = kubectl.get(&[
+            "events",
+            "-n",
+            "default",
+            "--field-selector",
+            "reason=EgressRefused",
+        ])?;
+        let told = events.to_string();
+        ensure!(told.contains("Pod default/nginx-"), "{told}");
+        Ok(())
+    })
+    .with_context(|| fixture.b.dump(NAMESPACE))?;
+    kubectl.run(&["label", "pods", "--selector=app=nginx", "role=front"])?;
+    fixture.page("http://remote/")?;
+    // A program of the machine is no pod.
+    let external = fixture.ready("remote")?;
+    let child = external.split('.').next().unwrap_or_default();
+    let found = kubectl.get(&["service", child, "-n", NAMESPACE])?;
+    let cluster_ip = found["spec"]["clusterIP"].as_str().unwrap_or_default();
+    let refused = fixture
+        .b
+        .exec(&["curl", "--max-time", "5", &format!("http://{cluster_ip}/")]);
+    ensure!(refused.is_err(), "a program of the machine came in: {refused:?}");
+    kubectl.run(&["label", "pods", "--selector=app=nginx", "role-"])?;
+    eventually("the pod is refused again", || {
+        ensure!(fixture.curl("http://remote/").is_err(), "it may use it");
+        Ok(())
+    })?;
+    annotate("-")?;
+    fixture.page("http://remote/")
+}
+
+/// A Service without ports reaches TCP and UDP ports that nobody has declared, through a pod of its own; with ports, it goes back to the shared ones.
+fn all_ports(fixture: &mut Fixture) -> Result<()> {
+    fixture.reach("everything", "tailnet-fqdn", "default-web", "[]")?;
+    let name = fixture.ready("everything")?;
+    fixture.page("http://everything/")?;
+    let kubectl = fixture.b.kubectl();
+    let child = name.split('.').next().unwrap_or_default();
+    let pod = kubectl.get(&["pod", &format!("tailwharf-{child}-0"), "-n", NAMESPACE])?;
+    let address = pod["status"]["podIP"].as_str().context("no address")?;
+    let containers = pod["spec"]["containers"].to_string();
+    ensure!(!containers.contains("NET_ADMIN"), "{containers}");
+    // Nothing listens at this port of the target.
+    let refused = fixture.curl("http://everything:81/");
+    ensure!(
+        refused
+            .as_ref()
+            .is_err_and(|error| !format!("{error:#}").contains("timed out")),
+        "{refused:?}"
+    );
+
+    fixture.reach("everything", "tailnet-fqdn", "default-echo", "[]")?;
+    for client in [UDP_CLIENT, TCP_CLIENT] {
+        let answer = eventually("what was sent comes back", || {
+            fixture.b.exec(&["python3", "-c", client, address, "7"])
+        })
+        .with_context(|| fixture.b.dump(NAMESPACE))?;
+        ensure!(answer == "over udp\n" || answer == "over tcp\n", "{answer}");
+    }
+
+    fixture.reach("everything", "tailnet-fqdn", "default-web", "[{port: 80}]")?;
+    fixture.page("http://everything/")?;
+    eventually("the pod of its own is gone", || {
+        let sets = kubectl.run(&["get", "statefulsets", "-n", NAMESPACE, "-o", "name"])?;
+        ensure!(!sets.contains("everything"), "{sets}");
+        Ok(())
+    })?;
+    fixture.delete("everything")
 }
 
 fn host_killed(fixture: &mut Fixture) -> Result<()> {

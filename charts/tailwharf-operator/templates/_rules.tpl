@@ -39,6 +39,12 @@
   verbs: [patch]
 {{- end }}
 
+{{- define "tailwharf.rules.tailscale-operator-pods" -}}
+- apiGroups: [""]
+  resources: [pods, namespaces]
+  verbs: [get, list, watch]
+{{- end }}
+
 {{- define "tailwharf.rules.tailscale-operator-certificates" -}}
 - apiGroups: [""]
   resources: [secrets]

@@ -18,6 +18,8 @@ pub mod annotation {
     pub const TAILNET_TARGET_IP: &str = "tailscale.com/ts-tailnet-target-ip";
     /// Egress: the tailnet name to reach.
     pub const TAILNET_FQDN: &str = "tailscale.com/tailnet-fqdn";
+    /// Egress: which pods may use the Service, as [`crate::Sources`]; without it, all may.
+    pub const EGRESS_FROM: &str = "tailwharf.dev/egress-from";
     /// `v2`: connections to backends begin with a header of the PROXY protocol, which tells who the client is.
     pub const PROXY_PROTOCOL: &str = "tailwharf.dev/proxy-protocol";
     /// On an Ingress: `true` shows it to the Internet, too.
@@ -104,10 +106,20 @@ pub const MAX_LISTENERS: usize = 256;
 pub const MAX_BACKENDS: usize = 128;
 /// Most targets of one egress Service.
 pub const MAX_TARGETS: usize = 16;
+/// Most ranges of addresses of pods that may use one egress Service.
+pub const MAX_SOURCES: usize = 4096;
+/// Most pods that an identity's status names as refused.
+pub const MAX_REFUSALS: usize = 8;
 /// The value of [`label::SERVICE_TYPE`] on what leads pods of the cluster to a proxy.
 pub const EGRESS_SERVICE: &str = "egress";
 /// The ports of a pool's pods that stand for ports of egress targets: below those that the kernel gives to connections.
 pub const EGRESS_PORTS: std::ops::RangeInclusive<u16> = 10_000..=29_999;
+/// The port of a pod to which all its ports lead that are not its own.
+pub const ALL_PORTS: u16 = 9003;
+/// The port of a pod's health and metrics endpoints.
+pub const HEALTH_PORT: u16 = 9002;
+/// The UDP port of direct paths of a pod all of whose ports lead elsewhere; the one that Tailscale's client takes.
+pub const DIRECT_PORT: u16 = 41_641;
 /// Most networks that one device routes.
 pub const MAX_ROUTES: usize = 1000;
 /// Most devices of one Connector.

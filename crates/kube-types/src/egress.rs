@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use ipnet::IpNet;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -18,12 +19,20 @@ pub struct Egress {
     /// Alternatives: new connections take turns among those that answer.
     #[schemars(length(min = 1, max = 16), extend("x-kubernetes-list-type" = "atomic"))]
     pub targets: Vec<Target>,
-    /// The ports of the targets that can be reached.
+    /// The ports of the targets that can be reached, if not all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
-        length(min = 1, max = 256),
+        length(max = 256),
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["protocol", "port"])
     )]
     pub ports: Vec<EgressPort>,
+    /// All ports of the targets can be reached, by the same ports of the hosting pod. No other identity is in its pool.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub all_ports: bool,
+    /// The addresses of the pods that may use it, in order; without the list, all may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Vec<String>", length(max = 4096), inner(length(max = 64)), extend("x-kubernetes-list-type" = "atomic"))]
+    pub from: Option<Vec<IpNet>>,
 }
 
 /// A port of the targets, and the port of the hosting pod that stands for it.

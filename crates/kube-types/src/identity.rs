@@ -12,7 +12,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube_derive::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -182,6 +182,10 @@ pub struct IdentityStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), inner(length(max = 128)), extend("x-kubernetes-list-type" = "atomic"))]
     pub recent_peers: Vec<String>,
+    /// Pods that were refused lately, since they may not use what the identity reaches.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "atomic"))]
+    pub refused: Vec<Refusal>,
     /// Registered, Authorized, Advertised, CertificateReady, BackendReachable, FunnelReady, Ready; the certificate and Funnel where they are asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
@@ -189,6 +193,17 @@ pub struct IdentityStatus {
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"])
     )]
     pub conditions: Vec<Condition>,
+}
+
+/// A pod that was refused.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Refusal {
+    /// Its address.
+    #[schemars(with = "String", length(max = 64))]
+    pub address: IpAddr,
+    /// When, to within minutes.
+    pub at: Time,
 }
 
 /// How packets travel between a device and its peer.

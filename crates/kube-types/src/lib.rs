@@ -8,6 +8,7 @@
 //! - [`identity`] and [`conditions`]: the custom resource `identities.tailwharf.dev` and its conditions.
 //! - [`dns_config`]: the custom resource `dnsconfigs.tailscale.com` and the records of its nameserver.
 //! - [`egress`]: what an identity reaches for pods of the cluster.
+//! - [`sources`]: which pods may use it.
 //! - [`connector`] and [`proxy_class`]: custom resources of the contract, with the schemas that [`schema`] has parts of.
 //! - [`secret`]: the layout of an identity's state Secret, which is the one of the Go operator.
 //!
@@ -25,14 +26,16 @@ pub mod parent;
 pub mod proxy_class;
 pub mod schema;
 pub mod secret;
+pub mod sources;
 pub mod values;
 
 pub use conditions::{ConditionStatus, ConditionType, IdentityReason, Step};
 pub use connector::Connector;
 pub use egress::{Egress, EgressPort, Target};
 pub use identity::router::Router;
-pub use identity::{Backend, Identity, IdentitySpec, IdentityStatus, Listener, PathKind, Protocol};
+pub use identity::{Backend, Identity, IdentitySpec, IdentityStatus, Listener, PathKind, Protocol, Refusal};
 pub use parent::{Parent, ParentKind};
 pub use proxy_class::ProxyClass;
 pub use secret::{AuthKey, StateSecret};
+pub use sources::Sources;
 pub use values::{Hostname, Tag};

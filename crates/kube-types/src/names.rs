@@ -63,15 +63,32 @@ fn suffix(text: &str) -> String {
 #[must_use]
 pub fn pool_of_class(class: &str) -> String {
     let taken = [DEFAULT_POOL, API_SERVER_PROXY_POOL, PARKED_POOL].contains(&class);
-    if class.len() <= MAX_POOL_NAME && !class.contains('.') && !taken {
-        return class.to_owned();
+    match taken || class.contains('.') {
+        true => pool_like(class),
+        false => pool_named(class),
     }
-    let base: String = class
+}
+
+/// The pool of an identity that needs a pod of its own.
+#[must_use]
+pub fn pool_of_identity(identity: &str) -> String {
+    pool_named(identity)
+}
+
+fn pool_named(name: &str) -> String {
+    match name.len() <= MAX_POOL_NAME {
+        true => name.to_owned(),
+        false => pool_like(name),
+    }
+}
+
+fn pool_like(name: &str) -> String {
+    let base: String = name
         .chars()
         .map(|c| if c == '.' { '-' } else { c })
         .take(MAX_POOL_NAME - SUFFIX - 1)
         .collect();
-    format!("{}-{}", base.trim_end_matches('-'), suffix(class))
+    format!("{}-{}", base.trim_end_matches('-'), suffix(name))
 }
 
 /// The name of an identity's state Secret.

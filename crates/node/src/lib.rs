@@ -7,6 +7,7 @@
 //! Start reading at `api.rs`, then `engine.rs` (how packets move) and `control/session.rs` (how a node joins).
 
 pub mod acme;
+pub mod all_ports;
 mod api;
 mod app_connector;
 mod backoff;
@@ -24,6 +25,7 @@ mod inquiry;
 pub mod layout;
 pub mod local;
 mod mark;
+mod netlink;
 mod node;
 mod offload;
 mod peerapi;

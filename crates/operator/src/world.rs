@@ -2,6 +2,7 @@
 
 mod connectors;
 mod follow;
+mod sources;
 mod wake;
 
 use std::collections::BTreeMap;
@@ -24,6 +25,7 @@ use tailwharf_plan::{Kind, ObjectRef, Settings, egress, nameserver, pool};
 use tokio::sync::watch;
 
 use self::connectors::NodeView;
+use self::sources::Origins;
 use crate::cache::{Cache, Known, ObjectKey};
 use crate::exposing::Exposing;
 use crate::metrics::Gauges;
@@ -74,6 +76,7 @@ pub(crate) struct World {
     service_ranges: Cache<ServiceCIDR>,
     identities: Cache<Identity>,
     pub(crate) exposing: Exposing,
+    origins: Origins,
     secrets: Cache<Secret, SecretView>,
     service_accounts: Cache<ServiceAccount>,
     roles: Cache<Role>,
@@ -104,6 +107,7 @@ impl World {
             service_ranges: Cache::new(slim, |_| None),
             identities: Cache::new(slim_identity, parent_of),
             exposing: Exposing::default(),
+            origins: Origins::default(),
             secrets: Cache::new(
                 |secret| SecretView::from_secret(&secret),
                 |view| Parent::from_labels(&view.labels),
@@ -188,13 +192,20 @@ impl World {
             .filter(|secret| secret.pool() == Some(name))
             .map(|secret| secret.name.clone());
         let identities = self.identities.all();
+        let with_all_ports = identities
+            .iter()
+            .find(|identity| identity.spec.pool == name && has_all_ports(identity));
         let hosted = identities
             .iter()
             .filter(|identity| pool::of_identity(identity).contains(name))
             .flat_map(|identity| pool::secrets_of(identity));
         pool::Snapshot {
             name: name.to_owned(),
-            class: self.class_of_pool(name),
+            class: match with_all_ports {
+                Some(identity) => self.class_of_parent(identity),
+                None => self.class_of_pool(name),
+            },
+            all_ports: with_all_ports.is_some(),
             secrets: labelled.chain(hosted).collect(),
             service_account: copy(&self.service_accounts, &key),
             role: copy(&self.roles, &key),
@@ -209,9 +220,14 @@ impl World {
         let key = |name: &str| ObjectKey::new(self.settings.namespace.as_str(), name);
         let configs = self.dns_configs.all();
         let reached = |identity: Arc<Identity>| {
-            let egress = identity.spec.egress.clone()?;
-            let service = copy(&self.services, &key(&identity.name_any()))?;
-            Some((egress, service))
+            let status = identity.status.as_ref();
+            Some(nameserver::Reached {
+                egress: identity.spec.egress.clone()?,
+                service: copy(&self.services, &key(&identity.name_any()))?,
+                host: status
+                    .map(|status| status.host_addresses.clone())
+                    .unwrap_or_default(),
+            })
         };
         let mut identities = if configs.is_empty() {
             Vec::new()
@@ -290,6 +306,15 @@ impl World {
             Kind::ConfigMap => self.config_maps.owner(&key),
         }
     }
+}
+
+/// Whether an identity has a pod of its own, with all ports of that.
+fn has_all_ports(identity: &Identity) -> bool {
+    identity
+        .spec
+        .egress
+        .as_ref()
+        .is_some_and(|egress| egress.all_ports)
 }
 
 fn count<W, V>(cache: &Cache<W, V>, is_left: impl Fn(&V) -> bool) -> usize

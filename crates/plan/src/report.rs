@@ -4,8 +4,8 @@ use std::fmt;
 
 use jiff::Timestamp;
 use serde::Serialize;
-use tailwharf_kube_types::IdentityReason;
-use tailwharf_kube_types::contract::MAX_BACKENDS;
+use tailwharf_kube_types::contract::{MAX_BACKENDS, MAX_SOURCES};
+use tailwharf_kube_types::{IdentityReason, Target};
 
 /// Everything that waits or is blocked, the most important first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -44,6 +44,11 @@ pub enum Reason {
         /// The host's sentence.
         message: String,
     },
+    /// A target of egress passes connections on to the Service itself; nobody is let in.
+    TargetLeadsBack {
+        /// Which.
+        target: Target,
+    },
     /// A new auth key is minted later, so that a refused one is not replaced in a loop.
     KeyReplacementPending {
         /// When.
@@ -57,6 +62,11 @@ pub enum Reason {
     /// Endpoints beyond the most that a listener holds are left out.
     EndpointsLeftOut {
         /// How many.
+        count: usize,
+    },
+    /// Pods that may use an egress Service are left out, since their addresses make more ranges than an identity holds.
+    SourcesLeftOut {
+        /// How many ranges.
         count: usize,
     },
     /// Parts of an Ingress are not served.
@@ -87,9 +97,11 @@ impl Reason {
             Self::NotHosted { .. } => "not_hosted",
             Self::HostBehind => "host_behind",
             Self::IdentityNotReady { .. } => "identity_not_ready",
+            Self::TargetLeadsBack { .. } => "target_leads_back",
             Self::KeyReplacementPending { .. } => "key_replacement_pending",
             Self::PortsLeftOut { .. } => "ports_left_out",
             Self::EndpointsLeftOut { .. } => "endpoints_left_out",
+            Self::SourcesLeftOut { .. } => "sources_left_out",
             Self::PartsLeftOut { .. } => "parts_left_out",
             Self::Rejected => "rejected",
             Self::RegistrationInFlight { .. } => "registration_in_flight",
@@ -114,6 +126,10 @@ impl fmt::Display for Reason {
                 (true, Some(reason)) => write!(f, "The device is not ready: {reason}."),
                 (true, None) => f.write_str("The device is not ready."),
             },
+            Self::TargetLeadsBack { target } => write!(
+                f,
+                "{target} is a device of this cluster that leads back to this Service: connections would go round in a circle, and are refused. Name another target, or another backend there."
+            ),
             Self::KeyReplacementPending { at } => write!(f, "A new auth key is made at {at}."),
             Self::PortsLeftOut { ports } => {
                 write!(
@@ -126,6 +142,12 @@ impl fmt::Display for Reason {
                 write!(
                     f,
                     "{count} endpoints get no connections, since a port has at most {MAX_BACKENDS}."
+                )
+            }
+            Self::SourcesLeftOut { count } => {
+                write!(
+                    f,
+                    "{count} ranges of addresses of pods that may use it are refused all the same, since it takes at most {MAX_SOURCES}: select fewer pods."
                 )
             }
             Self::PartsLeftOut { count } => write!(f, "{count} parts are not served."),

@@ -14,11 +14,13 @@ mod harness;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use harness::{World, settings};
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tailwharf_plan::egress::Pod;
 use tailwharf_plan::ingress::CertificateSecret;
 use tailwharf_plan::{Applied, Failure, FailureKind, Kind, ObjectRef, Plan, connector, proxy_class};
 
@@ -233,6 +235,10 @@ fn world(objects: &[Value]) -> World {
                 .push(serde_json::from_value(object.clone()).unwrap());
             continue;
         }
+        if object["kind"] == "Namespace" || object["kind"] == "Pod" {
+            put_pod(&mut world, object);
+            continue;
+        }
         let kind: Kind = serde_json::from_value(object["kind"].clone()).unwrap();
         let text = |field: &str| {
             object["metadata"][field]
@@ -247,4 +253,17 @@ fn world(objects: &[Value]) -> World {
         world.put(object_ref, object.clone());
     }
     world
+}
+
+/// A pod, or a namespace of pods.
+fn put_pod(world: &mut World, object: &Value) {
+    let pods = world.pods.get_or_insert_default();
+    if object["kind"] == "Pod" {
+        let pod = serde_json::from_value(object.clone()).unwrap();
+        pods.pods.push(Arc::new(Pod::of(pod)));
+    } else {
+        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+        let labels = serde_json::from_value(object["metadata"]["labels"].clone()).unwrap();
+        pods.namespaces.insert(name, Arc::new(labels));
+    }
 }

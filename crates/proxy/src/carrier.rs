@@ -18,13 +18,16 @@ use crate::metrics::Metrics;
 pub(crate) struct Port {
     /// Transport protocol.
     pub protocol: Protocol,
-    /// Port on the tailnet addresses.
+    /// Port on the tailnet addresses; 0 stands for all.
     pub number: u16,
 }
 
 impl fmt::Display for Port {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} port {}", self.protocol, self.number)
+        match self.number {
+            0 => write!(f, "all {} ports", self.protocol),
+            number => write!(f, "{} port {number}", self.protocol),
+        }
     }
 }
 

@@ -67,6 +67,8 @@ pub struct Settings {
     pub offloads: OffloadSwitches,
     /// HTTP proxies on the way to control server and relays.
     pub http_proxies: HttpProxies,
+    /// UDP port of direct paths, for the first node; others have one of their own.
+    pub udp_port: Option<u16>,
     /// Nodes look for no direct paths: all packets go through relays.
     pub relay_only: bool,
     /// How much the pod takes on.
@@ -146,6 +148,7 @@ pub async fn run_with(
         room: Arc::new(Semaphore::new(settings.limits.connections)),
         pod_uid: settings.pod_uid,
         pod_addresses: settings.pod_addresses,
+        udp_port: settings.udp_port,
         service,
         issuer,
     });

@@ -67,6 +67,8 @@ pub(crate) struct Metrics {
     pub connections_over_limit: Counter,
     /// TCP connections closed since no backend took them.
     pub connections_without_backend: Counter,
+    /// TCP connections and datagrams of pods that may not use an egress Service.
+    pub refused_sources: Counter,
     /// UDP flows open now.
     pub flows_open: Gauge,
     /// UDP flows not opened since the listener, or the pod, had too many.
@@ -134,6 +136,12 @@ impl Metrics {
                 ("{reason=\"limit\"}", count(&self.connections_over_limit)),
                 ("{reason=\"backend\"}", count(&self.connections_without_backend)),
             ],
+        );
+        put(
+            "sources_refused_total",
+            "counter",
+            "TCP connections and datagrams of pods that may not use an egress Service.",
+            &[("", count(&self.refused_sources))],
         );
         put(
             "flows",

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::future::join3;
-use tailwharf_kube_types::IdentitySpec;
+use tailwharf_kube_types::{IdentitySpec, Refusal};
 use tailwharf_node::{Node, TailnetNode};
 
 use crate::carrier::{Carrier, Port};
@@ -46,6 +46,11 @@ impl Serving {
             .chain(outlets.map(|(port, error)| (*port, error.to_string())))
             .chain(self.web.failed())
             .collect()
+    }
+
+    /// Pods that were refused lately.
+    pub(crate) fn refused(&self) -> Vec<Refusal> {
+        self.outlets.refused()
     }
 
     /// Tries what connections are passed on to and is not known to answer.

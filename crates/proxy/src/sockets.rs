@@ -46,6 +46,16 @@ pub(crate) trait Accept: Send + 'static {
     /// The next connection and its peer; `None` when there will be no more.
     fn accept(&mut self) -> impl Future<Output = Option<(Self::Stream, SocketAddr)>> + Send;
 
+    /// The port to which a connection came, where the listener takes those of all ports.
+    fn asked(_stream: &Self::Stream) -> Option<u16> {
+        None
+    }
+
+    /// Returns once a peer whose connection was accepted may not have it any more.
+    fn revoked(&self, _peer: SocketAddr) -> impl Future<Output = ()> + Send + 'static {
+        std::future::pending()
+    }
+
     /// Ends a connection that nobody takes, so that its peer learns of it at once.
     fn refuse(stream: Self::Stream) {
         drop(stream);
@@ -62,6 +72,11 @@ pub(crate) trait Dial: Send + Sync + 'static {
         None
     }
 
+    /// Where connections go that came in at a port of their own, though one listener takes those of all ports.
+    fn at(self: &Arc<Self>, _port: u16) -> Arc<Self> {
+        self.clone()
+    }
+
     /// Connects for a connection that came from `peer`.
     ///
     /// # Errors
@@ -74,17 +89,32 @@ pub(crate) trait OpenFlow: Send + Sync + 'static {
     /// One flow.
     type Flow: Flow;
 
-    /// Opens a flow for datagrams that come from `peer`; it goes to the address beside it.
+    /// Opens a flow for datagrams that come from there; it goes to the address beside it.
     ///
     /// # Errors
     /// Why there is nowhere to go.
     fn open(
         &self,
-        peer: IpAddr,
+        from: Origin,
     ) -> impl Future<Output = Result<(Self::Flow, SocketAddr), BackendError>> + Send;
 
-    /// Where flows may go now.
+    /// Where flows may go now; port 0 stands for all.
     fn current(&self) -> impl Future<Output = Vec<SocketAddr>> + Send;
+}
+
+/// Where datagrams come from: who sends them, and to which port where one socket has all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Origin {
+    /// The sender.
+    pub peer: SocketAddr,
+    /// The port that it sends to, where the socket does not tell.
+    pub port: Option<u16>,
+}
+
+impl From<SocketAddr> for Origin {
+    fn from(peer: SocketAddr) -> Self {
+        Self { peer, port: None }
+    }
 }
 
 /// What became of a datagram.
@@ -116,11 +146,11 @@ pub(crate) trait Flow: Send + Sync + 'static {
 
 /// A UDP socket.
 pub(crate) trait Datagrams: Send + Sync + 'static {
-    /// The next datagram's length and peer; `None` when there will be no more.
-    fn receive(&self, buffer: &mut [u8]) -> impl Future<Output = Option<(usize, SocketAddr)>> + Send;
+    /// The next datagram's length and where it comes from; `None` when there will be no more.
+    fn receive(&self, buffer: &mut [u8]) -> impl Future<Output = Option<(usize, Origin)>> + Send;
 
-    /// Sends a datagram now or not at all; false when it was not sent.
-    fn send(&self, data: &[u8], to: SocketAddr) -> bool;
+    /// Sends a datagram back, now or not at all; false when it was not sent.
+    fn send(&self, data: &[u8], to: Origin) -> bool;
 }
 
 impl Sockets for Arc<dyn TailnetNode> {
@@ -168,11 +198,12 @@ impl Accept for TcpListener {
 }
 
 impl Datagrams for UdpSocket {
-    async fn receive(&self, buffer: &mut [u8]) -> Option<(usize, SocketAddr)> {
-        self.recv_from(buffer).await.ok()
+    async fn receive(&self, buffer: &mut [u8]) -> Option<(usize, Origin)> {
+        let (length, peer) = self.recv_from(buffer).await.ok()?;
+        Some((length, peer.into()))
     }
 
-    fn send(&self, data: &[u8], to: SocketAddr) -> bool {
-        self.send_to(data, to).is_ok()
+    fn send(&self, data: &[u8], to: Origin) -> bool {
+        self.send_to(data, to.peer).is_ok()
     }
 }

@@ -6,7 +6,9 @@ use jiff::Timestamp;
 use tailwharf_kube_types::conditions::conditions;
 use tailwharf_kube_types::contract::MAX_ROUTES;
 use tailwharf_kube_types::names::is_numbered;
-use tailwharf_kube_types::{ConditionStatus, ConditionType, IdentityReason, IdentityStatus, PathKind, Step};
+use tailwharf_kube_types::{
+    ConditionStatus, ConditionType, IdentityReason, IdentityStatus, PathKind, Refusal, Step,
+};
 use tailwharf_node::{NodeStatus, Phase};
 
 use crate::backend::BackendError;
@@ -85,6 +87,8 @@ pub(crate) struct Facts {
     pub backends: HealthMap,
     /// What it serves over HTTP, if it does.
     pub web: Option<WebFacts>,
+    /// Pods that were refused lately.
+    pub refused: Vec<Refusal>,
     /// The identity is being handed to another pod.
     pub leaving: bool,
 }
@@ -173,6 +177,7 @@ impl Facts {
                 || previous.recent_peers.clone(),
                 |node| recent_peers(node, &previous.recent_peers),
             ),
+            refused: self.refused.clone(),
             conditions: conditions(&self.steps(), &previous.conditions, generation, now),
         }
     }

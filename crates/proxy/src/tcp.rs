@@ -34,14 +34,18 @@ pub(crate) async fn serve<L: Accept, D: Dial>(
             continue;
         };
         let backends = backends.borrow().clone();
-        tokio::spawn(connection::<L, D>(
-            stream,
-            peer,
-            port,
-            backends,
-            carrier.clone(),
-            permit,
-        ));
+        let (backends, port) = match L::asked(&stream) {
+            Some(number) => (backends.at(number), Port { number, ..port }),
+            None => (backends, port),
+        };
+        let revoked = listener.revoked(peer);
+        let carried = connection::<L, D>(stream, peer, port, backends, carrier.clone(), permit);
+        tokio::spawn(async move {
+            tokio::select! {
+                () = revoked => {}
+                () = carried => {}
+            }
+        });
     }
 }
 

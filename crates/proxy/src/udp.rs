@@ -1,4 +1,4 @@
-//! One UDP socket on one side of the proxy: each peer address is a flow with a socket of its own on the other side, so that answers find their way back. A
+//! One UDP socket on one side of the proxy: each sender is a flow with a socket of its own on the other side, so that answers find their way back. A
 //! flow ends when nothing was said for a while.
 
 use std::collections::HashMap;
@@ -17,13 +17,13 @@ use tracing::debug;
 use crate::backend::{BackendError, Backends};
 use crate::carrier::{Carrier, Health, Port};
 use crate::limits::Permit;
-use crate::sockets::{Datagrams, Flow, OpenFlow, Sent};
+use crate::sockets::{Datagrams, Flow, OpenFlow, Origin, Sent};
 
 /// Longest datagram carried; a tailnet's packets have 1280 bytes.
 const MAX_DATAGRAM: usize = 2048;
 
 /// One listener's table of flows.
-type Flows<F> = Arc<Mutex<HashMap<SocketAddr, Entry<F>>>>;
+type Flows<F> = Arc<Mutex<HashMap<Origin, Entry<F>>>>;
 
 struct Entry<F> {
     flow: Arc<F>,
@@ -79,14 +79,14 @@ pub(crate) async fn serve<S: Datagrams, O: OpenFlow>(
                 let current = backends.borrow_and_update().clone();
                 let current = current.current().await;
                 // Peers of flows that end here open new ones with their next datagram.
-                lock(&flows).retain(|_, entry| current.contains(&entry.backend));
+                lock(&flows).retain(|_, entry| current.iter().any(|place| holds(place, &entry.backend)));
                 continue;
             }
             received = socket.receive(&mut buffer) => received,
         };
-        let Some((length, peer)) = received else { return };
+        let Some((length, from)) = received else { return };
         let known = lock(&flows)
-            .get(&peer)
+            .get(&from)
             .map(|entry| (entry.flow.clone(), entry.activity.clone()));
         let flow = match known {
             Some(flow) => flow,
@@ -96,13 +96,13 @@ pub(crate) async fn serve<S: Datagrams, O: OpenFlow>(
                     continue;
                 };
                 let backends = backends.borrow().clone();
-                match open(&flows, &socket, peer, backends.as_ref(), &carrier, permit).await {
+                match open(&flows, &socket, from, backends.as_ref(), &carrier, permit).await {
                     Ok(flow) => {
                         carrier.report(port, Health::Reachable);
                         flow
                     }
                     Err(error) => {
-                        debug!(identity = %carrier.identity, %peer, %port, %error, "no flow to a backend");
+                        debug!(identity = %carrier.identity, ?from, %port, %error, "no flow to a backend");
                         carrier.metrics.datagrams_dropped.increment();
                         carrier.report(port, Health::Unreachable(error));
                         continue;
@@ -111,7 +111,7 @@ pub(crate) async fn serve<S: Datagrams, O: OpenFlow>(
             }
         };
         if pass_on(flow.0.as_ref(), &flow.1, &buffer[..length], &carrier) == Sent::Gone {
-            lock(&flows).remove(&peer);
+            lock(&flows).remove(&from);
         }
     }
 }
@@ -131,16 +131,16 @@ fn pass_on(flow: &impl Flow, activity: &Activity, data: &[u8], carrier: &Carrier
     sent
 }
 
-/// Opens a flow for `peer` and the task that carries its answers.
+/// Opens a flow and the task that carries its answers.
 async fn open<S: Datagrams, O: OpenFlow>(
     flows: &Flows<O::Flow>,
     listener: &Arc<S>,
-    peer: SocketAddr,
+    from: Origin,
     backends: &O,
     carrier: &Arc<Carrier>,
     permit: Permit,
 ) -> Result<(Arc<O::Flow>, Arc<Activity>), BackendError> {
-    let (flow, backend) = backends.open(peer.ip()).await?;
+    let (flow, backend) = backends.open(from).await?;
     let (flow, activity, end) = (Arc::new(flow), Activity::new(), CancellationToken::new());
     let entry = Entry {
         flow: flow.clone(),
@@ -148,11 +148,11 @@ async fn open<S: Datagrams, O: OpenFlow>(
         activity: activity.clone(),
         _end: end.clone().drop_guard(),
     };
-    lock(flows).insert(peer, entry);
+    lock(flows).insert(from, entry);
     let answers = Answers {
         flows: Arc::downgrade(flows),
         listener: listener.clone(),
-        peer,
+        from,
         flow: flow.clone(),
         activity: activity.clone(),
         carrier: carrier.clone(),
@@ -171,8 +171,12 @@ async fn open<S: Datagrams, O: OpenFlow>(
 impl OpenFlow for Backends {
     type Flow = UdpSocket;
 
-    async fn open(&self, peer: IpAddr) -> Result<(UdpSocket, SocketAddr), BackendError> {
-        let backend = *self.addresses(peer).await?.first().ok_or(BackendError::None)?;
+    async fn open(&self, from: Origin) -> Result<(UdpSocket, SocketAddr), BackendError> {
+        let backend = *self
+            .addresses(from.peer.ip())
+            .await?
+            .first()
+            .ok_or(BackendError::None)?;
         let any: IpAddr = if backend.is_ipv4() {
             Ipv4Addr::UNSPECIFIED.into()
         } else {
@@ -228,9 +232,9 @@ impl Flow for UdpSocket {
 
 /// The way back of one flow.
 struct Answers<S, F> {
-    flows: std::sync::Weak<Mutex<HashMap<SocketAddr, Entry<F>>>>,
+    flows: std::sync::Weak<Mutex<HashMap<Origin, Entry<F>>>>,
     listener: Arc<S>,
-    peer: SocketAddr,
+    from: Origin,
     flow: Arc<F>,
     activity: Arc<Activity>,
     carrier: Arc<Carrier>,
@@ -253,14 +257,14 @@ impl<S: Datagrams, F: Flow> Answers<S, F> {
             }
         }
         if let Some(flows) = self.flows.upgrade() {
-            lock(&flows).remove(&self.peer);
+            lock(&flows).remove(&self.from);
         }
     }
 
     fn pass_back(&self, answer: &[u8]) {
         self.activity.touch();
         let metrics = &self.carrier.metrics;
-        if self.listener.send(answer, self.peer) {
+        if self.listener.send(answer, self.from) {
             let length = answer.len() as u64;
             metrics.traffic.from_backend.fetch_add(length, Ordering::Relaxed);
         } else {
@@ -269,6 +273,11 @@ impl<S: Datagrams, F: Flow> Answers<S, F> {
     }
 }
 
-fn lock<F>(flows: &Flows<F>) -> MutexGuard<'_, HashMap<SocketAddr, Entry<F>>> {
+/// Whether a flow goes to a place, whose port may stand for all.
+fn holds(place: &SocketAddr, backend: &SocketAddr) -> bool {
+    place.ip() == backend.ip() && (place.port() == backend.port() || place.port() == 0)
+}
+
+fn lock<F>(flows: &Flows<F>) -> MutexGuard<'_, HashMap<Origin, Entry<F>>> {
     flows.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -59,6 +59,9 @@ pub(crate) enum Command {
     Configure(ConfigureArgs),
     /// Run a pod of a pool, which hosts devices of the tailnet
     Proxy(ProxyArgs),
+    /// Lead all ports of a pod to its proxy; the first container of such a pod runs it
+    #[command(hide = true)]
+    SetUp(SetUpArgs),
     /// Run the built-in control server, or administer it
     Coordinator(CoordinatorArgs),
     /// Join this machine to a tailnet, without root
@@ -221,6 +224,20 @@ pub(crate) struct ProxyArgs {
     pub(crate) member: MemberArgs,
 }
 
+/// Which ports of a pod lead to its proxy.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SetUpArgs {
+    /// The port of the proxy
+    #[arg(long)]
+    pub(crate) to: u16,
+    /// TCP port that stays as it is
+    #[arg(long)]
+    pub(crate) keep_tcp: u16,
+    /// UDP port that stays as it is
+    #[arg(long)]
+    pub(crate) keep_udp: u16,
+}
+
 /// A pod that hosts devices.
 #[derive(Debug, clap::Args)]
 pub(crate) struct MemberArgs {
@@ -241,6 +258,9 @@ pub(crate) struct MemberArgs {
     pub(crate) listen: SocketAddr,
     #[command(flatten)]
     pub(crate) offloads: OffloadArgs,
+    /// UDP port of direct paths, for the first device; by default each has one of its own
+    #[arg(long, env = "TAILWHARF_UDP_PORT")]
+    pub(crate) udp_port: Option<u16>,
     /// Look for no direct paths to peers: all packets go through relays
     #[arg(long, env = "TAILWHARF_RELAY_ONLY")]
     pub(crate) relay_only: bool,

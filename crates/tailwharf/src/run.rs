@@ -10,6 +10,7 @@ use tailwharf_apiproxy::DeviceSettings;
 use tailwharf_coordinator::Config;
 use tailwharf_coordinator::admin::cli;
 use tailwharf_node::Node;
+use tailwharf_node::all_ports::AllPorts;
 use tailwharf_proxy::DeviceService;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,6 +19,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::args::{
     Args, Command, ConfigureArgs, ConfigureCommand, CoordinatorArgs, LogArgs, LogFormat, NameserverArgs,
+    SetUpArgs,
 };
 use crate::{kubeconfig, local, memory, objects, recorder, settings};
 
@@ -69,6 +71,18 @@ fn start(args: Args) -> Result<ExitCode> {
             }
             Command::Proxy(proxy) => {
                 Box::pin(tailwharf_proxy::run(settings::proxy(proxy)?, None, stop)).await
+            }
+            Command::SetUp(SetUpArgs {
+                to,
+                keep_tcp,
+                keep_udp,
+            }) => {
+                let all = AllPorts {
+                    to,
+                    keep_tcp,
+                    keep_udp,
+                };
+                all.set_up().map_err(Into::into)
             }
             Command::ApiserverProxy(proxy) => {
                 let (member, device) = settings::api_server_proxy(proxy)?;

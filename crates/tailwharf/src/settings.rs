@@ -190,6 +190,7 @@ fn member(args: MemberArgs, pool: String) -> Result<tailwharf_proxy::Settings> {
         extra_ca_pem: None,
         offloads: args.offloads.no_offload,
         http_proxies: http_proxies()?,
+        udp_port: args.udp_port,
         relay_only: args.relay_only,
         limits: Limits::default(),
     })

@@ -44,6 +44,8 @@ fn fetch(world: &World, key: &ObjectKey) -> Snapshot {
             .as_ref()
             .map(|service| world.endpoints(service))
             .unwrap_or_default(),
+        devices: world.devices_leading_to(key),
+        pods: service.as_ref().and_then(|service| world.pods_for(service)),
         service,
         class,
         observed: world.observed(&Parent::service(&key.namespace, &key.name)),

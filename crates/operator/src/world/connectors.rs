@@ -6,11 +6,11 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 use kube::api::{ObjectMeta, Resource as _};
-use tailwharf_kube_types::{Connector, ProxyClass, names};
+use tailwharf_kube_types::{Connector, Identity, ProxyClass, names};
 use tailwharf_plan::Ranges;
 use tailwharf_plan::class::{self, NamedClass};
 
-use super::{Key, World, copy};
+use super::{Key, World, copy, has_all_ports, parent_of};
 use crate::cache::{Change, ObjectKey};
 
 impl World {
@@ -62,6 +62,15 @@ impl World {
         }
     }
 
+    /// The ProxyClass of the Service for which an identity was made.
+    pub(super) fn class_of_parent(&self, identity: &Identity) -> Option<Arc<ProxyClass>> {
+        let parent = parent_of(identity)?;
+        let service = self
+            .services
+            .get(&ObjectKey::new(parent.namespace, parent.name))?;
+        self.class_of(service.meta())?.class
+    }
+
     pub(super) fn class_of_pool(&self, pool: &str) -> Option<Arc<ProxyClass>> {
         let classes = self.proxy_classes.all();
         classes
@@ -85,6 +94,11 @@ impl World {
             }
         }
         self.queue.add(Key::Pool(names::pool_of_class(name)));
+        for identity in self.identities.all() {
+            if has_all_ports(&identity) {
+                self.queue.add(Key::Pool(identity.spec.pool.clone()));
+            }
+        }
         for connector in self.connectors.all() {
             if connector.spec.proxy_class.as_ref() == Some(name) {
                 self.queue.add(Key::Connector(connector.name_any()));

@@ -70,6 +70,7 @@ impl World {
             Self::service_changed,
         );
         self.follow_exposing(client, metrics, tasks);
+        self.follow_origins(client, metrics, tasks);
         self.watch_cluster(
             tasks,
             metrics,
@@ -262,30 +263,48 @@ impl World {
             .unwrap_or_else(PoisonError::into_inner)
             .push((kind, cache(self).known()));
         let (world, metrics) = (self.clone(), metrics.clone());
-        // Small pages keep the peak of memory low while a large cluster is listed.
-        let config = config.page_size(100);
         tasks.spawn(async move {
-            let tell = |news: &News<'_>| match news {
-                News::Absent => {
-                    tracing::warn!(
-                        kind,
-                        "the cluster does not know this kind; going on without it until it does"
-                    );
-                }
-                News::Appeared => {
-                    tracing::info!(kind, "the cluster knows this kind now");
-                    // What was left alone meanwhile.
-                    world.wake_all();
-                }
-                News::Broke(error) => {
-                    metrics.watch_failed(kind);
-                    tracing::warn!(kind, error = %error, "the watch broke; starting it again");
-                }
-            };
-            cache(&world)
-                .follow(api, config, |change| changed(&world, change), tell)
+            world
+                .follow_kind(&metrics, kind, api, config, cache, changed)
                 .await;
         });
+    }
+
+    /// Fills a cache until the task is dropped.
+    pub(super) async fn follow_kind<W, V>(
+        &self,
+        metrics: &Metrics,
+        kind: &'static str,
+        api: Api<W>,
+        config: watcher::Config,
+        cache: fn(&Self) -> &Cache<W, V>,
+        changed: fn(&Self, &Change<'_, V>),
+    ) where
+        W: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
+        V: Send + Sync + 'static,
+    {
+        let tell = |news: &News<'_>| match news {
+            News::Absent => {
+                tracing::warn!(
+                    kind,
+                    "the cluster does not know this kind; going on without it until it does"
+                );
+            }
+            News::Appeared => {
+                tracing::info!(kind, "the cluster knows this kind now");
+                // What was left alone meanwhile.
+                self.wake_all();
+            }
+            News::Broke(error) => {
+                metrics.watch_failed(kind);
+                tracing::warn!(kind, error = %error, "the watch broke; starting it again");
+            }
+        };
+        // Small pages keep the peak of memory low while a large cluster is listed.
+        let config = config.page_size(100);
+        cache(self)
+            .follow(api, config, |change| changed(self, change), tell)
+            .await;
     }
 
     /// Takes the answer to a write of our own.

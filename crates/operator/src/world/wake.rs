@@ -10,13 +10,21 @@ use tailwharf_kube_types::{Identity, Parent, ParentKind, names};
 use tailwharf_plan::identity::SecretView;
 use tailwharf_plan::{operator_device, pool};
 
-use super::{Key, World, parent_of};
+use super::{Key, World, has_all_ports, parent_of};
 use crate::cache::{Change, ObjectKey};
 
 impl World {
     pub(super) fn service_changed(&self, change: &Change<'_, Service>) {
+        self.origins.note(change);
         self.queue.add(Key::Service(change.key.clone()));
         self.wake_users(change.key);
+        let parent = Parent::service(&change.key.namespace, &change.key.name);
+        for identity in self.identities.of_parent(&parent) {
+            if has_all_ports(&identity) {
+                // The Service may name another class.
+                self.queue.add(Key::Pool(identity.spec.pool.clone()));
+            }
+        }
         if change.key.namespace == self.settings.namespace {
             self.child_changed(change);
             self.queue.add(Key::Nameserver);
@@ -34,11 +42,16 @@ impl World {
             after.into_iter().for_each(|identity| ports.add(identity));
             self.queue.add(Key::Nameserver);
         }
+        let host = |identity: Option<&Identity>| Some(identity?.status.as_ref()?.host_addresses.clone());
+        if after.is_some_and(has_all_ports) && host(before) != host(after) {
+            self.queue.add(Key::Nameserver);
+        }
         let [before, after] =
             [change.before, change.after].map(|identity| identity.map(pool::of_identity).unwrap_or_default());
         for pool in before.symmetric_difference(&after) {
             self.queue.add(Key::Pool(pool.clone()));
         }
+        self.wake_whom_it_leads_to(change);
         self.child_changed(change);
     }
 
@@ -86,7 +99,7 @@ impl World {
         }
     }
 
-    fn wake(&self, parent: Option<&Parent>) {
+    pub(super) fn wake(&self, parent: Option<&Parent>) {
         if let Some(key) = parent.and_then(|parent| self.key_of(parent)) {
             self.queue.add(key);
         }
@@ -140,7 +153,7 @@ impl World {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use futures::FutureExt;
     use k8s_openapi::api::rbac::v1::PolicyRule;
     use kube::api::{DynamicObject, ObjectMeta};
@@ -151,14 +164,18 @@ mod tests {
     use super::*;
     use crate::queue::Next;
 
-    fn world() -> World {
+    pub(in super::super) fn settings() -> tailwharf_plan::Settings {
         let settings = json!({
             "namespace": "tailscale", "loginServer": "http://control.test", "clusterDomain": "cluster.local", "defaultTags": ["tag:k8s"],
             "operatorHostname": "tailscale-operator", "operatorTags": ["tag:k8s-operator"],
             "defaultLoadBalancer": false, "ingressClass": "tailscale",
             "pool": {"replicas": 2, "image": "image"},
         });
-        World::new(serde_json::from_value(settings).unwrap())
+        serde_json::from_value(settings).unwrap()
+    }
+
+    fn world() -> World {
+        World::new(settings())
     }
 
     /// The keys in line, in order. They do not come again.

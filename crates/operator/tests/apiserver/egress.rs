@@ -1,10 +1,10 @@
 //! Services that stand for something on the tailnet, and the nameserver that knows them.
 
 use anyhow::{Result, ensure};
-use k8s_openapi::api::core::v1::{ConfigMap, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
-use kube::api::{Api, DeleteParams, ListParams, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use tailwharf_kube_types::dns_config::DNSConfig;
 
@@ -85,6 +85,64 @@ pub(crate) fn an_egress_service_leads_to_its_host(bed: &mut Bed) -> Result<()> {
             holds(services.is_empty() && slices.is_empty())
         })
         .await?;
+        operator.stop().await
+    })
+}
+
+/// A Service that only some pods may use: their addresses come and go with their labels.
+pub(crate) fn only_some_pods_may_use_a_service(bed: &mut Bed) -> Result<()> {
+    let Bed {
+        runtime,
+        cluster,
+        tailnet,
+    } = bed;
+    runtime.block_on(async {
+        cluster.namespace("guarded").await?;
+        let operator = cluster.operate(tailnet.clone())?;
+        let mut guarded = reaching(NAME);
+        guarded["metadata"]["annotations"]["tailwharf.dev/egress-from"] =
+            json!(r#"{"podSelector": {"matchLabels": {"role": "front"}}}"#);
+        let service = cluster.service("guarded", "db", &guarded).await?;
+        let identity = cluster.identity(&service).await?;
+        let from = async || {
+            let identity = cluster.identities().get(&identity.name_any()).await?;
+            let from = identity.spec.egress.and_then(|egress| egress.from);
+            anyhow::Ok(from.map(|ranges| ranges.iter().map(ToString::to_string).collect::<Vec<_>>()))
+        };
+        ensure!(from().await? == Some(Vec::new()), "{:?}", from().await?);
+
+        let accounts: Api<ServiceAccount> = Api::namespaced(cluster.client.clone(), "guarded");
+        let account = serde_json::from_value(json!({"metadata": {"name": "default"}}))?;
+        accounts.create(&PostParams::default(), &account).await?;
+        let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), "guarded");
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "front", "labels": {"role": "front"}},
+            "spec": {"containers": [{"name": "front", "image": "front"}]},
+        });
+        pods.create(&PostParams::default(), &serde_json::from_value(pod)?)
+            .await?;
+        let status =
+            json!({"status": {"phase": "Running", "podIP": "10.244.0.7", "podIPs": [{"ip": "10.244.0.7"}]}});
+        pods.patch_status("front", &PatchParams::default(), &Patch::Merge(status))
+            .await?;
+        until("the pod may come in", async || {
+            holds(from().await? == Some(vec!["10.244.0.7/32".to_owned()]))
+        })
+        .await?;
+        let other = json!({"metadata": {"labels": {"role": "back"}}});
+        pods.patch("front", &PatchParams::default(), &Patch::Merge(other))
+            .await?;
+        until("the pod may come in no more", async || {
+            holds(from().await? == Some(Vec::new()))
+        })
+        .await?;
+        let all = json!({"metadata": {"annotations": {"tailwharf.dev/egress-from": null}}});
+        cluster.change("guarded", "db", &all).await?;
+        until("all may come in", async || holds(from().await?.is_none())).await?;
+        let now = DeleteParams::default().grace_period(0);
+        pods.delete("front", &now).await?;
+        cluster.delete("guarded", "db").await?;
+        cluster.empty().await?;
         operator.stop().await
     })
 }

@@ -46,6 +46,10 @@ fn main() -> ExitCode {
                 egress::an_egress_service_leads_to_its_host,
             ),
             (
+                "only_some_pods_may_use_a_service",
+                egress::only_some_pods_may_use_a_service,
+            ),
+            (
                 "an_ingress_gets_a_device_and_loses_it",
                 ingress::an_ingress_gets_a_device_and_loses_it,
             ),

@@ -7,8 +7,10 @@
 //! The stages of [`crate::service`] call those here: [`validate`] says what the Service asks for, [`lead`] what leads pods to the identity, and
 //! [`remove`] takes that away.
 
+mod loops;
 mod objects;
 mod ports;
+mod sources;
 mod validate;
 
 use std::collections::BTreeMap;
@@ -16,7 +18,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::json;
-use tailwharf_kube_types::{ConditionStatus, ConditionType, Identity};
+use tailwharf_kube_types::{ConditionStatus, ConditionType, Identity, Target};
 
 use crate::diff;
 use crate::identity::Observed;
@@ -24,7 +26,9 @@ use crate::plan::{Kind, Manifest, ObjectRef, Plan, Step};
 use crate::service::Exposure;
 use crate::settings::Settings;
 
+pub use loops::backends;
 pub use ports::PortsInUse;
+pub use sources::{Pod, Pods};
 pub(crate) use validate::{demand, validate};
 
 /// What leads pods of the cluster to one identity.
@@ -49,6 +53,8 @@ pub struct Outlet {
     pub exposure: Exposure,
     /// What `spec` of the user's Service says: `type`, `externalName` and whether there is a selector, as it has to be.
     pub is_led: bool,
+    /// The target that leads back to the Service, if one does. Nobody is let in then.
+    pub leads_back: Option<Target>,
 }
 
 impl Outlet {
@@ -58,7 +64,9 @@ impl Outlet {
     }
 }
 
-pub(crate) fn external_name(identity: &str, settings: &Settings) -> String {
+/// The name by which pods reach what an identity leads to.
+#[must_use]
+pub fn external_name(identity: &str, settings: &Settings) -> String {
     format!(
         "{identity}.{}.svc.{}",
         settings.namespace, settings.cluster_domain
@@ -82,6 +90,15 @@ pub(crate) fn lead(plan: &mut Plan, outlet: &Outlet, settings: &Settings) {
         .services
         .iter()
         .find(|service| service.metadata.name.as_ref() == Some(&wanted.name));
+    // Whether a Service has an address cannot be changed.
+    let is_headless = |service: &&Service| {
+        service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()) == Some("None")
+    };
+    let stale = existing.filter(|service| is_headless(service) != egress.all_ports);
+    if let Some(service) = stale {
+        plan.steps.push(delete_service(service, settings));
+    }
+    let existing = existing.filter(|_| stale.is_none());
     apply(
         plan,
         frame.service(),
@@ -123,15 +140,18 @@ pub(crate) fn lead(plan: &mut Plan, outlet: &Outlet, settings: &Settings) {
 /// Plans the removal of what leads pods to the identity.
 pub(crate) fn remove(plan: &mut Plan, observed: &Observed, settings: &Settings) {
     let Objects { services, slices } = &observed.egress;
-    for service in services {
-        let name = service.metadata.name.as_deref().unwrap_or_default();
-        plan.steps.push(Step::Delete {
-            object: ObjectRef::new(Kind::Service, &settings.namespace, name),
-            uid: service.metadata.uid.clone(),
-        });
-    }
+    plan.steps
+        .extend(services.iter().map(|service| delete_service(service, settings)));
     plan.steps
         .extend(slices.iter().map(|slice| delete_slice(slice, settings)));
+}
+
+fn delete_service(service: &Service, settings: &Settings) -> Step {
+    let name = service.metadata.name.as_deref().unwrap_or_default();
+    Step::Delete {
+        object: ObjectRef::new(Kind::Service, &settings.namespace, name),
+        uid: service.metadata.uid.clone(),
+    }
 }
 
 fn delete_slice(slice: &EndpointSlice, settings: &Settings) -> Step {

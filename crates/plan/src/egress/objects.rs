@@ -39,8 +39,15 @@ impl<'a> Frame<'a> {
         }
     }
 
-    /// A Service with the ports of the target, whose address does not change when the identity moves.
+    /// A Service with the ports of the target, whose address does not change when the identity moves. One of all ports has no address: no such Service
+    /// leads all ports anywhere, so its name stands for the hosting pod.
     pub(super) fn service(&self) -> Manifest {
+        let object = ObjectRef::new(Kind::Service, self.namespace, self.name);
+        if self.egress.all_ports {
+            let spec = json!({"type": "ClusterIP", "clusterIP": "None", "ipFamilyPolicy": "PreferDualStack"});
+            let body = body(&object, &self.labels, json!({"spec": spec}));
+            return manifest(object, body);
+        }
         let ports = self.egress.ports.iter().map(|port| {
             json!({
                 "name": port.name,
@@ -54,7 +61,6 @@ impl<'a> Frame<'a> {
             "ipFamilyPolicy": "PreferDualStack",
             "ports": ports.collect::<Vec<_>>(),
         });
-        let object = ObjectRef::new(Kind::Service, self.namespace, self.name);
         let body = body(&object, &self.labels, json!({"spec": spec}));
         manifest(object, body)
     }

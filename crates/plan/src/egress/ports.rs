@@ -131,6 +131,8 @@ mod tests {
         Egress {
             targets: Vec::new(),
             ports: ports.to_vec(),
+            all_ports: false,
+            from: None,
         }
     }
 

@@ -1,9 +1,11 @@
 //! What a Service asks for that is to stand for something on the tailnet.
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 use tailwharf_kube_types::contract::{MAX_LISTENERS, annotation};
-use tailwharf_kube_types::{Egress, IdentitySpec, Target};
+use tailwharf_kube_types::{Egress, IdentitySpec, Target, names, sources};
 
+use super::loops::leads_back;
 use super::ports::allot;
 use super::{Outlet, external_name};
 use crate::identity::Wanted;
@@ -41,19 +43,19 @@ pub(crate) fn validate(
         problems.push(Problem::HeadlessEgress);
     }
     let (wishes, left_out) = carried_ports(spec);
-    if wishes.is_empty() {
-        problems.push(if left_out.is_empty() {
-            Problem::EgressWithoutPorts
-        } else {
-            Problem::NoUsablePorts {
-                ports: left_out.clone(),
-            }
+    let all_ports = wishes.is_empty() && left_out.is_empty();
+    if wishes.is_empty() && !all_ports {
+        problems.push(Problem::NoUsablePorts {
+            ports: left_out.clone(),
         });
     } else if wishes.len() > MAX_LISTENERS {
         problems.push(Problem::TooManyPorts { count: wishes.len() });
     }
+    let from = keep(from(snapshot, service), &mut problems);
     let asker = Asker::read(snapshot, service, settings, &mut problems);
-    let (Some(targets), Some(asker), true) = (targets, asker, problems.is_empty()) else {
+    let (Some(targets), Some((from, too_many)), Some(asker), true) =
+        (targets, from, asker, problems.is_empty())
+    else {
         return Err(problems);
     };
 
@@ -66,17 +68,30 @@ pub(crate) fn validate(
     let Some(ports) = allot(&asker.identity, wishes, before, &observed.pod_ports) else {
         return Err(vec![Problem::EgressPortsExhausted]);
     };
+    let leads_back = leads_back(&targets, &snapshot.devices);
+    let from = match leads_back {
+        Some(_) => Some(Vec::new()),
+        None => from,
+    };
     let is_led = spec.type_.as_deref() == Some("ExternalName")
         && spec.external_name.as_deref() == Some(&*external_name(&asker.identity, settings))
         && spec.selector.as_ref().is_none_or(|selector| selector.is_empty());
     let spec = IdentitySpec {
         hostname: asker.hostname,
         tags: asker.tags,
-        pool: asker.pool,
+        pool: match all_ports {
+            true => names::pool_of_identity(&asker.identity),
+            false => asker.pool,
+        },
         login_server: settings.login_server.clone(),
         ephemeral: false,
         listeners: Vec::new(),
-        egress: Some(Egress { targets, ports }),
+        egress: Some(Egress {
+            targets,
+            ports,
+            all_ports,
+            from,
+        }),
         web: None,
         router: None,
     };
@@ -93,14 +108,27 @@ pub(crate) fn validate(
             left_out: LeftOut {
                 ports: left_out,
                 endpoints: 0,
+                sources: too_many,
             },
         },
         is_led,
+        leads_back,
     })
 }
 
 fn keep<T>(result: Result<T, Problem>, problems: &mut Vec<Problem>) -> Option<T> {
     result.map_err(|problem| problems.push(problem)).ok()
+}
+
+/// The addresses of the pods that may use the Service, if not all may, and how many ranges of them are too many.
+fn from(snapshot: &Snapshot, service: &Service) -> Result<(Option<Vec<IpNet>>, usize), Problem> {
+    let Some(sources) = sources::of_annotations(service.metadata.annotations.as_ref()) else {
+        return Ok((None, 0));
+    };
+    let sources = sources.map_err(|error| Problem::Sources { error })?;
+    let pods = snapshot.pods.as_ref().ok_or(Problem::PodsUnknown)?;
+    let (ranges, too_many) = pods.ranges(&sources, &snapshot.namespace);
+    Ok((Some(ranges), too_many))
 }
 
 fn targets(demand: Demand<'_>) -> Result<Vec<Target>, Problem> {

@@ -268,10 +268,12 @@ pub(crate) fn is_step(reason: &Reason) -> bool {
         Reason::PoolGrantPending { .. }
         | Reason::NotHosted { .. }
         | Reason::HostBehind
+        | Reason::TargetLeadsBack { .. }
         | Reason::IdentityNotReady { .. } => true,
         Reason::KeyReplacementPending { .. }
         | Reason::PortsLeftOut { .. }
         | Reason::EndpointsLeftOut { .. }
+        | Reason::SourcesLeftOut { .. }
         | Reason::PartsLeftOut { .. }
         | Reason::Rejected
         | Reason::RegistrationInFlight { .. }

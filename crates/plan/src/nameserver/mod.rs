@@ -4,6 +4,8 @@
 
 mod objects;
 
+use std::net::IpAddr;
+
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
@@ -30,8 +32,8 @@ const READY: &str = "NameserverReady";
 pub struct Snapshot {
     /// All DNSConfigs.
     pub configs: Vec<DNSConfig>,
-    /// What egress identities reach, with the Service that leads there.
-    pub reached: Vec<(Egress, Service)>,
+    /// What egress identities reach.
+    pub reached: Vec<Reached>,
     /// Account of the pods.
     pub service_account: Option<ServiceAccount>,
     /// The pods.
@@ -40,6 +42,17 @@ pub struct Snapshot {
     pub service: Option<Service>,
     /// The records as they are.
     pub records: Option<ConfigMap>,
+}
+
+/// What an egress identity reaches.
+#[derive(Clone, Debug)]
+pub struct Reached {
+    /// Its targets and ports.
+    pub egress: Egress,
+    /// The Service that leads there.
+    pub service: Service,
+    /// The addresses of the hosting pod.
+    pub host: Vec<IpAddr>,
 }
 
 /// A DNSConfig as a parent; its labels are on all its objects.
@@ -102,17 +115,27 @@ pub fn build(snapshot: &Snapshot, settings: &Settings) -> Plan {
 }
 
 /// The full names that the cluster reaches, each with the addresses that lead there. A Service with several targets is no address of one of them.
-fn known_names(reached: &[(Egress, Service)]) -> Records {
+fn known_names(reached: &[Reached]) -> Records {
     let mut records = Records::default();
-    for (egress, service) in reached {
+    for Reached {
+        egress,
+        service,
+        host,
+    } in reached
+    {
         let [Target::Name(name)] = egress.targets.as_slice() else {
             continue;
         };
-        let addresses = service.spec.as_ref().and_then(|spec| spec.cluster_ips.as_ref());
-        if name.contains('.') {
-            let addresses = addresses.into_iter().flatten();
-            records.add(name, addresses.filter_map(|address| address.parse().ok()));
+        if !name.contains('.') {
+            continue;
         }
+        if egress.all_ports {
+            records.add(name, host.iter().copied());
+            continue;
+        }
+        let addresses = service.spec.as_ref().and_then(|spec| spec.cluster_ips.as_ref());
+        let addresses = addresses.into_iter().flatten();
+        records.add(name, addresses.filter_map(|address| address.parse().ok()));
     }
     records
 }

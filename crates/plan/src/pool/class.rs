@@ -53,8 +53,7 @@ fn dress_pod(template: &mut Value, class: &PodClass) {
         annotations,
         affinity,
         tailscale_container,
-        // There is no such container: nothing has to be prepared as root.
-        tailscale_init_container: _,
+        tailscale_init_container,
         security_context,
         image_pull_secrets,
         node_name,
@@ -90,6 +89,12 @@ fn dress_pod(template: &mut Value, class: &PodClass) {
     }
     if let Some(container) = tailscale_container {
         dress_container(&mut pod["containers"][0], container);
+    }
+    // Most pods have none: nothing has to be prepared as root.
+    if let Some(container) = tailscale_init_container
+        && pod["initContainers"].is_array()
+    {
+        dress_container(&mut pod["initContainers"][0], container);
     }
 }
 

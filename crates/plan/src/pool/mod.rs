@@ -31,8 +31,10 @@ pub(crate) use class::is_of_tailscale;
 pub struct Snapshot {
     /// Its name.
     pub name: String,
-    /// The ProxyClass whose pool it is; `None` for the default pool, and if the class is gone.
+    /// The ProxyClass whose pool it is, or that of the Service whose pod it is; `None` for the default pool, and if the class is gone.
     pub class: Option<Arc<ProxyClass>>,
+    /// It is the pod of one identity, which has all its ports.
+    pub all_ports: bool,
     /// Names of the Secrets that its pods may read: its own, and those of identities that are to be in it or that its pods still host.
     pub secrets: BTreeSet<String>,
     /// Account of the pods.
@@ -108,7 +110,7 @@ pub(crate) fn sample(class: Option<&ProxyClassSpec>) -> Value {
             pull_secrets: Vec::new(),
         },
     };
-    frame.stateful_set(class).body
+    frame.stateful_set(class, false).body
 }
 
 /// Whether no object of the operator belongs to a pool: nobody hosts its identities, or the administrator made its pods.
@@ -147,8 +149,9 @@ pub fn build(snapshot: &Snapshot, settings: &Settings) -> Plan {
     let account_secret = (!snapshot.secrets.contains(&account)).then(|| frame.account_secret(&account));
     let secrets = snapshot.secrets.iter().cloned().chain([account]).collect();
     let class = snapshot.class.as_ref().filter(|class| class.is_ready());
-    let pods = (snapshot.name == DEFAULT_POOL || class.is_some())
-        .then(|| frame.stateful_set(class.map(|class| &class.spec)));
+    let is_plain = snapshot.name == DEFAULT_POOL || (snapshot.all_ports && snapshot.class.is_none());
+    let pods = (is_plain || class.is_some())
+        .then(|| frame.stateful_set(class.map(|class| &class.spec), snapshot.all_ports));
     let Observations {
         service_account,
         role,

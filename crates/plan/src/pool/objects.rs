@@ -3,15 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
-use tailwharf_kube_types::contract::label;
+use tailwharf_kube_types::contract::{ALL_PORTS, DIRECT_PORT, HEALTH_PORT, label};
 use tailwharf_kube_types::proxy_class::ProxyClassSpec;
 
 use crate::identity::body;
 use crate::plan::{Kind, Manifest, ObjectRef};
 use crate::settings::PoolSettings;
 
-/// The port of a pod's health and metrics endpoints.
-const HEALTH_PORT: u16 = 9002;
 /// The user of the image, which is nobody on the machine.
 const USER: u32 = 65532;
 
@@ -87,9 +85,18 @@ impl Frame {
         self.manifest(Kind::PodDisruptionBudget, rest)
     }
 
-    /// The pods, as the class wants them.
-    pub(super) fn stateful_set(&self, class: Option<&ProxyClassSpec>) -> Manifest {
+    /// The pods, as the class wants them; or the one pod of an identity that has all its ports.
+    pub(super) fn stateful_set(&self, class: Option<&ProxyClassSpec>, all_ports: bool) -> Manifest {
         let mut manifest = self.plain_stateful_set();
+        if all_ports {
+            let spec = &mut manifest.body["spec"];
+            spec["replicas"] = json!(1);
+            let pod = &mut spec["template"]["spec"];
+            pod["initContainers"] = json!([self.set_up()]);
+            if let Some(env) = pod["containers"][0]["env"].as_array_mut() {
+                env.push(json!({"name": "TAILWHARF_UDP_PORT", "value": DIRECT_PORT.to_string()}));
+            }
+        }
         if let Some(class) = class {
             super::class::dress(&mut manifest.body, class);
         }
@@ -136,6 +143,30 @@ impl Frame {
                 "labelSelector": {"matchLabels": self.selector()},
             }],
             "containers": [self.container()],
+        })
+    }
+
+    /// The container that leads all ports of the pod to the proxy, and ends: the only one that may change the network.
+    fn set_up(&self) -> Value {
+        json!({
+            "name": "set-up",
+            "image": self.settings.image,
+            "args": [
+                "set-up",
+                format!("--to={ALL_PORTS}"),
+                format!("--keep-tcp={HEALTH_PORT}"),
+                format!("--keep-udp={DIRECT_PORT}"),
+            ],
+            "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}},
+            "securityContext": {
+                // A capability of a container is one of its root alone.
+                "runAsNonRoot": false,
+                "runAsUser": 0,
+                "runAsGroup": 0,
+                "allowPrivilegeEscalation": false,
+                "readOnlyRootFilesystem": true,
+                "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]},
+            },
         })
     }
 

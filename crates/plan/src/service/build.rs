@@ -19,6 +19,11 @@ pub fn build(validated: &Validated, settings: &Settings, now: Timestamp) -> Plan
             egress::remove(&mut plan, &exposure.observed, settings);
         }
         Validated::Egress(outlet) => {
+            if let Some(target) = &outlet.leads_back {
+                plan.report.add(Reason::TargetLeadsBack {
+                    target: target.clone(),
+                });
+            }
             expose(&mut plan, &outlet.exposure, settings, now);
             egress::lead(&mut plan, outlet, settings);
         }
@@ -49,6 +54,11 @@ fn expose(plan: &mut Plan, exposure: &Exposure, settings: &Settings, now: Timest
     if left_out.endpoints > 0 {
         plan.report.add(Reason::EndpointsLeftOut {
             count: left_out.endpoints,
+        });
+    }
+    if left_out.sources > 0 {
+        plan.report.add(Reason::SourcesLeftOut {
+            count: left_out.sources,
         });
     }
 }

@@ -1,10 +1,13 @@
 //! What the cluster holds about one Service.
 
+use std::sync::Arc;
+
 use k8s_openapi::api::core::v1::Service;
-use tailwharf_kube_types::Parent;
 use tailwharf_kube_types::contract::{PROXY_READY, annotation};
+use tailwharf_kube_types::{Identity, Parent};
 
 use crate::class::NamedClass;
+use crate::egress::Pods;
 use crate::endpoints::EndpointsView;
 use crate::identity::Observed;
 use crate::plan::{Kind, ObjectRef};
@@ -23,6 +26,10 @@ pub struct Snapshot {
     pub endpoints: Vec<EndpointsView>,
     /// The ProxyClass that it names, or that of the settings.
     pub class: Option<NamedClass>,
+    /// The pods of the cluster, if only some may use it; `None` while they are not known.
+    pub pods: Option<Pods>,
+    /// The devices that pass connections on to what it stands for.
+    pub devices: Vec<Arc<Identity>>,
     /// Objects in the operator's namespace with the labels of [`Self::parent`].
     pub observed: Observed,
 }

@@ -2,11 +2,11 @@
 
 use std::net::IpAddr;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, Service};
 use serde_json::{Value, json};
 use tailwharf_kube_types::contract::{PROXY_READY, annotation};
-use tailwharf_kube_types::{ConditionStatus, Identity, IdentityReason};
+use tailwharf_kube_types::{ConditionStatus, Identity, IdentityReason, Refusal};
 
 use super::validate::is_load_balancer;
 use super::{Problem, Snapshot, Validated};
@@ -15,11 +15,13 @@ use crate::class::ClassProblem;
 use crate::egress;
 use crate::endpoints::cluster_ips;
 use crate::identity::{is_step, only_identity};
-use crate::plan::{Event, Kind, ObjectRef, Plan};
+use crate::plan::{Event, EventType, Kind, ObjectRef, Plan};
 use crate::report::Reason;
 use crate::settings::Settings;
 use crate::status::{Status, StatusPatch, Verdict, explain, left_behind, sentences};
 
+/// What was refused before is not told again, though it is still in the status.
+const REFUSED_LATELY: SignedDuration = SignedDuration::from_mins(10);
 /// Where people write the tags of a Service's device.
 const TAGS: &str = "annotation tailscale.com/tags";
 
@@ -51,6 +53,9 @@ pub fn status(
     if applied.failure.is_none() {
         events.extend(left_behind(plan));
     }
+    if matches!(validated, Ok(Validated::Egress(_))) {
+        events.extend(refusals(snapshot, now));
+    }
     let patch = if matches!(validated, Ok(Validated::Ignore)) || is_gone(snapshot, validated, plan, applied) {
         None
     } else {
@@ -61,6 +66,28 @@ pub fn status(
         identity: None,
         events,
     }
+}
+
+/// Tells of pods that were refused lately. The same pod is told again only after a while, see the operator's events.
+fn refusals(snapshot: &Snapshot, now: Timestamp) -> impl Iterator<Item = Event> {
+    let status = current_identity(snapshot).and_then(|identity| identity.status.as_ref());
+    let refused = status.into_iter().flat_map(|status| &status.refused);
+    let recent = refused.filter(move |refusal| now.duration_since(refusal.at.0) < REFUSED_LATELY);
+    recent.map(|Refusal { address, .. }| {
+        let pod = snapshot.pods.as_ref().and_then(|pods| pods.with(*address));
+        let who = pod.map_or_else(
+            || format!("{address}, which is the address of no pod,"),
+            |pod| format!("Pod {}/{} ({address})", pod.namespace, pod.name),
+        );
+        Event {
+            type_: EventType::Warning,
+            reason: "EgressRefused",
+            message: format!(
+                "{who} may not use this Service. To allow it, change annotation {}.",
+                annotation::EGRESS_FROM
+            ),
+        }
+    })
 }
 
 /// Whether the Service disappeared with the finalizer that the plan removed.
@@ -130,7 +157,7 @@ fn verdict(
 /// A class that is not there yet is waited for; everything else is for the user to change.
 fn refused(problems: &[Problem]) -> Verdict {
     let (reason, event) = match problems {
-        [Problem::Class(ClassProblem::NotReady { .. })] => ("ProxyPending", None),
+        [Problem::Class(ClassProblem::NotReady { .. }) | Problem::PodsUnknown] => ("ProxyPending", None),
         [Problem::Class(ClassProblem::Missing { .. })] => ("ProxyFailed", Some("ProxyFailed")),
         _ => ("ProxyInvalid", Some("INVALIDSERVICE")),
     };
@@ -156,7 +183,7 @@ fn progress(snapshot: &Snapshot, plan: &Plan, settings: &Settings) -> Verdict {
     let notes = plan.report.iter().filter(|reason| {
         matches!(
             reason,
-            Reason::PortsLeftOut { .. } | Reason::EndpointsLeftOut { .. }
+            Reason::PortsLeftOut { .. } | Reason::EndpointsLeftOut { .. } | Reason::SourcesLeftOut { .. }
         )
     });
     let with_note = |text: String| notes.fold(text, |text, note| format!("{text} {note}"));
@@ -177,6 +204,7 @@ fn progress(snapshot: &Snapshot, plan: &Plan, settings: &Settings) -> Verdict {
         Reason::IdentityNotReady {
             reason: Some(reason), ..
         } => trouble(*reason),
+        Reason::TargetLeadsBack { .. } => ("ProxyFailed", Some("TargetLeadsBack")),
         _ => ("ProxyPending", None),
     };
     Verdict {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 use tailwharf_kube_types::contract::{LOAD_BALANCER_CLASS, MAX_LISTENERS, annotation};
 use tailwharf_kube_types::egress::TargetError;
+use tailwharf_kube_types::sources::SourcesError;
 use tailwharf_kube_types::values::{HostnameError, TagError};
 use tailwharf_kube_types::{Backend, Hostname, IdentitySpec, Listener, Protocol, Tag, names};
 use thiserror::Error;
@@ -55,6 +56,8 @@ pub struct LeftOut {
     pub ports: Vec<String>,
     /// Endpoints of one port beyond the most that a listener holds.
     pub endpoints: usize,
+    /// Ranges of addresses of pods that may use it, beyond the most that an identity holds.
+    pub sources: usize,
 }
 
 /// What the user has to change.
@@ -100,11 +103,6 @@ pub enum Problem {
         "a headless Service cannot stand for something on the tailnet: remove \"clusterIP: None\" and set \"type: ExternalName\""
     )]
     HeadlessEgress,
-    /// Egress without ports.
-    #[error(
-        "the Service has no ports: list the ports of the target under spec.ports, for example \"ports: [{{port: 80}}]\""
-    )]
-    EgressWithoutPorts,
     /// Egress by name and by address.
     #[error(
         "annotations {} and {annotation} exclude each other: remove one of them",
@@ -125,6 +123,17 @@ pub enum Problem {
     /// All ports of the pool's pods stand for something.
     #[error("the pool has no free port for egress left: remove ports or egress Services that are not needed")]
     EgressPortsExhausted,
+    /// The annotation that says who may use it is not valid.
+    #[error("annotation {}: {error}", annotation::EGRESS_FROM)]
+    Sources {
+        /// What is wrong.
+        error: SourcesError,
+    },
+    /// The pods that may use it are not known.
+    #[error(
+        "which pods may use the Service is not known before the cluster has listed its pods and namespaces: if that lasts, give the operator the ClusterRole tailscale-operator-pods"
+    )]
+    PodsUnknown,
     /// The annotation for the PROXY protocol is not valid.
     #[error(
         "annotation {}: {value:?} is no version of the PROXY protocol: use \"v2\"",
@@ -246,6 +255,7 @@ fn expose(
         left_out: LeftOut {
             ports: left_out,
             endpoints,
+            sources: 0,
         },
     })
 }

@@ -18,7 +18,7 @@ use tailwharf_plan::ingress::{self, CertificateSecret};
 use tailwharf_plan::service::{self, Problem, Validated};
 use tailwharf_plan::{
     Applied, Failure, FailureKind, Filled, Kind, ObjectRef, Plan, PoolSettings, Settings, Slot, Status,
-    StatusPatch, Step, operator_device, pool,
+    StatusPatch, Step, egress, operator_device, pool,
 };
 
 pub(crate) const NAMESPACE: &str = "tailscale";
@@ -62,6 +62,8 @@ pub(crate) struct World {
     pub(crate) certificates: BTreeMap<String, CertificateSecret>,
     /// What Kubernetes knows of the pods behind Services.
     pub(crate) endpoints: Vec<EndpointSlice>,
+    /// The pods of the cluster, once they are known.
+    pub(crate) pods: Option<egress::Pods>,
     /// Tags of each device.
     pub(crate) devices: BTreeMap<String, String>,
     /// Tags of each auth key that was not used.
@@ -269,8 +271,12 @@ impl World {
             current["metadata"]["generation"] = json!(generation);
         }
         if object.kind == Kind::Service && current["spec"]["clusterIPs"].is_null() {
-            current["spec"]["clusterIP"] = json!("10.96.7.7");
-            current["spec"]["clusterIPs"] = json!(["10.96.7.7", "fd00::7"]);
+            if current["spec"]["clusterIP"] == "None" {
+                current["spec"]["clusterIPs"] = json!(["None"]);
+            } else {
+                current["spec"]["clusterIP"] = json!("10.96.7.7");
+                current["spec"]["clusterIPs"] = json!(["10.96.7.7", "fd00::7"]);
+            }
             current["spec"]["ipFamilies"] = json!(["IPv4", "IPv6"]);
         }
         self.applied.insert(object.clone(), body);

@@ -118,6 +118,23 @@ impl World {
                 .as_ref()
                 .and_then(|service| self.class_of(&service.metadata, settings)),
             service,
+            pods: self.pods.clone(),
+            devices: self
+                .of_kind::<Identity>(Kind::Identity)
+                .into_iter()
+                .filter(|identity| {
+                    let ours = self.observed(&Parent::service(namespace, name)).identities;
+                    let names = ours.iter().filter_map(|identity| {
+                        Some(egress::external_name(
+                            identity.metadata.name.as_deref()?,
+                            settings,
+                        ))
+                    });
+                    let names: Vec<String> = names.collect();
+                    egress::backends(identity).any(|backend| names.iter().any(|name| name == backend))
+                })
+                .map(Arc::new)
+                .collect(),
             endpoints: self.endpoints(namespace, name),
             observed: self.observed(&Parent::service(namespace, name)),
         }
@@ -197,8 +214,13 @@ impl World {
             .iter()
             .filter(|identity| pool::of_identity(identity).contains(pool))
             .flat_map(pool::secrets_of);
+        let all_ports = identities.iter().any(|identity| {
+            let egress = identity.spec.egress.as_ref();
+            identity.spec.pool == pool && egress.is_some_and(|egress| egress.all_ports)
+        });
         pool::Snapshot {
             name: pool.to_owned(),
+            all_ports,
             class: self
                 .of_kind::<ProxyClass>(Kind::ProxyClass)
                 .into_iter()
@@ -218,8 +240,12 @@ impl World {
 
     pub(crate) fn nameserver_snapshot(&self) -> nameserver::Snapshot {
         let reached = |identity: Identity| {
-            let service = self.get(Kind::Service, NAMESPACE, identity.metadata.name.as_deref()?)?;
-            Some((identity.spec.egress?, service))
+            let status = identity.status.unwrap_or_default();
+            Some(nameserver::Reached {
+                service: self.get(Kind::Service, NAMESPACE, identity.metadata.name.as_deref()?)?,
+                egress: identity.spec.egress?,
+                host: status.host_addresses,
+            })
         };
         let identities = self.of_kind::<Identity>(Kind::Identity);
         nameserver::Snapshot {

@@ -1,6 +1,8 @@
 //! What one identity reaches on the tailnet for pods of the cluster: a socket of this pod for each port, and the targets behind it.
 
+mod all_ports;
 mod error;
+mod gate;
 mod pod;
 mod tailnet;
 mod targets;
@@ -14,15 +16,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use tailwharf_kube_types::{Egress, EgressPort, Protocol, Target};
+use tailwharf_kube_types::contract::ALL_PORTS;
+use tailwharf_kube_types::{Egress, EgressPort, Protocol, Refusal, Target};
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use self::all_ports::{AllPortsListener, AllPortsSocket};
 pub(crate) use self::error::TargetError;
+use self::gate::Gate;
 use self::pod::{PodListener, PodSocket};
 pub(crate) use self::tailnet::Tailnet;
-use self::targets::Targets;
+use self::targets::{ALL, Targets};
 use crate::carrier::{Carrier, Health, Port};
 use crate::sockets::Dial;
 use crate::{tcp, udp};
@@ -43,6 +48,7 @@ struct Open<N> {
 pub(crate) struct Outlets<N> {
     node: N,
     carrier: Arc<Carrier>,
+    gate: Arc<Gate>,
     targets: Vec<Target>,
     open: BTreeMap<Port, Open<N>>,
     failed: BTreeMap<Port, io::Error>,
@@ -53,6 +59,7 @@ impl<N: Tailnet> Outlets<N> {
     pub(crate) fn new(node: N, carrier: Arc<Carrier>) -> Self {
         Self {
             node,
+            gate: Gate::new(carrier.clone()),
             carrier,
             targets: Vec::new(),
             open: BTreeMap::new(),
@@ -63,11 +70,22 @@ impl<N: Tailnet> Outlets<N> {
     /// Closes what is not wanted any more, opens what is new, and gives the others their targets.
     pub(crate) fn apply(&mut self, wanted: Option<&Egress>) {
         let (targets, ports) = wanted.map_or((&[][..], &[][..]), |egress| (&egress.targets, &egress.ports));
+        if let Some(egress) = wanted {
+            self.gate.allow(egress.from.as_deref());
+        }
         let port_of = |port: &EgressPort| Port {
             protocol: port.protocol,
             number: port.port,
         };
-        let ports: BTreeMap<Port, u16> = ports.iter().map(|port| (port_of(port), port.pod_port)).collect();
+        let mut ports: BTreeMap<Port, u16> =
+            ports.iter().map(|port| (port_of(port), port.pod_port)).collect();
+        if wanted.is_some_and(|egress| egress.all_ports) {
+            let all = |protocol| Port {
+                protocol,
+                number: ALL,
+            };
+            ports.extend([Protocol::Tcp, Protocol::Udp].map(|protocol| (all(protocol), ALL_PORTS)));
+        }
         for (port, _) in self
             .open
             .extract_if(.., |port, open| ports.get(port) != Some(&open.pod_port))
@@ -97,6 +115,11 @@ impl<N: Tailnet> Outlets<N> {
         &self.failed
     }
 
+    /// Pods that were refused lately.
+    pub(crate) fn refused(&self) -> Vec<Refusal> {
+        self.gate.refused()
+    }
+
     fn open(&mut self, port: Port, pod_port: u16) -> io::Result<()> {
         let close = self.carrier.end.child_token();
         let targets = Arc::new(Targets::new(self.node.clone(), &self.targets, port.number));
@@ -104,18 +127,24 @@ impl<N: Tailnet> Outlets<N> {
         let carrier = self.carrier.clone();
         match port.protocol {
             Protocol::Tcp => {
-                let listener = PodListener::bind(pod_port)?;
-                tokio::spawn(tcp::serve(
-                    listener,
-                    port,
-                    targets.clone(),
-                    carrier,
-                    close.clone(),
-                ));
+                let listener = PodListener::bind(pod_port, self.gate.clone())?;
+                let (targets, close) = (targets.clone(), close.clone());
+                if port.number == ALL {
+                    let listener = AllPortsListener(listener);
+                    tokio::spawn(tcp::serve(listener, port, targets, carrier, close));
+                } else {
+                    tokio::spawn(tcp::serve(listener, port, targets, carrier, close));
+                }
             }
             Protocol::Udp => {
-                let socket = PodSocket::bind(pod_port)?;
-                tokio::spawn(udp::serve(socket, port, targets.clone(), carrier, close.clone()));
+                let (targets, close) = (targets.clone(), close.clone());
+                if port.number == ALL {
+                    let socket = AllPortsSocket::bind(pod_port, self.gate.clone())?;
+                    tokio::spawn(udp::serve(socket, port, targets, carrier, close));
+                } else {
+                    let socket = PodSocket::bind(pod_port, self.gate.clone())?;
+                    tokio::spawn(udp::serve(socket, port, targets, carrier, close));
+                }
             }
         }
         self.carrier.track(port);
@@ -147,8 +176,10 @@ impl<N: Tailnet> Outlets<N> {
             let carrier = carrier.clone();
             async move {
                 let outcome = match port.protocol {
-                    Protocol::Tcp => targets.dial(IpAddr::V4(Ipv4Addr::UNSPECIFIED)).await.map(drop),
-                    Protocol::Udp => targets.find().map_err(Into::into),
+                    Protocol::Tcp if port.number != ALL => {
+                        targets.dial(IpAddr::V4(Ipv4Addr::UNSPECIFIED)).await.map(drop)
+                    }
+                    Protocol::Tcp | Protocol::Udp => targets.find().map_err(Into::into),
                 };
                 carrier.report(
                     port,

@@ -2,34 +2,36 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tracing::warn;
 
-use crate::sockets::{Accept, Datagrams};
+use super::gate::Gate;
+use crate::sockets::{Accept, Datagrams, Origin};
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
 /// Pause after the system could give no connection, most often for want of file descriptors.
-const PAUSE: Duration = Duration::from_millis(50);
+pub(super) const PAUSE: Duration = Duration::from_millis(50);
 
 /// A TCP listener of the pod.
-pub(crate) struct PodListener(TcpListener);
+pub(crate) struct PodListener(TcpListener, Arc<Gate>);
 
 /// A UDP socket of the pod.
-pub(crate) struct PodSocket(UdpSocket);
+pub(crate) struct PodSocket(UdpSocket, Arc<Gate>);
 
 impl PodListener {
     /// Listens on `port` of all addresses of the pod.
     ///
     /// # Errors
     /// When the port is taken.
-    pub(crate) fn bind(port: u16) -> io::Result<Self> {
+    pub(crate) fn bind(port: u16, gate: Arc<Gate>) -> io::Result<Self> {
         let socket = bind(port, Type::STREAM, Protocol::TCP)?;
         socket.listen(BACKLOG)?;
-        TcpListener::from_std(socket.into()).map(Self)
+        TcpListener::from_std(socket.into()).map(|listener| Self(listener, gate))
     }
 }
 
@@ -38,13 +40,14 @@ impl PodSocket {
     ///
     /// # Errors
     /// When the port is taken.
-    pub(crate) fn bind(port: u16) -> io::Result<Self> {
-        UdpSocket::from_std(bind(port, Type::DGRAM, Protocol::UDP)?.into()).map(Self)
+    pub(crate) fn bind(port: u16, gate: Arc<Gate>) -> io::Result<Self> {
+        let socket = bind(port, Type::DGRAM, Protocol::UDP)?;
+        UdpSocket::from_std(socket.into()).map(|socket| Self(socket, gate))
     }
 }
 
 /// One socket for both address families, or for IPv4 where the system has no other.
-fn bind(port: u16, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+pub(super) fn bind(port: u16, kind: Type, protocol: Protocol) -> io::Result<Socket> {
     let open = |domain, any: SocketAddr| {
         let socket = Socket::new(domain, kind, Some(protocol))?;
         if domain == Domain::IPV6 {
@@ -70,6 +73,7 @@ impl Accept for PodListener {
     async fn accept(&mut self) -> Option<(TcpStream, SocketAddr)> {
         loop {
             match self.0.accept().await {
+                Ok((stream, peer)) if !self.1.admits(peer) => Self::refuse(stream),
                 Ok((stream, peer)) => {
                     // A connection without the option works, with more delay.
                     let _ = stream.set_nodelay(true);
@@ -83,6 +87,10 @@ impl Accept for PodListener {
         }
     }
 
+    fn revoked(&self, peer: SocketAddr) -> impl Future<Output = ()> + Send + 'static {
+        self.1.revoked(peer)
+    }
+
     fn refuse(stream: TcpStream) {
         // Without a wait for what was sent, closing is a reset: the client sees that nobody took the connection.
         let _ = stream.set_zero_linger();
@@ -90,10 +98,11 @@ impl Accept for PodListener {
 }
 
 impl Datagrams for PodSocket {
-    async fn receive(&self, buffer: &mut [u8]) -> Option<(usize, SocketAddr)> {
+    async fn receive(&self, buffer: &mut [u8]) -> Option<(usize, Origin)> {
         loop {
             match self.0.recv_from(buffer).await {
-                Ok(received) => return Some(received),
+                Ok((_, peer)) if !self.1.admits(peer) => {}
+                Ok((length, peer)) => return Some((length, peer.into())),
                 // That an earlier datagram found no socket at its peer.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
                 Err(error) => {
@@ -104,7 +113,7 @@ impl Datagrams for PodSocket {
         }
     }
 
-    fn send(&self, data: &[u8], to: SocketAddr) -> bool {
-        self.0.try_send_to(data, to).is_ok()
+    fn send(&self, data: &[u8], to: Origin) -> bool {
+        self.0.try_send_to(data, to.peer).is_ok()
     }
 }

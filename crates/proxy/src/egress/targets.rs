@@ -1,8 +1,8 @@
-//! Where connections of one port go: the targets in turn, those first that answered lately.
+//! Where connections of a port go: the targets in turn, those first that answered lately.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tailwharf_kube_types::Target;
@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 use super::error::TargetError;
 use super::tailnet::Tailnet;
 use crate::backend::BackendError;
-use crate::sockets::{Dial, OpenFlow};
+use crate::sockets::{Dial, OpenFlow, Origin};
 
 /// Time for one address of a target.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -23,11 +23,19 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(12);
 /// For so long a target that failed comes after the others.
 const AVOIDED: Duration = Duration::from_secs(10);
 
-/// The targets of one port.
+/// The targets of one port, or of all.
 pub(crate) struct Targets<N> {
     node: N,
-    targets: Vec<Target>,
+    targets: Arc<[Target]>,
+    /// [`ALL`]: the port at which a connection came in.
     port: u16,
+    turns: Arc<Turns>,
+}
+
+/// Stands for all ports.
+pub(crate) const ALL: u16 = 0;
+
+struct Turns {
     /// Counts connections, so that targets take turns.
     turn: AtomicUsize,
     /// When each target failed last.
@@ -38,26 +46,28 @@ impl<N: Tailnet> Targets<N> {
     pub(crate) fn new(node: N, targets: &[Target], port: u16) -> Self {
         Self {
             node,
-            targets: targets.to_vec(),
+            targets: targets.into(),
             port,
-            turn: AtomicUsize::new(0),
-            failed: Mutex::new(vec![None; targets.len()]),
+            turns: Arc::new(Turns {
+                turn: AtomicUsize::new(0),
+                failed: Mutex::new(vec![None; targets.len()]),
+            }),
         }
     }
 
     /// The numbers of the targets in the order in which a new connection tries them.
     fn order(&self) -> Vec<usize> {
         let count = self.targets.len();
-        let first = self.turn.fetch_add(1, Ordering::Relaxed) % count.max(1);
+        let first = self.turns.turn.fetch_add(1, Ordering::Relaxed) % count.max(1);
         let mut order: Vec<usize> = (0..count).map(|n| (first + n) % count).collect();
-        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed = self.turns.failed.lock().unwrap_or_else(PoisonError::into_inner);
         // A stable sort: who failed goes to the end, the turns stay.
         order.sort_by_key(|number| failed[*number].is_some_and(|at| at.elapsed() < AVOIDED));
         order
     }
 
     fn note(&self, number: usize, failed: bool) {
-        let mut all = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.turns.failed.lock().unwrap_or_else(PoisonError::into_inner);
         all[number] = failed.then(Instant::now);
     }
 
@@ -120,6 +130,15 @@ impl<N: Tailnet> Targets<N> {
 impl<N: Tailnet> Dial for Targets<N> {
     type Stream = N::Stream;
 
+    fn at(self: &Arc<Self>, port: u16) -> Arc<Self> {
+        Arc::new(Self {
+            node: self.node.clone(),
+            targets: self.targets.clone(),
+            port,
+            turns: self.turns.clone(),
+        })
+    }
+
     async fn dial(&self, peer: IpAddr) -> Result<N::Stream, BackendError> {
         let mut outcome = Err(TargetError::Unavailable("it has no target").into());
         let deadline = Instant::now() + DIAL_TIMEOUT;
@@ -145,17 +164,20 @@ impl<N: Tailnet> Dial for Targets<N> {
 impl<N: Tailnet> OpenFlow for Targets<N> {
     type Flow = N::Flow;
 
-    async fn open(&self, peer: IpAddr) -> Result<(N::Flow, SocketAddr), BackendError> {
+    async fn open(&self, from: Origin) -> Result<(N::Flow, SocketAddr), BackendError> {
         let mut outcome = TargetError::Unavailable("it has no target");
         for number in self.order() {
             let target = &self.targets[number];
-            let found = self.addresses(target, peer).and_then(|addresses| {
+            let found = self.addresses(target, from.peer.ip()).and_then(|addresses| {
                 let is_there = |at: &&SocketAddr| !self.node.is_away(at.ip());
                 let there = addresses.iter().find(is_there).copied();
                 there.ok_or_else(|| TargetError::Offline(target.clone()))
             });
             match found {
-                Ok(at) => {
+                Ok(mut at) => {
+                    if let (ALL, Some(port)) = (self.port, from.port) {
+                        at.set_port(port);
+                    }
                     let flow = self
                         .node
                         .flow(at)

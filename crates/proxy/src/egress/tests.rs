@@ -157,6 +157,8 @@ fn egress(targets: &str, protocol: Protocol, pod_port: u16) -> Egress {
             port: PORT,
             pod_port,
         }],
+        all_ports: false,
+        from: None,
     }
 }
 
@@ -298,4 +300,91 @@ async fn datagrams_have_flows_that_expire() {
         }
     };
     timeout(Duration::from_secs(10), expired).await.unwrap();
+}
+
+fn from(ranges: &[&str], mut egress: Egress) -> Egress {
+    egress.from = Some(ranges.iter().map(|range| range.parse().unwrap()).collect());
+    egress
+}
+
+#[tokio::test]
+async fn only_pods_that_may_come_in_do_and_the_others_are_named() {
+    let mut bench = bench();
+    bench.tailnet.name("db", "100.64.0.7", named("db").await);
+    let pod_port = free_port();
+    let egress = egress("db", Protocol::Tcp, pod_port);
+    bench
+        .outlets
+        .apply(Some(&from(&["10.244.0.7/32"], egress.clone())));
+    assert!(ask(pod_port).await.is_err(), "a reset, not the end of an answer");
+    assert!(ask(pod_port).await.is_err());
+    assert_eq!(bench.carrier.metrics.refused_sources.get(), 2);
+    let refused: Vec<IpAddr> = bench
+        .outlets
+        .refused()
+        .iter()
+        .map(|refusal| refusal.address)
+        .collect();
+    assert_eq!(refused, [IpAddr::from([127, 0, 0, 1])]);
+
+    bench
+        .outlets
+        .apply(Some(&from(&["10.244.0.7/32", "127.0.0.0/30"], egress.clone())));
+    assert_eq!(ask(pod_port).await.unwrap(), "db");
+    assert_eq!(bench.outlets.refused(), []);
+    bench.outlets.apply(Some(&from(&[], egress.clone())));
+    assert!(ask(pod_port).await.is_err());
+    bench.outlets.apply(Some(&egress));
+    assert_eq!(ask(pod_port).await.unwrap(), "db");
+}
+
+#[tokio::test]
+async fn a_connection_ends_with_the_right_to_it() {
+    let mut bench = bench();
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    bench
+        .tailnet
+        .name("db", "100.64.0.7", server.local_addr().unwrap());
+    let pod_port = free_port();
+    let egress = egress("db", Protocol::Tcp, pod_port);
+    let allowed = from(&["10.244.0.7/32", "127.0.0.1/32"], egress.clone());
+    bench.outlets.apply(Some(&allowed));
+    let mut pod = TcpStream::connect(("127.0.0.1", pod_port)).await.unwrap();
+    let (mut device, _) = server.accept().await.unwrap();
+    let mut byte = [0];
+    // Others come and go.
+    bench
+        .outlets
+        .apply(Some(&from(&["127.0.0.1/32"], egress.clone())));
+    device.write_all(b"x").await.unwrap();
+    pod.read_exact(&mut byte).await.unwrap();
+
+    bench
+        .outlets
+        .apply(Some(&from(&["10.244.0.7/32"], egress.clone())));
+    let end = timeout(Duration::from_secs(10), pod.read(&mut byte))
+        .await
+        .unwrap();
+    assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+}
+
+#[tokio::test]
+async fn datagrams_of_others_go_nowhere() {
+    let mut bench = bench();
+    let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    bench
+        .tailnet
+        .name("db", "100.64.0.7", server.local_addr().unwrap());
+    let pod_port = free_port();
+    let egress = egress("db", Protocol::Udp, pod_port);
+    bench.outlets.apply(Some(&from(&["10.244.0.7/32"], egress)));
+    let pod = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    pod.send_to(b"question", ("127.0.0.1", pod_port)).await.unwrap();
+    let counted = async {
+        while bench.carrier.metrics.refused_sources.get() == 0 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(10), counted).await.unwrap();
+    assert_eq!(bench.carrier.metrics.flows_open.get(), 0);
 }

@@ -103,7 +103,7 @@ pub(super) fn reached(identity: &Identity) -> usize {
         .spec
         .egress
         .as_ref()
-        .map_or(0, |egress| egress.ports.len())
+        .map_or(0, |egress| egress.ports.len() + usize::from(egress.all_ports))
 }
 
 impl Job {

@@ -69,6 +69,8 @@ pub(crate) struct Shared {
     pub pod_uid: String,
     /// Addresses of this pod in the cluster.
     pub pod_addresses: Vec<IpAddr>,
+    /// UDP port of direct paths, for whichever node has it first.
+    pub udp_port: Option<u16>,
     /// What runs on each device besides its listeners.
     pub service: Option<Arc<dyn DeviceService>>,
     /// Orders certificates.
@@ -258,6 +260,7 @@ impl Hosting {
             accept_routes: reaches_routes(spec),
             app_connector: router.app_connector,
             wake: self.recent_peers(),
+            udp_port: self.job.shared.udp_port,
             ..NodeConfig::new(spec.login_server.parse().ok()?, spec.hostname.as_str())
         })
     }
@@ -297,6 +300,7 @@ impl Hosting {
             self.note_node(&status.borrow_and_update());
             self.facts.backends.clone_from(&health.borrow_and_update());
             self.facts.web = serving.web.facts();
+            self.facts.refused = serving.refused();
             self.after_status(store, &mut timers);
             let event = async {
                 tokio::select! {

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::limits::{Limits, Room};
 use crate::proxy_protocol::Caller;
-use crate::sockets::{Accept, Datagrams};
+use crate::sockets::{Accept, Datagrams, Origin};
 
 /// The addresses on loopback that stand for ports of the tailnet node.
 #[derive(Clone, Default)]
@@ -75,12 +75,13 @@ impl Accept for TcpListener {
 }
 
 impl Datagrams for UdpSocket {
-    async fn receive(&self, buffer: &mut [u8]) -> Option<(usize, SocketAddr)> {
-        self.recv_from(buffer).await.ok()
+    async fn receive(&self, buffer: &mut [u8]) -> Option<(usize, Origin)> {
+        let (length, peer) = self.recv_from(buffer).await.ok()?;
+        Some((length, peer.into()))
     }
 
-    fn send(&self, data: &[u8], to: SocketAddr) -> bool {
-        self.try_send_to(data, to).is_ok()
+    fn send(&self, data: &[u8], to: Origin) -> bool {
+        self.try_send_to(data, to.peer).is_ok()
     }
 }
 

@@ -101,6 +101,7 @@ impl Bed {
             extra_ca_pem: extra_ca.map(|pem| pem.as_bytes().to_vec()),
             offloads: tailwharf_node::OffloadSwitches::default(),
             http_proxies: tailwharf_node::HttpProxies::default(),
+            udp_port: None,
             relay_only: false,
             limits: Limits::default(),
         };

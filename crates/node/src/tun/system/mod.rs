@@ -5,7 +5,6 @@
 //! four rules, a table of nftables, and a `resolv.conf` that says what was there before.
 
 mod firewall;
-mod netlink;
 mod plan;
 mod resolv;
 
@@ -21,13 +20,13 @@ use tailwharf_node_core::packet::INNER_MTU;
 use tokio::net::{TcpListener, UdpSocket};
 
 use self::firewall::Firewall;
-use self::netlink::{Act, Action, Family, Link, Netlink, NetlinkError, Rule, Way};
 use self::plan::{EVERYTHING, Plan, RESOLVER, plan};
 use self::resolv::Resolv;
 use super::Device;
 use crate::dns::Resolver;
 use crate::engine::Engine;
 use crate::mark;
+use crate::netlink::{Act, Action, Family, Link, Netlink, NetlinkError, Rule, Way};
 use crate::routing::exit_node;
 
 /// Packets that may wait in the device for us: bursts of small ones. The carrier sees to it that large ones do not fill it.

@@ -1,4 +1,4 @@
-//! The few messages of rtnetlink (RFC 3549, Linux `rtnetlink(7)`) by which a device is set up: one request at a time, each acknowledged.
+//! The few messages of netlink (RFC 3549, Linux `netlink(7)`) by which devices, routes and rules of nftables are set up, each acknowledged.
 
 use std::fmt;
 use std::io;
@@ -10,12 +10,14 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 
-use super::plan::RESOLVER;
+use tailwharf_node_core::dns::SERVICE_V4;
 
 /// Bytes of a message header.
 const HEADER: usize = 16;
 /// Room for an answer.
 const ANSWER: usize = 4096;
+/// Room for answers to many requests, each of which may quote its request.
+const ANSWERS: usize = 64 * 1024;
 
 // Linux `include/uapi/linux/fib_rules.h`.
 const FRA_PRIORITY: u16 = 6;
@@ -27,15 +29,15 @@ const FR_ACT_UNREACHABLE: u8 = 7;
 
 /// A family of addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Family {
+pub(crate) enum Family {
     V4,
     V6,
 }
 
 impl Family {
-    pub(super) const ALL: [Self; 2] = [Self::V4, Self::V6];
+    pub(crate) const ALL: [Self; 2] = [Self::V4, Self::V6];
 
-    pub(super) fn of(net: &IpNet) -> Self {
+    pub(crate) fn of(net: &IpNet) -> Self {
         match net {
             IpNet::V4(_) => Self::V4,
             IpNet::V6(_) => Self::V6,
@@ -52,7 +54,7 @@ impl Family {
 
 /// Whether something is to be there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Act {
+pub(crate) enum Act {
     Add,
     Remove,
 }
@@ -68,16 +70,18 @@ impl fmt::Display for Act {
 
 /// Where packets for a destination go.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Way {
+pub(crate) enum Way {
     /// To an interface.
     Link(Link),
+    /// To this machine itself, through an interface.
+    Here(Link),
     /// Nowhere: the next table decides.
     Throw,
 }
 
 /// What a rule does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Action {
+pub(crate) enum Action {
     /// Looks into a table.
     Table(u32),
     /// Refuses.
@@ -86,16 +90,16 @@ pub(super) enum Action {
 
 /// A rule of policy routing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Rule {
-    pub(super) priority: u32,
+pub(crate) struct Rule {
+    pub(crate) priority: u32,
     /// Value and mask that the mark of a packet must have.
-    pub(super) mark: Option<(u32, u32)>,
-    pub(super) action: Action,
+    pub(crate) mark: Option<(u32, u32)>,
+    pub(crate) action: Action,
 }
 
 /// The kernel did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum NetlinkError {
+pub(crate) enum NetlinkError {
     /// There is no interface of this name.
     #[error("there is no network interface {0}")]
     NoLink(String),
@@ -113,10 +117,10 @@ pub(super) enum NetlinkError {
 
 /// A network interface, by its number.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Link(u32);
+pub(crate) struct Link(u32);
 
 impl Link {
-    pub(super) fn by_name(name: &str) -> Result<Self, NetlinkError> {
+    pub(crate) fn by_name(name: &str) -> Result<Self, NetlinkError> {
         let number = nix::net::if_::if_nametoindex(name);
         number
             .map(Self)
@@ -126,19 +130,25 @@ impl Link {
 
 /// A socket to the kernel's routing tables.
 #[derive(Debug)]
-pub(super) struct Netlink {
+pub(crate) struct Netlink {
     socket: OwnedFd,
     sequence: u32,
 }
 
 impl Netlink {
-    pub(super) fn open() -> Result<Self, NetlinkError> {
-        let socket = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkRoute,
-        );
+    /// Speaks about devices, addresses, routes.
+    pub(crate) fn open() -> Result<Self, NetlinkError> {
+        Self::speaking(SockProtocol::NetlinkRoute)
+    }
+
+    /// Speaks about rules of nftables.
+    pub(crate) fn open_netfilter() -> Result<Self, NetlinkError> {
+        Self::speaking(SockProtocol::NetlinkNetFilter)
+    }
+
+    fn speaking(protocol: SockProtocol) -> Result<Self, NetlinkError> {
+        let (kind, flags) = (SockType::Raw, SockFlag::SOCK_CLOEXEC);
+        let socket = socket(AddressFamily::Netlink, kind, flags, protocol);
         Ok(Self {
             socket: socket.map_err(|error| NetlinkError::Socket(error.into()))?,
             sequence: 0,
@@ -146,7 +156,7 @@ impl Netlink {
     }
 
     /// Sets MTU and queue length of an interface, and sets it up.
-    pub(super) fn set_up(&mut self, link: Link, mtu: u32, queue: u32) -> Result<(), NetlinkError> {
+    pub(crate) fn set_up(&mut self, link: Link, mtu: u32, queue: u32) -> Result<(), NetlinkError> {
         let mut request = Request::link(link, libc::IFF_UP as u32);
         request.attribute(libc::IFLA_MTU, &mtu.to_ne_bytes());
         request.attribute(libc::IFLA_TXQLEN, &queue.to_ne_bytes());
@@ -154,7 +164,7 @@ impl Netlink {
     }
 
     /// Sets the length of the largest packet that stands for several.
-    pub(super) fn set_largest(&mut self, link: Link, bytes: u32) -> Result<(), NetlinkError> {
+    pub(crate) fn set_largest(&mut self, link: Link, bytes: u32) -> Result<(), NetlinkError> {
         /// Since Linux 6.3 that of IPv4 alone.
         const IFLA_GSO_IPV4_MAX_SIZE: u16 = 63;
         let mut request = Request::link(link, 0);
@@ -164,23 +174,25 @@ impl Netlink {
     }
 
     /// Gives an interface an address of its own.
-    pub(super) fn add_address(&mut self, link: Link, address: IpAddr) -> Result<(), NetlinkError> {
+    pub(crate) fn add_address(&mut self, link: Link, address: IpAddr) -> Result<(), NetlinkError> {
         let create = (libc::NLM_F_CREATE | libc::NLM_F_REPLACE) as u16;
         let request = Request::address(libc::RTM_NEWADDR, create, link, address);
         self.ask(request, || format!("add the address {address}"))
     }
 
     /// Takes an address from an interface.
-    pub(super) fn remove_address(&mut self, link: Link, address: IpAddr) -> Result<(), NetlinkError> {
+    pub(crate) fn remove_address(&mut self, link: Link, address: IpAddr) -> Result<(), NetlinkError> {
         let request = Request::address(libc::RTM_DELADDR, 0, link, address);
         self.ask(request, || format!("remove the address {address}"))
     }
 
     /// Changes a route of a table.
-    pub(super) fn route(&mut self, act: Act, table: u32, net: &IpNet, way: Way) -> Result<(), NetlinkError> {
+    pub(crate) fn route(&mut self, act: Act, table: u32, net: &IpNet, way: Way) -> Result<(), NetlinkError> {
         let (scope, kind) = match (way, net) {
             (Way::Link(_), IpNet::V4(_)) => (libc::RT_SCOPE_LINK, libc::RTN_UNICAST),
             (Way::Link(_), IpNet::V6(_)) => (libc::RT_SCOPE_UNIVERSE, libc::RTN_UNICAST),
+            (Way::Here(_), IpNet::V4(_)) => (libc::RT_SCOPE_HOST, libc::RTN_LOCAL),
+            (Way::Here(_), IpNet::V6(_)) => (libc::RT_SCOPE_UNIVERSE, libc::RTN_LOCAL),
             (Way::Throw, _) => (libc::RT_SCOPE_UNIVERSE, libc::RTN_THROW),
         };
         let mut request = match act {
@@ -207,14 +219,14 @@ impl Netlink {
         if net.prefix_len() > 0 {
             request.attribute(libc::RTA_DST, &octets(net.network()));
         }
-        if let Way::Link(link) = way {
+        if let Way::Link(link) | Way::Here(link) = way {
             request.attribute(libc::RTA_OIF, &link.0.to_ne_bytes());
         }
         self.ask(request, || format!("{act} a route to {net}"))
     }
 
     /// Changes a rule of policy routing.
-    pub(super) fn rule(&mut self, act: Act, family: Family, rule: &Rule) -> Result<(), NetlinkError> {
+    pub(crate) fn rule(&mut self, act: Act, family: Family, rule: &Rule) -> Result<(), NetlinkError> {
         let mut request = match act {
             Act::Add => Request::new(libc::RTM_NEWRULE, libc::NLM_F_CREATE as u16),
             Act::Remove => Request::new(libc::RTM_DELRULE, 0),
@@ -253,6 +265,45 @@ impl Netlink {
         }
     }
 
+    /// Sends requests as one message, of which the kernel carries out all or none, and waits for what it says of each that it acknowledges.
+    pub(crate) fn ask_all(
+        &mut self,
+        requests: Vec<Request>,
+        what: impl FnOnce() -> String,
+    ) -> Result<(), NetlinkError> {
+        let first = self.sequence + 1;
+        let mut message = Vec::new();
+        let mut waiting = 0;
+        for request in requests {
+            self.sequence += 1;
+            waiting += usize::from(request.is_acknowledged());
+            message.extend(request.finish(self.sequence));
+        }
+        let last = self.sequence;
+        let fd = self.socket.as_raw_fd();
+        let told = |error: Errno| NetlinkError::Socket(error.into());
+        send(fd, &message, MsgFlags::empty()).map_err(told)?;
+        let mut answer = vec![0; ANSWERS];
+        while waiting > 0 {
+            let length = recv(fd, &mut answer, MsgFlags::empty()).map_err(told)?;
+            let mut rest = answer.get(..length).unwrap_or_default();
+            while let Some((sequence, code, after)) = next_acknowledgement(rest) {
+                rest = after;
+                if !(first..=last).contains(&sequence) {
+                    continue;
+                }
+                if code != 0 {
+                    return Err(NetlinkError::Refused {
+                        what: what(),
+                        source: io::Error::from_raw_os_error(-code),
+                    });
+                }
+                waiting -= 1;
+            }
+        }
+        Ok(())
+    }
+
     /// Gives the code of the acknowledgement: zero, or an error number below it.
     fn exchange(&self, message: &[u8]) -> nix::Result<i32> {
         let fd = self.socket.as_raw_fd();
@@ -275,18 +326,50 @@ impl Netlink {
     }
 }
 
+/// Number and code of the next acknowledgement in an answer, and what comes after it.
+fn next_acknowledgement(mut answer: &[u8]) -> Option<(u32, i32, &[u8])> {
+    loop {
+        let length = u32::from_ne_bytes(*answer.first_chunk()?) as usize;
+        let message = answer.get(..length).filter(|message| message.len() >= HEADER)?;
+        answer = answer.get(length.next_multiple_of(4)..).unwrap_or_default();
+        let kind = u16::from_ne_bytes(*message[4..].first_chunk()?);
+        if kind != libc::NLMSG_ERROR as u16 {
+            continue;
+        }
+        let sequence = u32::from_ne_bytes(*message[8..].first_chunk()?);
+        let code = i32::from_ne_bytes(*message[HEADER..].first_chunk()?);
+        return Some((sequence, code, answer));
+    }
+}
+
 /// A request as it is written.
-struct Request {
+pub(crate) struct Request {
     bytes: Vec<u8>,
 }
 
 impl Request {
-    fn new(kind: u16, flags: u16) -> Self {
+    pub(crate) fn new(kind: u16, flags: u16) -> Self {
         let flags = flags | (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
         let mut bytes = vec![0; HEADER];
         bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
         bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
         Self { bytes }
+    }
+
+    /// One that nothing is said about.
+    pub(crate) fn unacknowledged(mut self) -> Self {
+        let flags = u16::from_ne_bytes([self.bytes[6], self.bytes[7]]) & !(libc::NLM_F_ACK as u16);
+        self.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
+        self
+    }
+
+    fn is_acknowledged(&self) -> bool {
+        u16::from_ne_bytes([self.bytes[6], self.bytes[7]]) & libc::NLM_F_ACK as u16 != 0
+    }
+
+    /// Adds bytes as they are.
+    pub(crate) fn extend(&mut self, bytes: &[u8]) {
+        self.bytes.extend(bytes);
     }
 
     /// About an interface, of which these flags are to be set (`struct ifinfomsg`).
@@ -310,7 +393,7 @@ impl Request {
             libc::IFA_F_NODAD as u8
         };
         // Packets for others must not have the resolver's address as their source.
-        let scope = if address == IpAddr::V4(RESOLVER) {
+        let scope = if address == IpAddr::V4(SERVICE_V4) {
             libc::RT_SCOPE_HOST
         } else {
             libc::RT_SCOPE_UNIVERSE
@@ -322,13 +405,9 @@ impl Request {
         request
     }
 
-    /// Adds an attribute (`struct rtattr`), whose successor begins at a multiple of four.
-    fn attribute(&mut self, kind: u16, value: &[u8]) {
-        let length = (4 + value.len()) as u16;
-        self.bytes.extend(length.to_ne_bytes());
-        self.bytes.extend(kind.to_ne_bytes());
-        self.bytes.extend(value);
-        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    /// Adds an attribute.
+    pub(crate) fn attribute(&mut self, kind: u16, value: &[u8]) {
+        self.bytes.extend(attribute(kind, value));
     }
 
     fn finish(mut self, sequence: u32) -> Vec<u8> {
@@ -337,6 +416,17 @@ impl Request {
         self.bytes[8..12].copy_from_slice(&sequence.to_ne_bytes());
         self.bytes
     }
+}
+
+/// An attribute (`struct rtattr`), whose successor begins at a multiple of four.
+pub(crate) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let length = (4 + value.len()) as u16;
+    let mut bytes = Vec::with_capacity(usize::from(length).next_multiple_of(4));
+    bytes.extend(length.to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
 }
 
 fn family(address: IpAddr) -> u8 {
