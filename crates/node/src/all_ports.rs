@@ -148,15 +148,15 @@ impl AllPorts {
             transport(2, 2, PORT),
             compare(libc::NFT_CMP_NEQ, PORT, &keep.to_be_bytes()),
         ];
-        let mut register = ADDRESS;
-        for (place, word) in words.iter().enumerate() {
-            if place + 1 < words.len() {
-                all.push(immediate(register, word));
-            } else {
+        let last = ADDRESS + words.len() as u32 - 1;
+        for (register, word) in (ADDRESS..=last).zip(&words) {
+            // The port is the end of the address.
+            if register == last {
                 all.push(transport(0, 4, register));
                 all.push(replace_source_port(register, word));
+            } else {
+                all.push(immediate(register, word));
             }
-            register += 1;
         }
         all.push(immediate(PORT, &self.to.to_be_bytes()));
         let family = if words.len() == 1 {
