@@ -53,7 +53,7 @@ pub(super) fn measure(figures: &mut Figures) -> Result<()> {
     };
     let stage = Stage::start(dir, host, &control)?;
     let _backend = web_serve(None, host, BACKEND, "one", dir)?;
-    let proxy = stage.proxy(None, host, Some(&roots))?;
+    let mut proxy = stage.proxy(None, host, Some(&roots))?;
     stage.apply(&[service("web"), endpoints("web", &[host], BACKEND)])?;
 
     let names: Vec<String> = (0..INGRESSES).map(|number| format!("web-{number}")).collect();
@@ -61,7 +61,7 @@ pub(super) fn measure(figures: &mut Figures) -> Result<()> {
     let manifest = json!({"apiVersion": "v1", "kind": "List", "items": all}).to_string();
     let began = Instant::now();
     stage.kubectl().feed(&["create", "-f", "-"], &manifest)?;
-    ready(&stage, &proxy, INGRESSES)?;
+    ready(&stage, &mut proxy, INGRESSES)?;
     let took = began.elapsed().as_secs_f64();
     figures.add(
         "ingress.crowd.ready_200",
@@ -78,8 +78,8 @@ pub(super) fn measure(figures: &mut Figures) -> Result<()> {
     let words = [&["delete", "ingress", "--wait=true", "--timeout=120s"], &gone[..]].concat();
     stage.kubectl().run(&words)?;
     proxy.stop()?;
-    let proxy = stage.proxy(None, host, Some(&roots))?;
-    ready(&stage, &proxy, STAY)?;
+    let mut proxy = stage.proxy(None, host, Some(&roots))?;
+    ready(&stage, &mut proxy, STAY)?;
     let memory = highest_when_idle(|| resident(proxy.pid()))?;
     figures.add(
         "ingress.crowd.memory_100",
@@ -122,18 +122,22 @@ fn counts(figures: &mut Figures, pebble: &Pebble) {
 }
 
 /// Waits until so many Ingresses have an address, which they have once their certificate is there, and their Identities are ready.
-fn ready(stage: &Stage, proxy: &Process, count: usize) -> Result<()> {
+fn ready(stage: &Stage, proxy: &mut Process, count: usize) -> Result<()> {
     const ADDRESSES: &str =
         "jsonpath={range .items[*]}{.status.loadBalancer.ingress[0].hostname}{\"\\n\"}{end}";
-    let wait = || -> Result<()> {
+    let wait = || -> Result<Result<()>> {
+        // One that has ended will not come back, as it would in a cluster.
+        if let Err(ended) = proxy.alive() {
+            return Ok(Err(ended));
+        }
         let words = ["get", "ingresses", "-n", "default", "-o", ADDRESSES];
         let addresses = stage.kubectl().run(&words)?;
         let have = addresses.lines().filter(|line| line.ends_with(SUFFIX)).count();
         ensure!(have == count, "{have} of {count} have an address");
-        Ok(())
+        Ok(Ok(()))
     };
     eventually_within(PATIENCE, "all Ingresses have an address", wait)
-        .with_context(|| format!("{}\n{}", stage.log_end(), proxy.log_end(10)))?;
+        .with_context(|| format!("{}\n{}", stage.log_end(), proxy.log_end(10)))??;
     let label = "tailscale.com/parent-resource-type=ingress";
     let words = [
         "wait",
