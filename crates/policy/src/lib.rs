@@ -30,7 +30,7 @@ mod tailnet;
 
 pub use approve::Principal;
 pub use error::{PolicyError, Problem};
-pub use graph::{Affected, Change, Graph, Visibility};
+pub use graph::{Affected, Change, Grant, Graph, Unfulfilled, Visibility};
 pub use hujson::to_json;
 pub use limits::MAX_TEXT;
 pub use model::{FUNNEL, Policy};

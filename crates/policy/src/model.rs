@@ -10,7 +10,7 @@ use tailwharf_wire::tailcfg::{DerpMap, PortRange};
 
 use crate::hujson::Position;
 use crate::ipset::IpSet;
-use crate::posture::{Assertion, Attributes};
+use crate::posture::{Attributes, Posture};
 use crate::{PolicyError, Role, Tag};
 
 /// A checked policy document.
@@ -72,7 +72,7 @@ pub(crate) enum Autogroup {
 }
 
 /// The postures that a source needs: one of them must hold. None: every source is good.
-pub(crate) type Postures = Vec<Arc<[Assertion]>>;
+pub(crate) type Postures = Vec<Arc<Posture>>;
 
 /// One entry of `acls` or `grants`.
 #[derive(Clone, Debug)]
@@ -108,7 +108,21 @@ pub(crate) const WITH_PORTS: &[u8] = &[6, 17, 33, 132];
 pub(crate) struct Application {
     pub(crate) destinations: Vec<Selector>,
     pub(crate) capabilities: BTreeMap<String, Vec<Json>>,
+    /// The recorders that these name by tags.
+    pub(crate) recorders: Vec<Recorders>,
 }
+
+/// Recorders of sessions that one value of a capability names. Nodes are told their addresses.
+#[derive(Clone, Debug)]
+pub(crate) struct Recorders {
+    pub(crate) capability: String,
+    /// Which of its values, counted from zero.
+    pub(crate) position: usize,
+    pub(crate) selectors: Vec<Selector>,
+}
+
+/// The capability whose values may name recorders.
+pub(crate) const KUBERNETES: &str = "tailscale.com/cap/kubernetes";
 
 /// One entry of `ssh`.
 #[derive(Clone, Debug)]
@@ -269,6 +283,7 @@ impl Rule {
             application: Some(Application {
                 destinations: entry.targets.clone(),
                 capabilities: BTreeMap::from([(INGRESS.to_owned(), Vec::new())]),
+                recorders: Vec::new(),
             }),
             via: BTreeSet::new(),
         })

@@ -53,9 +53,28 @@ fn compare_versions(a: &str, b: &str) -> Ordering {
     Ordering::Equal
 }
 
-/// One line of a posture. All lines of a posture must hold.
+/// A named list of assertions, all of which must hold.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Posture {
+    /// With its prefix `posture:`.
+    pub(crate) name: String,
+    pub(crate) assertions: Vec<Assertion>,
+}
+
+impl Posture {
+    /// Whether the attributes satisfy the posture.
+    pub(crate) fn holds(&self, attributes: &Attributes) -> bool {
+        self.assertions
+            .iter()
+            .all(|assertion| assertion.holds(attributes))
+    }
+}
+
+/// One line of a posture.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Assertion {
+    /// As it is written.
+    pub(crate) text: String,
     pub(crate) attribute: String,
     pub(crate) test: Test,
 }

@@ -157,7 +157,7 @@ impl Graph {
             if !prefixes.is_empty() {
                 add(What::Capabilities(
                     prefixes.into_iter().collect(),
-                    Arc::clone(capabilities),
+                    self.with_recorders(rule, capabilities),
                 ));
             }
         }
@@ -202,7 +202,7 @@ impl Graph {
     }
 
     /// The own addresses of a node, and those of its services, at which a target's capabilities are valid.
-    fn own_prefixes(&self, target: Option<SetId>, entry: &Entry) -> Vec<IpNet> {
+    pub(super) fn own_prefixes(&self, target: Option<SetId>, entry: &Entry) -> Vec<IpNet> {
         let prefixes = |ips: &mut dyn Iterator<Item = IpAddr>| ips.map(IpNet::from).collect();
         let Some(set) = target else {
             return prefixes(&mut entry.node.addresses.iter().copied());

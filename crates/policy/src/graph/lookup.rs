@@ -170,7 +170,7 @@ fn satisfies(plan: &Plan, key: &SetKey, attributes: &Attributes, known: &mut [Op
     *known[choice as usize].get_or_insert_with(|| {
         plan.postures[choice as usize]
             .iter()
-            .any(|posture| posture.iter().all(|assertion| assertion.holds(attributes)))
+            .any(|posture| posture.holds(attributes))
     })
 }
 
@@ -202,7 +202,7 @@ impl Subject<'_> {
     }
 
     /// Whether the node belongs to a set, postures aside.
-    fn belongs(&self, policy: &Policy, plan: &Plan, key: &SetKey) -> bool {
+    pub(super) fn belongs(&self, policy: &Policy, plan: &Plan, key: &SetKey) -> bool {
         if self.node.owner == Owner::FunnelGateway {
             // What `*` and its address mean is for the devices of the tailnet.
             return key.selector == Selector::Auto(Autogroup::FunnelGateway);

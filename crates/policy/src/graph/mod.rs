@@ -8,12 +8,14 @@
 //!
 //! A change of a node touches the parties that it is in, and what is led to from there. Nothing looks at all pairs of nodes.
 
+mod access;
 mod bits;
 mod change;
 mod filter;
 mod lookup;
 mod peers;
 mod plan;
+mod recorders;
 mod replace;
 mod ssh;
 mod verdict;
@@ -32,6 +34,7 @@ use self::plan::{PartyId, Plan, SetId};
 use crate::ipset::{IpRange, IpSet};
 use crate::{Node, Owner, Policy, Service, Tailnet, User};
 
+pub use self::access::{Grant, Unfulfilled};
 pub use self::change::{Affected, Change, Visibility};
 pub(crate) use self::verdict::SshQuestion;
 

@@ -63,6 +63,8 @@ pub(super) struct PartyPlan {
     pub(super) attributes: Vec<u32>,
     /// SSH rules that record to this party.
     pub(super) ssh_recorded: Vec<RuleId>,
+    /// Rules with capabilities that name the recorders of this party.
+    pub(super) recorded: Vec<RuleId>,
 }
 
 /// A rule between parties.
@@ -78,6 +80,16 @@ pub(super) struct RulePlan {
     /// Where `capabilities` are valid. No set stands for `autogroup:self`.
     pub(super) targets: Vec<Option<SetId>>,
     pub(super) capabilities: Option<Arc<CapMap>>,
+    /// The recorders that values of these name.
+    pub(super) recorders: Vec<RecorderPlan>,
+}
+
+/// Recorders that one value of a capability names.
+#[derive(Clone, Debug)]
+pub(super) struct RecorderPlan {
+    pub(super) capability: String,
+    pub(super) position: usize,
+    pub(super) party: PartyId,
 }
 
 /// Ports of destinations. No set stands for `autogroup:self`.
@@ -218,7 +230,10 @@ struct PostureLists {
 
 impl PostureLists {
     fn id(&mut self, postures: Postures) -> u32 {
-        let key = postures.iter().map(|posture| posture.as_ptr().addr()).collect();
+        let key = postures
+            .iter()
+            .map(|posture| Arc::as_ptr(posture).addr())
+            .collect();
         *self.ids.entry(key).or_insert_with(|| {
             self.list.push(postures);
             u32::try_from(self.list.len() - 1).unwrap_or(u32::MAX)
@@ -274,7 +289,15 @@ impl Planner {
         for selector in destinations {
             targets.push(self.target_set(selector, side));
         }
+        let recorders = application.map_or(&[][..], |application| &application.recorders);
+        let recorders = recorders.iter().map(|recorders| RecorderPlan {
+            capability: recorders.capability.clone(),
+            position: recorders.position,
+            party: self.party(recorders.selectors.iter(), Side::Source(0)),
+        });
+        let recorders = recorders.collect();
         self.rules.push(RulePlan {
+            recorders,
             source,
             target,
             own: rule.destinations().any(Selector::is_own_devices),
@@ -329,6 +352,9 @@ impl Planner {
             }
             if rule.has_via {
                 plan.via_rules.push(id);
+            }
+            for recorders in &rule.recorders {
+                plan.parties[recorders.party as usize].recorded.push(id);
             }
             edges.insert((rule.source, rule.target));
         }

@@ -14,8 +14,8 @@ use crate::{Node, Policy};
 
 /// Whom a change concerns, by slot.
 #[derive(Default)]
-struct Concerned {
-    filters: Bits,
+pub(super) struct Concerned {
+    pub(super) filters: Bits,
     ssh: Bits,
     steering: Bits,
 }
@@ -151,6 +151,7 @@ impl Graph {
         for reached in &plan.leads_to {
             concerned.filters.add(self.members(*reached));
         }
+        self.note_recorders(party, concerned);
         for rule in plan.ssh_from.iter().chain(&plan.ssh_recorded) {
             concerned
                 .ssh

@@ -1,7 +1,6 @@
 //! Who may log in to a node by SSH.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 use tailwharf_wire::tailcfg::{
     NodeId, SshAction, SshPolicy, SshPrincipal, SshRecorderFailureAction, SshRule,
@@ -11,9 +10,6 @@ use super::peers::same_user;
 use super::plan::SshPlan;
 use super::{Entry, Graph, Slot};
 use crate::model::{CheckPeriod, SshUsers};
-
-/// The port of session recorders.
-const RECORDER_PORT: u16 = 80;
 
 impl Graph {
     /// Who may log in to a node by SSH, and as whom. `None` if the policy has no SSH rule for the node.
@@ -89,15 +85,7 @@ impl Graph {
             },
         };
         if let Some(party) = plan.recorders {
-            let recorders = self.entries(self.members(party));
-            action.recorders = recorders
-                .iter()
-                .flat_map(|entry| &entry.node.addresses)
-                .map(|ip| match ip {
-                    IpAddr::V4(ip) => format!("{ip}:{RECORDER_PORT}"),
-                    IpAddr::V6(ip) => format!("[{ip}]:{RECORDER_PORT}"),
-                })
-                .collect();
+            action.recorders = self.recorders(party);
             if plan.entry.enforce_recorder {
                 action.on_recording_failure = Some(SshRecorderFailureAction {
                     reject_session_with_message: "This session must be recorded, and no recorder answers."

@@ -21,7 +21,7 @@ use crate::hujson::{self, Item, Position};
 use crate::ipset::IpSet;
 use crate::limits;
 use crate::model::{Postures, Selector};
-use crate::posture::Assertion;
+use crate::posture::Posture;
 use crate::{Policy, PolicyError, Tag};
 
 use reader::{Fields, Reader};
@@ -61,7 +61,7 @@ struct Definitions {
     ip_sets: BTreeMap<String, Arc<IpSet>>,
     /// Names only: an owner may itself be a tag that is defined further down.
     tags: BTreeSet<Tag>,
-    postures: BTreeMap<String, Arc<[Assertion]>>,
+    postures: BTreeMap<String, Arc<Posture>>,
     default_posture: Postures,
 }
 

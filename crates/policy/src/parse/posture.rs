@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use super::reader::Reader;
 use crate::hujson::{Item, Member, Position};
-use crate::posture::{Assertion, NODE_ATTRIBUTES, Test};
+use crate::posture::{Assertion, NODE_ATTRIBUTES, Posture, Test};
 use crate::{AttributeValue, PolicyError, Problem};
 
 /// Reads the section `postures`.
-pub(super) fn read_postures(reader: &mut Reader, item: &Item) -> BTreeMap<String, Arc<[Assertion]>> {
+pub(super) fn read_postures(reader: &mut Reader, item: &Item) -> BTreeMap<String, Arc<Posture>> {
     let mut postures = BTreeMap::new();
     for Member { at, name, item } in reader.definitions(item, "\"postures\"") {
         if name.strip_prefix("posture:").is_none_or(str::is_empty) {
@@ -30,7 +30,11 @@ pub(super) fn read_postures(reader: &mut Reader, item: &Item) -> BTreeMap<String
                 Err(expected) => reader.invalid(at, text, expected),
             }
         }
-        postures.insert(name.clone(), Arc::from(assertions));
+        let posture = Posture {
+            name: name.clone(),
+            assertions,
+        };
+        postures.insert(name.clone(), Arc::new(posture));
     }
     postures
 }
@@ -69,6 +73,7 @@ fn parse_assertion(text: &str) -> Result<Assertion, &'static str> {
     }
     let test = parse_test(rest.trim_start())?;
     Ok(Assertion {
+        text: text.to_owned(),
         attribute: attribute.to_owned(),
         test,
     })

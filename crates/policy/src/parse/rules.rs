@@ -9,8 +9,8 @@ use tailwharf_wire::tailcfg::PortRange;
 use super::ports::{check_ports, parse_ports, read_openings, read_protocol, split_port};
 use super::reader::Reader;
 use super::{Definitions, selector};
-use crate::hujson::{Item, Member, Position};
-use crate::model::{Application, Autogroup, Flow, Postures, Rule, Selector};
+use crate::hujson::{Item, Member, Position, Value};
+use crate::model::{Application, Autogroup, Flow, KUBERNETES, Postures, Recorders, Rule, Selector};
 use crate::{PolicyError, Problem, Tag};
 
 /// Reads the section `acls`.
@@ -146,6 +146,7 @@ fn read_grant(reader: &mut Reader, defined: &Definitions, item: &Item) -> Option
     let application = fields.get("app").map(|app| Application {
         destinations,
         capabilities: read_capabilities(reader, app),
+        recorders: read_recorders(reader, defined, app),
     });
     let postures = read_rule_postures(reader, defined, fields.get("srcPosture"));
     Some(Rule {
@@ -259,6 +260,36 @@ pub(super) fn read_capabilities(reader: &mut Reader, item: &Item) -> BTreeMap<St
         }
     }
     capabilities
+}
+
+/// The tags of recorders in the values of a capability.
+fn read_recorders(reader: &mut Reader, defined: &Definitions, app: &Item) -> Vec<Recorders> {
+    let Value::Object(members) = &app.value else {
+        return Vec::new();
+    };
+    let mut recorders = Vec::new();
+    for member in members.iter().filter(|member| member.name == KUBERNETES) {
+        let Value::Array(values) = &member.item.value else {
+            continue;
+        };
+        for (position, value) in values.iter().enumerate() {
+            let Value::Object(fields) = &value.value else {
+                continue;
+            };
+            for field in fields.iter().filter(|field| field.name == "recorder") {
+                let texts = reader.strings(&field.item, "\"recorder\"");
+                let selectors = texts
+                    .into_iter()
+                    .filter_map(|(at, text)| selector::read_tag(reader, defined, at, text));
+                recorders.push(Recorders {
+                    capability: member.name.clone(),
+                    position,
+                    selectors: selectors.collect(),
+                });
+            }
+        }
+    }
+    recorders
 }
 
 /// A destination of an entry of `acls`: a selector, a colon, and ports.
