@@ -118,6 +118,6 @@
   verbs: [get, list, watch, create, update, patch]
 - apiGroups: [""]
   resources: [secrets]
-  resourceNames: [ts-operator-0]
+  resourceNames: [ts-operator-0, tailwharf-apiserver-proxy-acme]
   verbs: [get, patch, update]
 {{- end }}

@@ -1,5 +1,4 @@
-//! The certificate that the proxy shows: from files of the administrator, or by ACME for the device's name. Both are looked after while
-//! the proxy runs.
+//! A certificate from files of the administrator, which are looked at while the proxy runs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,17 +9,10 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use tailwharf_node::Node;
-use tailwharf_node::acme::{AcmeAccount, Certificate};
 use tokio::time::sleep;
-use url::Url;
 
 /// How often files are looked at.
 const LOOK: Duration = Duration::from_secs(10);
-/// Pauses between orders that failed: the first, and the longest.
-const RETRY: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(3600));
-/// A certificate by ACME is replaced after this: those of public authorities live 90 days, our own at least as long.
-const RENEW: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Where the certificate comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,19 +24,17 @@ pub enum CertificateSource {
         /// The key.
         key: PathBuf,
     },
-    /// An ACME server.
-    Acme {
-        /// Its directory.
-        directory: Url,
-        /// A folder that keeps account and certificate over a restart.
-        keep: Option<PathBuf>,
+    /// One for the device's name, which whoever hosts the device keeps.
+    Device {
+        /// Directory of the ACME server; the usual one if there is none.
+        directory: Option<String>,
     },
 }
 
 /// A certificate cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
-    /// A file cannot be read or written.
+    /// A file cannot be read.
     #[error("{}", path.display())]
     File {
         /// The file.
@@ -56,9 +46,6 @@ pub enum CertificateError {
     /// The content is not a certificate with its key.
     #[error("it is not a certificate with its key in PEM: {0}")]
     Content(String),
-    /// The order failed.
-    #[error("the order failed")]
-    Order(#[from] tailwharf_node::acme::AcmeError),
 }
 
 /// Shows the newest certificate.
@@ -112,115 +99,9 @@ pub(crate) async fn follow_files(shown: &Shown, chain: &Path, key: &Path) {
     }
 }
 
-/// Orders a certificate for `name` again and again, for as long as it is polled.
-pub(crate) async fn follow_acme(
-    shown: &Shown,
-    node: &Node,
-    directory: &Url,
-    keep: Option<&Path>,
-    name: &str,
-) {
-    let mut pause = RETRY.0;
-    let kept = keep.map(|folder| Kept {
-        chain: folder.join(format!("{name}.crt")),
-        key: folder.join(format!("{name}.key")),
-    });
-    if let Some(left) = kept.as_ref().and_then(|kept| kept.show(shown)) {
-        sleep(left).await;
-    }
-    loop {
-        match order(node, directory, keep, name).await {
-            Ok(certificate) => {
-                let (chain, key) = (certificate.chain_pem.as_bytes(), certificate.key_pem.as_bytes());
-                match shown.show(chain, key) {
-                    Ok(()) => tracing::info!(name, "a certificate is here"),
-                    Err(error) => tracing::warn!(%error, "the new certificate cannot be used"),
-                }
-                if let Some(Err(error)) = kept.as_ref().map(|kept| kept.store(&certificate)) {
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        "the certificate is not kept over a restart"
-                    );
-                }
-                pause = RETRY.0;
-                sleep(RENEW).await;
-            }
-            Err(error) => {
-                tracing::warn!(
-                    name,
-                    error = &error as &dyn std::error::Error,
-                    "there is no certificate; it is ordered again later"
-                );
-                sleep(pause).await;
-                pause = (pause * 2).min(RETRY.1);
-            }
-        }
-    }
-}
-
-async fn order(
-    node: &Node,
-    directory: &Url,
-    keep: Option<&Path>,
-    name: &str,
-) -> Result<Certificate, CertificateError> {
-    let account = match keep.map(|folder| folder.join("acme-account")) {
-        None => AcmeAccount::generate(directory.clone())?,
-        Some(path) => match fs::read(&path) {
-            Ok(key) => AcmeAccount::from_pkcs8(directory.clone(), &key)?,
-            Err(_) => {
-                let account = AcmeAccount::generate(directory.clone())?;
-                write(&path, account.to_pkcs8())?;
-                account
-            }
-        },
-    };
-    Ok(node.certificate(&account, name, None).await?)
-}
-
-/// The files of a certificate that is kept over a restart.
-struct Kept {
-    chain: PathBuf,
-    key: PathBuf,
-}
-
-impl Kept {
-    /// Shows what an earlier run has kept; how long it still is good.
-    fn show(&self, shown: &Shown) -> Option<Duration> {
-        let age = fs::metadata(&self.chain).ok()?.modified().ok()?.elapsed().ok()?;
-        let left = RENEW.checked_sub(age)?;
-        shown
-            .show(&read(&self.chain).ok()?, &read(&self.key).ok()?)
-            .ok()?;
-        Some(left)
-    }
-
-    fn store(&self, certificate: &Certificate) -> Result<(), CertificateError> {
-        write(&self.key, certificate.key_pem.as_bytes())?;
-        write(&self.chain, certificate.chain_pem.as_bytes())
-    }
-}
-
 fn read(path: &Path) -> Result<Vec<u8>, CertificateError> {
     fs::read(path).map_err(|source| CertificateError::File {
         path: path.to_owned(),
         source,
     })
-}
-
-/// Writes a file that only its owner reads.
-fn write(path: &Path, content: &[u8]) -> Result<(), CertificateError> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-    let open = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path);
-    open.and_then(|mut file| file.write_all(content))
-        .map_err(|source| CertificateError::File {
-            path: path.to_owned(),
-            source,
-        })
 }

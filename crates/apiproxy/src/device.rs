@@ -2,10 +2,10 @@
 //! on port 80, which the tailnet encrypts.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
+use rustls::server::ResolvesServerCert;
 use tailwharf_node::{CheckError, Node, NodeStatus, Phase, TailnetNode, TcpListener, TcpStream, WhoIs};
 use tailwharf_wire::tailcfg::{CheckRequest, CheckResponse};
 use tokio_util::sync::CancellationToken;
@@ -15,15 +15,6 @@ use crate::server::{Listener, Proxy, Settings, StartError, Stream, Tailnet};
 
 const HTTPS_PORT: u16 = 443;
 const HTTP_PORT: u16 = 80;
-
-/// What the proxy serves on a device.
-#[derive(Debug, Clone)]
-pub struct DeviceSettings {
-    /// The proxy itself.
-    pub proxy: Settings,
-    /// Where the certificate comes from.
-    pub certificate: CertificateSource,
-}
 
 struct Device(Node);
 
@@ -94,21 +85,35 @@ impl Listener for TcpListener {
     }
 }
 
-/// Serves on a node until `end`.
+/// A proxy whose callers are peers of a node.
 ///
 /// # Errors
 /// When a file cannot be used.
-pub async fn serve(settings: DeviceSettings, node: Node, end: CancellationToken) -> Result<(), StartError> {
-    let proxy = Proxy::new(settings.proxy, Arc::new(Device(node.clone())))?;
-    let shown = Arc::new(Shown::default());
+pub fn on_device(settings: Settings, node: &Node) -> Result<Proxy, StartError> {
+    Proxy::new(settings, Arc::new(Device(node.clone())))
+}
+
+/// Serves a proxy at the ports of its node until `end`. `keep` begins to keep a certificate for the node's name, from the ACME server with the directory
+/// if one is given.
+///
+/// # Errors
+/// When a port cannot be used.
+pub async fn serve(
+    proxy: Proxy,
+    certificate: CertificateSource,
+    node: Node,
+    keep: impl Fn(Option<String>) -> Arc<dyn ResolvesServerCert>,
+    end: CancellationToken,
+) -> Result<(), StartError> {
+    let mut kept = None;
     let serving = async {
-        match &settings.certificate {
+        match &certificate {
             CertificateSource::Files { chain, key } => {
-                let (chain, key): (PathBuf, PathBuf) = (chain.clone(), key.clone());
-                let following = certificates::follow_files(&shown, &chain, &key);
+                let shown = Arc::new(Shown::default());
+                let following = certificates::follow_files(&shown, chain, key);
                 first(following, listen(&proxy, &node, HTTPS_PORT, Some(shown.clone()))).await
             }
-            CertificateSource::Acme { directory, keep } => loop {
+            CertificateSource::Device { directory } => loop {
                 let name = wait(&node, |status| {
                     status.fqdn.clone().filter(|_| status.phase == Phase::Online)
                 })
@@ -124,21 +129,11 @@ pub async fn serve(settings: DeviceSettings, node: Node, end: CancellationToken)
                     continue;
                 }
                 tracing::info!(name, "HTTPS on port {HTTPS_PORT}");
-                let following = certificates::follow_acme(&shown, &node, directory, keep.as_deref(), &name);
+                let shown = kept.get_or_insert_with(|| keep(directory.clone())).clone();
                 let renamed = wait(&node, |status| {
                     (status.fqdn.as_deref() != Some(&name)).then_some(())
                 });
-                let ended = async {
-                    tokio::select! {
-                        () = following => {}
-                        () = renamed => {}
-                    }
-                };
-                Box::pin(first(
-                    ended,
-                    listen(&proxy, &node, HTTPS_PORT, Some(shown.clone())),
-                ))
-                .await?;
+                Box::pin(first(renamed, listen(&proxy, &node, HTTPS_PORT, Some(shown)))).await?;
             },
         }
     };
@@ -159,9 +154,13 @@ async fn first(
     }
 }
 
-async fn listen(proxy: &Proxy, node: &Node, port: u16, shown: Option<Arc<Shown>>) -> Result<(), StartError> {
-    let listener = node.listen_tcp(port)?;
-    proxy.serve(listener, shown.map(|shown| shown as Arc<_>)).await
+async fn listen(
+    proxy: &Proxy,
+    node: &Node,
+    port: u16,
+    shown: Option<Arc<dyn ResolvesServerCert>>,
+) -> Result<(), StartError> {
+    proxy.serve(node.listen_tcp(port)?, shown).await
 }
 
 /// Waits until the status of a node tells something.

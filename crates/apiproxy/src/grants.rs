@@ -16,6 +16,8 @@ pub const CAPABILITY: &str = "tailscale.com/cap/kubernetes";
 const LEGACY_CAPABILITY: &str = "https://tailscale.com/cap/kubernetes";
 /// What only tailwharf understands. It stands beside [`CAPABILITY`], so that a policy is not looser where another proxy reads it.
 pub const OWN_CAPABILITY: &str = "tailwharf.dev/cap/kubernetes";
+/// Every capability that is looked at.
+pub const CAPABILITIES: [&str; 3] = [CAPABILITY, LEGACY_CAPABILITY, OWN_CAPABILITY];
 /// Most groups of one caller. Each costs the API server an authorization check with every request.
 pub(crate) const MAX_GROUPS: usize = 256;
 /// Most recorders of one caller.

@@ -30,14 +30,14 @@ mod strict;
 mod upgrade;
 mod upstream;
 
-pub use audit::{AuditError, FileSettings, Output};
+pub use audit::{AuditError, FileSettings, Output, WebhookSettings};
 pub use caller::{Caller, Denial, SystemGroups};
 pub use certificates::{CertificateError, CertificateSource};
 pub use check::Demand;
-pub use device::{DeviceSettings, serve};
+pub use device::{on_device, serve};
 pub use framing::Violation;
 pub use gate::{Admission, Session, TerminalKind, session};
-pub use grants::{ActAs, CAPABILITY, Grant, GrantError, OWN_CAPABILITY};
+pub use grants::{ActAs, CAPABILITIES, CAPABILITY, Grant, GrantError, OWN_CAPABILITY};
 pub use headers::HeaderError;
 pub use refusal::Refusal;
 pub use request_info::{PathError, RequestInfo};

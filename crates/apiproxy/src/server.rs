@@ -1,8 +1,9 @@
 //! Connections of clients: where they come from, how they are secured, and what all of them share.
 
+use std::fmt::Write as _;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::audit::{Audit, AuditError, Output};
+use crate::audit::{Audit, AuditError, Output, WebhookSettings};
 use crate::caller::SystemGroups;
 use crate::check::Confirmations;
 use crate::open::OpenStreams;
@@ -34,6 +35,8 @@ use crate::upstream::{CredentialError, Upstream, UpstreamSettings};
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for requests under way when the proxy stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for the last audit lines to get to the webhook.
+const FAREWELL: Duration = Duration::from_secs(5);
 /// Connections at once.
 const MAX_CONNECTIONS: usize = 16_384;
 /// Requests at once on one HTTP/2 connection: an informer holds one for each of its resources.
@@ -94,6 +97,8 @@ pub struct Settings {
     pub review_interval: Duration,
     /// Where the audit log goes.
     pub audit: Option<Output>,
+    /// Where it is sent besides.
+    pub webhook: Option<WebhookSettings>,
 }
 
 impl Settings {
@@ -156,7 +161,7 @@ impl Proxy {
         let stop = CancellationToken::new();
         Ok(Self(Arc::new(Shared {
             upstream: Upstream::new(&settings.upstream)?,
-            audit: Audit::open(settings.audit.as_ref())?,
+            audit: Audit::open(settings.audit.as_ref(), settings.webhook.as_ref())?,
             settings,
             tailnet,
             open: Arc::new(OpenStreams::new(stop.clone())),
@@ -186,6 +191,26 @@ impl Proxy {
         self.0.audit.dropped()
     }
 
+    /// Appends counters in the text form for Prometheus.
+    pub fn render(&self, out: &mut String) {
+        let name = "tailwharf_apiserver_proxy";
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        // Writing to a String cannot fail.
+        let _ = write!(
+            out,
+            "# HELP {name}_requests_total Requests that came in.\n# TYPE {name}_requests_total counter\n{name}_requests_total {}\n\
+             # HELP {name}_refused_total Requests that the proxy itself refused.\n# TYPE {name}_refused_total counter\n{name}_refused_total {}\n\
+             # HELP {name}_streams Watches and sessions that are open.\n# TYPE {name}_streams gauge\n{name}_streams {}\n\
+             # HELP {name}_audit_lines_dropped_total Audit lines that were lost.\n# TYPE {name}_audit_lines_dropped_total counter\n\
+             {name}_audit_lines_dropped_total {}\n",
+            count(&self.0.metrics.requests),
+            count(&self.0.metrics.refused),
+            self.open_streams(),
+            self.audit_lines_dropped(),
+        );
+        self.0.audit.render(out);
+    }
+
     /// Looks after files, idle connections and open streams until `stop`; then ends requests under way. To be run once.
     pub async fn maintain(&self, stop: CancellationToken) {
         let shared = &self.0;
@@ -198,16 +223,23 @@ impl Proxy {
                 shared.open.review(whois, &shared.settings.system_groups);
             }
         };
+        let over = CancellationToken::new();
+        let mut delivering = std::pin::pin!(shared.audit.deliver(over.clone()));
         tokio::select! {
             () = stop.cancelled() => {}
             () = shared.upstream.maintain() => {}
             () = review => {}
+            () = delivering.as_mut() => {}
         }
         shared.stop.cancel();
         shared.tasks.close();
         if timeout(STOP_TIMEOUT, shared.tasks.wait()).await.is_err() {
             tracing::warn!("requests that were still under way are cut off");
         }
+        shared.audit.flush().await;
+        over.cancel();
+        // What is not delivered by then waits for the next start.
+        let _ = timeout(FAREWELL, delivering).await;
     }
 
     /// Serves a listener until it ends or the proxy stops: over TLS with the certificates that `certificates` has, or as it is, over

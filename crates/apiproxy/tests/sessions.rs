@@ -22,7 +22,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use self::shared::front::Front;
-use self::shared::{device, groups};
+use self::shared::{accepted, device, groups};
 
 fn main() -> ExitCode {
     tailwharf_e2e::run(
@@ -118,7 +118,7 @@ fn recorded(bed: &mut Bed) -> Result<()> {
     let stop = CancellationToken::new();
     bed.front
         .runtime
-        .spawn(serve(listener, store.clone(), stop.clone()));
+        .spawn(serve(accepted(listener), store.clone(), stop.clone()));
     bed.person(|person, dir| {
         person.exec()?;
         person.terminal()?;

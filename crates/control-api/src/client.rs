@@ -284,6 +284,14 @@ impl Client {
         }
     }
 
+    /// Reads something that has no call of its own in [`ControlApi`]. `path` are the segments below `/api/v2`; `what` names it in errors.
+    ///
+    /// # Errors
+    /// As the calls of [`ControlApi`].
+    pub async fn read<T: DeserializeOwned>(&self, what: &'static str, path: &[&str]) -> Result<T, Error> {
+        self.get(what, self.url(path), "").await
+    }
+
     async fn get<T: DeserializeOwned>(&self, what: &'static str, url: Url, id: &str) -> Result<T, Error> {
         let answer = self.send(Outgoing::new(Method::GET, url)).await?;
         if answer.status != StatusCode::OK {

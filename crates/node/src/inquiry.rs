@@ -132,6 +132,7 @@ impl Node {
                 fqdn: peer.name.to_string(),
                 addresses: peer.addresses.to_vec(),
                 os: peer.os.to_string(),
+                tags: peer.tags.to_vec(),
                 online: peer.online,
                 path: path_of(peer),
             })
@@ -150,6 +151,10 @@ impl Node {
                 endpoints: endpoints.into_iter().map(|(at, _)| at).collect(),
             },
             health: status.health,
+            clusters: netmap
+                .self_node()
+                .and_then(|own| own.cap_map.get(tailwharf_wire::cluster::CAPABILITY).cloned())
+                .unwrap_or_default(),
             peers,
         }
     }

@@ -17,6 +17,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
+use crate::DeviceService;
 use crate::membership::Membership;
 use crate::metrics::Metrics;
 
@@ -116,6 +117,8 @@ pub(crate) struct Server {
     pub metrics: Arc<Metrics>,
     /// Whether it is a member.
     pub membership: watch::Receiver<Membership>,
+    /// What runs on its devices besides.
+    pub service: Option<Arc<dyn DeviceService>>,
 }
 
 impl Server {
@@ -177,7 +180,11 @@ impl Server {
             }
             "/metrics" => {
                 let (hosted, ready) = self.board.counts();
-                text(StatusCode::OK, self.metrics.render(hosted, ready))
+                let mut lines = self.metrics.render(hosted, ready);
+                if let Some(service) = &self.service {
+                    service.render(&mut lines);
+                }
+                text(StatusCode::OK, lines)
             }
             _ => text(
                 StatusCode::NOT_FOUND,

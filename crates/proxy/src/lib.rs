@@ -38,12 +38,13 @@ use std::sync::Arc;
 use anyhow::Context;
 use futures::future::BoxFuture;
 use kube::Client;
-use tailwharf_node::{Host, HostConfig, HttpProxies, Node, OffloadSwitches};
+use tailwharf_node::{Host, HostConfig, HttpProxies, OffloadSwitches};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+pub use crate::hosting::Device;
 pub use crate::limits::Limits;
 
 /// What a pool member has to know.
@@ -78,7 +79,10 @@ pub struct Settings {
 /// Something that runs on the devices of a pod besides the listeners of their identities.
 pub trait DeviceService: Send + Sync + 'static {
     /// Serves on a device whose node was started, until `end`.
-    fn serve(&self, node: Node, end: CancellationToken) -> BoxFuture<'static, ()>;
+    fn serve(&self, device: Device, end: CancellationToken) -> BoxFuture<'static, ()>;
+
+    /// Appends its counters in the text form for Prometheus.
+    fn render(&self, out: &mut String);
 }
 
 /// Runs a pool member until `stop`, then hands its identities over and gives its Lease back.
@@ -149,13 +153,14 @@ pub async fn run_with(
         pod_uid: settings.pod_uid,
         pod_addresses: settings.pod_addresses,
         udp_port: settings.udp_port,
-        service,
+        service: service.clone(),
         issuer,
     });
     let server = board::Server {
         board: board.clone(),
         metrics,
         membership: membership.clone(),
+        service,
     };
     let (pool, reports) = pool::Pool::new(shared, settings.pool.clone(), board, membership, inquiries);
 

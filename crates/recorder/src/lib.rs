@@ -5,9 +5,11 @@
 #![forbid(unsafe_code)]
 
 mod play;
+mod seal;
 mod serve;
 mod store;
 
 pub use play::{Pace, PlayError, play};
+pub use seal::{KeyError, PublicKey, SealKey, Verdict};
 pub use serve::serve;
 pub use store::{Entry, Limits, Store, StoreError};

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::SinkExt;
 use futures::channel::mpsc;
+use futures::{SinkExt, Stream, StreamExt};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Either, Empty, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -15,7 +15,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use serde_json::json;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -32,28 +32,27 @@ const WINDOW: u32 = 256 * 1024;
 type Piece = Result<Frame<Bytes>, Infallible>;
 type Answer = Either<StreamBody<mpsc::Receiver<Piece>>, Empty<Bytes>>;
 
-/// Takes recordings until `stop`.
-pub async fn serve(listener: TcpListener, store: Store, stop: CancellationToken) {
+/// Takes recordings from connections until there are no more, or `stop`.
+pub async fn serve<S>(connections: impl Stream<Item = S>, store: Store, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let room = Arc::new(Semaphore::new(store.limits().concurrent));
+    let mut connections = std::pin::pin!(connections);
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = stop.cancelled() => return,
+        let stream = tokio::select! {
+            next = connections.next() => next,
+            () = stop.cancelled() => None,
         };
-        match accepted {
-            Ok((stream, _)) => {
-                tokio::spawn(converse(stream, store.clone(), room.clone(), stop.clone()));
-            }
-            Err(error) => {
-                // There may be no more files; those of others will be closed.
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
+        let Some(stream) = stream else { return };
+        tokio::spawn(converse(stream, store.clone(), room.clone(), stop.clone()));
     }
 }
 
-async fn converse(stream: TcpStream, store: Store, room: Arc<Semaphore>, stop: CancellationToken) {
+async fn converse<S>(stream: S, store: Store, room: Arc<Semaphore>, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let service = service_fn(|request| {
         let answer = answer(request, &store, &room);
         async move { Ok::<_, Infallible>(answer) }
@@ -129,8 +128,13 @@ impl Coming {
         }
     }
 
-    fn sync(&mut self) -> Result<(), StoreError> {
-        self.writing.as_ref().map_or(Ok(()), Writing::sync)
+    /// Sees to it that what came stays; `complete`: nothing is missing.
+    fn end(&mut self, complete: bool) -> Result<(), StoreError> {
+        let Some(writing) = &self.writing else {
+            return Ok(());
+        };
+        writing.sync()?;
+        if complete { writing.seal() } else { Ok(()) }
     }
 
     fn written(&self) -> u64 {
@@ -157,11 +161,15 @@ async fn take(mut body: Incoming, store: Store, mut acks: mpsc::Sender<Piece>) {
         first_line: Vec::new(),
         writing: None,
     };
+    let mut complete = false;
     loop {
         let mut data = Bytes::new();
         match timeout(IDLE_ACK, body.frame()).await {
             Err(_) => {}
-            Ok(None) => break,
+            Ok(None) => {
+                complete = true;
+                break;
+            }
             Ok(Some(Err(error))) => {
                 tracing::warn!(%error, "a recording broke off");
                 break;
@@ -182,7 +190,7 @@ async fn take(mut body: Incoming, store: Store, mut acks: mpsc::Sender<Piece>) {
             break;
         }
     }
-    if let Some((coming, synced)) = coming.on_disk(Coming::sync).await {
+    if let Some((coming, synced)) = coming.on_disk(move |coming| coming.end(complete)).await {
         let last = match synced {
             Ok(()) => json!({"ack": coming.written()}),
             Err(error) => json!({"error": error.to_string()}),

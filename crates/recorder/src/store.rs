@@ -4,10 +4,14 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use crate::seal::{self, PublicKey, SealKey, Verdict};
 
 /// Longest first line.
 pub(crate) const MAX_HEADER: usize = 64 * 1024;
@@ -102,6 +106,8 @@ pub struct Entry {
 pub struct Store {
     folder: PathBuf,
     limits: Limits,
+    /// With which recordings are sealed.
+    key: Option<Arc<SealKey>>,
 }
 
 impl Store {
@@ -117,7 +123,17 @@ impl Store {
         Ok(Self {
             folder: folder.to_owned(),
             limits,
+            key: None,
         })
+    }
+
+    /// The same folder, in which recordings are sealed from now on.
+    #[must_use]
+    pub fn sealing(self, key: SealKey) -> Self {
+        Self {
+            key: Some(Arc::new(key)),
+            ..self
+        }
     }
 
     pub(crate) fn limits(&self) -> Limits {
@@ -154,6 +170,8 @@ impl Store {
             path,
             written: 0,
             limit: self.limits.recording,
+            digest: Sha256::new(),
+            key: self.key.clone(),
         };
         writing.write(first_line)?;
         Ok(writing)
@@ -194,14 +212,25 @@ impl Store {
     /// When there is none.
     pub fn read(&self, name: &str) -> Result<BufReader<File>, StoreError> {
         let unknown = || StoreError::Unknown(name.to_owned());
-        if name.contains(['/', '\0']) {
-            return Err(unknown());
-        }
-        let path = self
-            .folder
-            .join(name.strip_suffix(".cast").unwrap_or(name))
-            .with_extension(ENDING);
+        let path = self.path(name).ok_or_else(unknown)?;
         File::open(path).map(BufReader::new).map_err(|_| unknown())
+    }
+
+    /// Compares the recording of a name with its seal.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be read.
+    pub fn verify(&self, name: &str, key: &PublicKey) -> Result<Verdict, StoreError> {
+        let unknown = || StoreError::Unknown(name.to_owned());
+        let path = self.path(name).filter(|path| path.exists()).ok_or_else(unknown)?;
+        let name = name.strip_suffix(".cast").unwrap_or(name);
+        seal::verify(&path, name, key).map_err(|source| StoreError::File { path, source })
+    }
+
+    fn path(&self, name: &str) -> Option<PathBuf> {
+        let name = name.strip_suffix(".cast").unwrap_or(name);
+        let inside = !name.contains(['/', '\0']);
+        inside.then(|| self.folder.join(format!("{name}.{ENDING}")))
     }
 }
 
@@ -239,6 +268,8 @@ pub(crate) struct Writing {
     path: PathBuf,
     written: u64,
     limit: u64,
+    digest: Sha256,
+    key: Option<Arc<SealKey>>,
 }
 
 impl Writing {
@@ -252,6 +283,7 @@ impl Writing {
             source,
         };
         self.file.write_all(bytes).map_err(failed)?;
+        self.digest.update(bytes);
         self.written += bytes.len() as u64;
         Ok(())
     }
@@ -262,6 +294,31 @@ impl Writing {
             path: self.path.clone(),
             source,
         })
+    }
+
+    /// Seals the recording, which is complete.
+    pub(crate) fn seal(&self) -> Result<(), StoreError> {
+        let Some(key) = &self.key else { return Ok(()) };
+        let path = self.path.with_extension(seal::ENDING);
+        let failed = |source| StoreError::File {
+            path: path.clone(),
+            source,
+        };
+        let name = self
+            .path
+            .file_stem()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
+        let text = key.seal(name, self.written, self.digest.clone(), Timestamp::now());
+        let opened = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o640)
+            .open(&path);
+        let mut file = opened.map_err(failed)?;
+        file.write_all(&text)
+            .and_then(|()| file.sync_data())
+            .map_err(failed)
     }
 
     pub(crate) fn written(&self) -> u64 {

@@ -9,8 +9,10 @@ use tailwharf_coordinator::admin::cli::Command as AdminCommand;
 use tailwharf_node::OffloadSwitches;
 use tailwharf_node::run::{Forward, Serve};
 use tailwharf_node::tun::TunSettings;
+use tailwharf_recorder::PublicKey;
 use url::Url;
 
+use crate::access::AccessArgs;
 use crate::objects::{ExplainArgs, LogsArgs};
 
 /// The control server of Tailscale's service.
@@ -76,6 +78,8 @@ pub(crate) enum Command {
     Explain(ExplainArgs),
     /// Print what is logged of the device of a Service or Ingress, by the pod that hosts it
     Logs(LogsArgs),
+    /// Tell which groups a person gets at a cluster, from which devices, by which grants, and why not
+    Access(AccessArgs),
     /// Let a running node ping a peer, and tell the way of the answers
     Ping(PingArgs),
 }
@@ -327,13 +331,10 @@ pub(crate) struct ApiServerProxyArgs {
     /// Its key (PEM)
     #[arg(long, env = "APISERVER_PROXY_KEY_FILE", requires = "cert_file")]
     pub(crate) key_file: Option<PathBuf>,
-    /// Directory of the ACME server; by default that of the control server, or of Let's Encrypt for Tailscale's service
+    /// Directory of the ACME server; by default that of the control server, or of Let's Encrypt where it has none
     #[arg(long, env = "APISERVER_PROXY_ACME_DIRECTORY")]
     pub(crate) acme_directory: Option<Url>,
-    /// Control server of the tailnet
-    #[arg(long, env = "OPERATOR_LOGIN_SERVER", default_value = TAILSCALE, value_parser = server)]
-    pub(crate) login_server: Url,
-    /// Folder that keeps the certificate while the container starts anew
+    /// Folder that keeps what has to outlive the process: audit lines that wait for their webhook
     #[arg(long, env = "APISERVER_PROXY_STATE_DIR")]
     pub(crate) state_dir: Option<PathBuf>,
     /// Where the audit log goes: a file, - for standard output, or none
@@ -345,6 +346,18 @@ pub(crate) struct ApiServerProxyArgs {
     /// Older audit files that are kept
     #[arg(long, env = "APISERVER_PROXY_AUDIT_KEEP", default_value_t = 5)]
     pub(crate) audit_keep: u32,
+    /// HTTPS URL to which audit lines are sent besides, in the form of Kubernetes' audit webhooks; needs APISERVER_PROXY_STATE_DIR
+    #[arg(long, env = "APISERVER_PROXY_AUDIT_WEBHOOK", value_name = "URL")]
+    pub(crate) audit_webhook: Option<Url>,
+    /// Certificate authorities (PEM) of the webhook; those of the system if not given
+    #[arg(long, env = "APISERVER_PROXY_AUDIT_WEBHOOK_CA_FILE", value_name = "FILE")]
+    pub(crate) audit_webhook_ca_file: Option<PathBuf>,
+    /// Token to send to the webhook
+    #[arg(long, env = "APISERVER_PROXY_AUDIT_WEBHOOK_TOKEN_FILE", value_name = "FILE")]
+    pub(crate) audit_webhook_token_file: Option<PathBuf>,
+    /// Most lines that wait for the webhook, in MiB; the oldest are lost first
+    #[arg(long, env = "APISERVER_PROXY_AUDIT_WEBHOOK_MAX_SIZE", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=65_536))]
+    pub(crate) audit_webhook_max_size: u64,
 }
 
 #[derive(Debug, clap::Args)]
@@ -361,12 +374,19 @@ pub(crate) enum ConfigureCommand {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct KubeconfigArgs {
-    /// The proxy: its name on the tailnet, short or full, its address, or its URL
-    pub(crate) target: String,
+    /// The cluster: the name under which the tailnet publishes it, or its proxy by name on the tailnet, short or full, by address or by URL
+    #[arg(required_unless_present_any = ["all", "list"])]
+    pub(crate) target: Option<String>,
+    /// All clusters that the tailnet publishes, and all proxies that this machine sees; the current context stays
+    #[arg(long, conflicts_with_all = ["target", "context"])]
+    pub(crate) all: bool,
+    /// Print these clusters, and write nothing
+    #[arg(long, conflicts_with_all = ["target", "all", "context", "keep_current", "print"])]
+    pub(crate) list: bool,
     /// Use HTTP, where the tailnet has no certificates
     #[arg(long)]
     pub(crate) http: bool,
-    /// Name of the context; the proxy's full name if not given
+    /// Name of the context; that of the cluster, or the proxy's full name, if not given
     #[arg(long)]
     pub(crate) context: Option<String>,
     /// Leave the current context as it is
@@ -375,8 +395,14 @@ pub(crate) struct KubeconfigArgs {
     /// Print the kubeconfig instead of writing it
     #[arg(long)]
     pub(crate) print: bool,
+    /// The tag of proxies
+    #[arg(long, default_value = "tag:k8s-operator", value_name = "TAG")]
+    pub(crate) proxy_tag: String,
     #[command(flatten)]
     pub(crate) socket: SocketArgs,
+    /// Socket of Tailscale's client, which is asked where no node of ours answers
+    #[arg(long, env = "TS_SOCKET", default_value = "/var/run/tailscale/tailscaled.sock")]
+    pub(crate) tailscaled_socket: PathBuf,
 }
 
 /// Without a command: joins the tailnet as `tailwharf node` does, and takes recordings on port 80 of the device.
@@ -395,6 +421,9 @@ pub(crate) struct RecorderArgs {
     /// Longest recording, in MiB
     #[arg(long, env = "TAILWHARF_RECORDER_MAX_SIZE", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) max_size: u64,
+    /// File with the key by which complete recordings are sealed; it is made if it is not there. Without one nothing is sealed
+    #[arg(long, env = "TAILWHARF_RECORDER_SEAL_KEY", value_name = "FILE")]
+    pub(crate) seal_key: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) node: NodeArgs,
 }
@@ -403,6 +432,14 @@ pub(crate) struct RecorderArgs {
 pub(crate) enum RecorderCommand {
     /// List recordings
     Ls,
+    /// Compare recordings with their seals; fails if one is not whole
+    Verify {
+        /// Their names; all, if none is given
+        recordings: Vec<String>,
+        /// The key of seals, as the recorder tells it when it starts
+        #[arg(long)]
+        key: PublicKey,
+    },
     /// Play a recording in this terminal
     Play {
         /// Its name, as `ls` tells it
@@ -552,7 +589,7 @@ pub(crate) struct OffloadArgs {
     pub(crate) no_offload: OffloadSwitches,
 }
 
-fn server(text: &str) -> Result<Url, String> {
+pub(crate) fn server(text: &str) -> Result<Url, String> {
     match Url::parse(text) {
         Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(url),
         Ok(_) | Err(_) => {

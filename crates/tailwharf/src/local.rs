@@ -181,6 +181,7 @@ mod tests {
             fqdn: format!("{name}.tail1234.ts.net"),
             addresses: vec![address.into()],
             os: "linux".to_owned(),
+            tags: Vec::new(),
             online: Some(true),
             path,
         };
@@ -204,6 +205,7 @@ mod tests {
                 ..NetworkReport::default()
             },
             health: Vec::new(),
+            clusters: Vec::new(),
             peers: vec![
                 peer("a", [100, 64, 0, 2], Some(direct)),
                 peer("laptop", [100, 64, 0, 13], Some(relay)),

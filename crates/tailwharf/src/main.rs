@@ -1,5 +1,7 @@
 //! tailwharf: one binary, several processes. Arguments become settings, settings a running process.
 
+mod access;
+mod apiproxy;
 mod args;
 mod kubeconfig;
 mod local;

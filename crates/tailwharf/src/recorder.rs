@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tailwharf_node::run::{Protocol, Serve};
-use tailwharf_recorder::{Entry, Limits, Pace, Store, play, serve};
-use tokio::net::TcpListener;
+use futures::stream::unfold;
+use tailwharf_node::{Node, TailnetNode as _};
+use tailwharf_recorder::{Entry, Limits, Pace, SealKey, Store, Verdict, play, serve};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{RecorderArgs, RecorderCommand};
@@ -29,6 +29,22 @@ pub(crate) async fn run(args: RecorderArgs, stop: CancellationToken) -> Result<E
                 writeln!(out, "{}", line(&entry))?;
             }
         }
+        Some(RecorderCommand::Verify { recordings, key }) => {
+            let mut names = recordings;
+            if names.is_empty() {
+                names = store.list()?.into_iter().map(|entry| entry.name).collect();
+            }
+            let mut whole = true;
+            let mut out = io::stdout().lock();
+            for name in names {
+                let verdict = store.verify(&name, &key)?;
+                whole &= verdict == Verdict::Whole;
+                writeln!(out, "{name}  {}", verdict.text())?;
+            }
+            if !whole {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
         Some(RecorderCommand::Play {
             recording,
             speed,
@@ -44,23 +60,27 @@ pub(crate) async fn run(args: RecorderArgs, stop: CancellationToken) -> Result<E
             tokio::task::spawn_blocking(move || play(recording, &mut io::stdout(), pace, pause)).await??;
         }
         None => {
-            // The device leads its port here, so that only the tailnet reaches it.
-            let listener = TcpListener::bind(("127.0.0.1", 0))
-                .await
-                .context("cannot listen on this machine")?;
-            let here = listener.local_addr()?;
-            let mut node = settings::node(args.node)?;
-            node.serves.push(Serve {
-                port: PORT,
-                protocol: Protocol::Tcp,
-                host: here.ip().to_string(),
-                target_port: here.port(),
-            });
-            let recording = tokio::spawn(serve(listener, store, stop.clone()));
-            let ran = tailwharf_node::run::run(node, stop.clone()).await;
-            stop.cancel();
-            recording.await.context("the recorder failed")?;
-            ran?;
+            let store = match &args.seal_key {
+                None => store,
+                Some(path) => {
+                    let key = SealKey::open(path)?;
+                    tracing::info!(key = %key.public(), "complete recordings are sealed; `tailwharf recorder verify --key` takes this key");
+                    store.sealing(key)
+                }
+            };
+            let ended = stop.clone();
+            let record = |node: Node| async move {
+                let listener = node
+                    .listen_tcp(PORT)
+                    .context("the device's port cannot be used")?;
+                let connections = unfold(listener, |listener| async move {
+                    let (stream, _) = listener.accept().await.ok()?;
+                    Some((stream, listener))
+                });
+                serve(connections, store, ended).await;
+                Ok(())
+            };
+            tailwharf_node::run::run_beside(settings::node(args.node)?, record, stop).await?;
         }
     }
     Ok(ExitCode::SUCCESS)

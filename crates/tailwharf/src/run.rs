@@ -5,13 +5,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow};
-use futures::future::BoxFuture;
-use tailwharf_apiproxy::DeviceSettings;
 use tailwharf_coordinator::Config;
 use tailwharf_coordinator::admin::cli;
-use tailwharf_node::Node;
 use tailwharf_node::all_ports::AllPorts;
-use tailwharf_proxy::DeviceService;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -85,9 +81,8 @@ fn start(args: Args) -> Result<ExitCode> {
                 all.set_up().map_err(Into::into)
             }
             Command::ApiserverProxy(proxy) => {
-                let (member, device) = settings::api_server_proxy(proxy)?;
-                let service = Arc::new(ApiServerProxy(device));
-                Box::pin(tailwharf_proxy::run(member, Some(service), stop)).await
+                let (member, service) = settings::api_server_proxy(proxy)?;
+                Box::pin(tailwharf_proxy::run(member, Some(Arc::new(service)), stop)).await
             }
             Command::Node(node) => Box::pin(tailwharf_node::run::run(settings::node(node)?, stop)).await,
             Command::Coordinator(coordinator) => {
@@ -98,6 +93,7 @@ fn start(args: Args) -> Result<ExitCode> {
                 tailwharf_nameserver::run(tailwharf_nameserver::Settings { listen, records }, stop).await
             }
             Command::Recorder(recorder) => return Box::pin(recorder::run(*recorder, stop)).await,
+            Command::Access(args) => return Box::pin(crate::access::access(args)).await,
             Command::Explain(explain) => return objects::print_chain(explain).await,
             Command::Logs(logs) => {
                 let printed = stop.run_until_cancelled(objects::print_logs(logs)).await;
@@ -111,23 +107,6 @@ fn start(args: Args) -> Result<ExitCode> {
         }?;
         Ok(ExitCode::SUCCESS)
     })
-}
-
-/// The API-server proxy on the device that its pod hosts.
-struct ApiServerProxy(DeviceSettings);
-
-impl DeviceService for ApiServerProxy {
-    fn serve(&self, node: Node, end: CancellationToken) -> BoxFuture<'static, ()> {
-        let settings = self.0.clone();
-        Box::pin(async move {
-            if let Err(error) = tailwharf_apiproxy::serve(settings, node, end).await {
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "the API-server proxy cannot serve"
-                );
-            }
-        })
-    }
 }
 
 /// Logs go to standard error, so that standard output is free for results.

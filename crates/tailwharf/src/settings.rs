@@ -7,18 +7,18 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tailwharf_apiproxy::{
-    CertificateSource, DeviceSettings, FileSettings, Output, SystemGroups, UpstreamSettings,
+    CertificateSource, FileSettings, Output, SystemGroups, UpstreamSettings, WebhookSettings,
 };
 use tailwharf_control_api::{ClientConfig, Credentials, Secret};
 use tailwharf_kube_types::names::API_SERVER_PROXY_POOL;
 use tailwharf_kube_types::values::{Hostname, Tag};
-use tailwharf_node::acme::LETS_ENCRYPT;
 use tailwharf_node::run::LocalSocket;
 use tailwharf_node::{AuthKey, FileStore, HttpProxies, NodeConfig};
 use tailwharf_plan::PoolSettings;
 use tailwharf_proxy::Limits;
 use url::Url;
 
+use crate::apiproxy::ApiServerProxy;
 use crate::args::{
     ApiServerProxyArgs, ApiServerProxyMode, MemberArgs, NodeArgs, OperatorArgs, ProxyArgs, TAILSCALE,
 };
@@ -38,11 +38,7 @@ pub(crate) fn operator(args: OperatorArgs, log: &str) -> Result<tailwharf_operat
             secret: Secret::new(file(&args.client_secret_file, "secret")?),
         },
     };
-    let api = match args.api_url {
-        Some(url) => url,
-        None if args.login_server.host_str() == Some(TAILSCALE_CONTROL) => Url::parse(TAILSCALE_API)?,
-        None => args.login_server.clone(),
-    };
+    let api = api_of(&args.login_server, args.api_url)?;
     if args.pool_replicas == 0 {
         bail!("a pool needs at least one pod: set --pool-replicas or TAILWHARF_POOL_REPLICAS to 1 or more");
     }
@@ -81,6 +77,15 @@ pub(crate) fn operator(args: OperatorArgs, log: &str) -> Result<tailwharf_operat
     })
 }
 
+/// The API of a control server, unless another is given.
+pub(crate) fn api_of(login_server: &Url, given: Option<Url>) -> Result<Url> {
+    Ok(match given {
+        Some(url) => url,
+        None if login_server.host_str() == Some(TAILSCALE_CONTROL) => Url::parse(TAILSCALE_API)?,
+        None => login_server.clone(),
+    })
+}
+
 /// The domain of the cluster's names, from where this pod looks for names.
 fn cluster_domain(namespace: &str) -> String {
     let file = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
@@ -107,7 +112,7 @@ pub(crate) fn proxy(args: ProxyArgs) -> Result<tailwharf_proxy::Settings> {
 /// The pod of the API-server proxy: what hosts its device, and what it serves there.
 pub(crate) fn api_server_proxy(
     args: ApiServerProxyArgs,
-) -> Result<(tailwharf_proxy::Settings, DeviceSettings)> {
+) -> Result<(tailwharf_proxy::Settings, ApiServerProxy)> {
     let (host, port) = match args.upstream {
         Some(upstream) => endpoint(&upstream)?,
         None => in_cluster()?,
@@ -130,32 +135,39 @@ pub(crate) fn api_server_proxy(
     };
     let certificate = match (args.cert_file, args.key_file) {
         (Some(chain), Some(key)) => CertificateSource::Files { chain, key },
-        _ => CertificateSource::Acme {
-            directory: match args.acme_directory {
-                Some(directory) => directory,
-                None if args.login_server.host_str() == Some(TAILSCALE_CONTROL) => Url::parse(LETS_ENCRYPT)?,
-                None => args.login_server.join("/acme/directory")?,
-            },
-            keep: args.state_dir,
+        _ => CertificateSource::Device {
+            directory: args.acme_directory.map(String::from),
         },
     };
-    let device = DeviceSettings {
-        proxy: tailwharf_apiproxy::Settings {
-            upstream: UpstreamSettings {
-                host,
-                port,
-                ca_file: args.upstream_ca,
-                token_file,
-            },
-            system_groups: SystemGroups::only(args.system_groups),
-            extras: args.extras,
-            streams_per_user: args.streams_per_user,
-            review_interval: Duration::from_secs(args.review_seconds),
-            audit,
-        },
-        certificate,
+    let webhook = match (args.audit_webhook, args.state_dir) {
+        (None, _) => None,
+        (Some(_), None) => bail!(
+            "audit lines that wait for the webhook need a folder: set --state-dir or APISERVER_PROXY_STATE_DIR"
+        ),
+        (Some(url), Some(state)) => Some(WebhookSettings {
+            url,
+            ca_file: args.audit_webhook_ca_file,
+            token_file: args.audit_webhook_token_file,
+            folder: state.join("audit"),
+            max_bytes: args.audit_webhook_max_size << 20,
+        }),
     };
-    Ok((member(args.member, API_SERVER_PROXY_POOL.to_owned())?, device))
+    let settings = tailwharf_apiproxy::Settings {
+        upstream: UpstreamSettings {
+            host,
+            port,
+            ca_file: args.upstream_ca,
+            token_file,
+        },
+        system_groups: SystemGroups::only(args.system_groups),
+        extras: args.extras,
+        streams_per_user: args.streams_per_user,
+        review_interval: Duration::from_secs(args.review_seconds),
+        audit,
+        webhook,
+    };
+    let member = member(args.member, API_SERVER_PROXY_POOL.to_owned())?;
+    Ok((member, ApiServerProxy::new(settings, certificate)))
 }
 
 /// The API server of the cluster in which this process runs.

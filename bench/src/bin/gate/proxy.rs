@@ -41,6 +41,7 @@ pub(crate) async fn serve(dir: &Path, api: SocketAddr, recorder: Option<SocketAd
         streams_per_user: 1 << 20,
         review_interval: Duration::from_secs(3),
         audit: None,
+        webhook: None,
     };
     let proxy = Proxy::new(settings, Arc::new(OneDevice(caller(recorder))))?;
     let certificate = Certificate::make(dir, "proxy")?;

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use futures::stream::unfold;
 use serde::Deserialize;
 use tailwharf_recorder::{Limits, Store};
 use tokio::net::TcpListener;
@@ -16,7 +17,11 @@ pub(crate) async fn serve(dir: &Path) -> Result<()> {
     let store = Store::open(dir, Limits::default())?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     serving(listener.local_addr()?);
-    tailwharf_recorder::serve(listener, store, CancellationToken::new()).await;
+    let connections = unfold(listener, |listener| async move {
+        let (stream, _) = listener.accept().await.ok()?;
+        Some((stream, listener))
+    });
+    tailwharf_recorder::serve(connections, store, CancellationToken::new()).await;
     Ok(())
 }
 

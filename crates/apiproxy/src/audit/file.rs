@@ -1,4 +1,4 @@
-//! Audit lines on their way to standard output or to a file, by a thread of their own.
+//! Audit lines on their way to standard output, to a file or to the webhook's queue, by a thread of their own.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -6,11 +6,16 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use super::Output;
+use super::queue::Queue;
 
 /// Bytes of lines that wait to be written. What comes on top is counted and lost.
 const MAX_WAITING: usize = 16 * 1024 * 1024;
+
+/// Time for what waits to be written when the proxy ends.
+const FLUSH: Duration = Duration::from_secs(2);
 
 /// A file with rotation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +40,14 @@ pub enum AuditError {
         #[source]
         source: io::Error,
     },
+    /// The webhook cannot be used.
+    #[error("the audit webhook {url} cannot be used: {why}")]
+    Webhook {
+        /// Its URL.
+        url: String,
+        /// What is wrong.
+        why: String,
+    },
     /// The thread cannot be started.
     #[error("the thread that writes the audit log cannot be started")]
     Thread(#[source] io::Error),
@@ -43,6 +56,8 @@ pub enum AuditError {
 #[derive(Debug, Default)]
 struct Waiting {
     lines: Vec<u8>,
+    /// The thread writes what it has taken.
+    busy: bool,
     over: bool,
 }
 
@@ -50,6 +65,7 @@ struct Waiting {
 struct Shared {
     waiting: Mutex<Waiting>,
     more: Condvar,
+    done: Condvar,
     dropped: AtomicU64,
 }
 
@@ -61,11 +77,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn open(output: &Output) -> Result<Self, AuditError> {
-        let mut sink = match output {
-            Output::Stdout => Sink::Stdout,
-            Output::File(settings) => Sink::File(Rotating::open(settings.clone())?),
-        };
+    pub(super) fn start(mut sink: Sink) -> Result<Self, AuditError> {
         let shared = Arc::new(Shared::default());
         let theirs = shared.clone();
         let thread = thread::Builder::new()
@@ -87,6 +99,17 @@ impl Writer {
         waiting.lines.extend_from_slice(line);
         drop(waiting);
         self.shared.more.notify_one();
+    }
+
+    /// Waits until everything that has come is written, for [`FLUSH`] at most.
+    pub(super) fn flush(&self) {
+        let waits = |waiting: &mut Waiting| waiting.busy || !waiting.lines.is_empty();
+        // A disk that does not answer keeps nobody from ending.
+        drop(
+            self.shared
+                .done
+                .wait_timeout_while(self.shared.lock(), FLUSH, waits),
+        );
     }
 
     pub(super) fn dropped(&self) -> u64 {
@@ -121,6 +144,7 @@ fn run(shared: &Shared, sink: &mut Sink) {
             .unwrap_or_else(PoisonError::into_inner);
         let lines = std::mem::take(&mut waiting.lines);
         let over = waiting.over;
+        waiting.busy = true;
         drop(waiting);
         let written = sink.write(&lines);
         if let Err(error) = &written {
@@ -131,18 +155,29 @@ fn run(shared: &Shared, sink: &mut Sink) {
             }
         }
         failing = written.is_err();
+        shared.lock().busy = false;
+        shared.done.notify_all();
         if over {
             return;
         }
     }
 }
 
-enum Sink {
+/// Where a thread writes lines.
+pub(super) enum Sink {
     Stdout,
     File(Rotating),
+    Queue(Arc<Queue>),
 }
 
 impl Sink {
+    pub(super) fn open(output: &Output) -> Result<Self, AuditError> {
+        Ok(match output {
+            Output::Stdout => Self::Stdout,
+            Output::File(settings) => Self::File(Rotating::open(settings.clone())?),
+        })
+    }
+
     fn write(&mut self, lines: &[u8]) -> io::Result<()> {
         match self {
             Self::Stdout => {
@@ -151,11 +186,12 @@ impl Sink {
                 out.flush()
             }
             Self::File(file) => file.write(lines),
+            Self::Queue(queue) => queue.append(lines),
         }
     }
 }
 
-struct Rotating {
+pub(super) struct Rotating {
     settings: FileSettings,
     file: File,
     length: u64,
@@ -227,7 +263,7 @@ mod tests {
             max_bytes: 20,
             keep: 2,
         };
-        let writer = Writer::open(&Output::File(settings)).unwrap();
+        let writer = Writer::start(Sink::open(&Output::File(settings)).unwrap()).unwrap();
         for number in 0..6 {
             writer.write(format!("line {number}\n").as_bytes());
         }

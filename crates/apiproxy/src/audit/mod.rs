@@ -1,6 +1,8 @@
 //! The audit log: one JSON line for each request, in the form of `audit.k8s.io/v1`, with the device behind it.
 
 mod file;
+mod queue;
+mod webhook;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,8 +12,11 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 pub use self::file::{AuditError, FileSettings};
+use self::webhook::Webhook;
+pub use self::webhook::WebhookSettings;
 use crate::caller::Caller;
 use crate::headers::ActingAs;
 use crate::request_info::RequestInfo;
@@ -28,22 +33,69 @@ pub enum Output {
     File(FileSettings),
 }
 
-/// Takes audit lines. They are written by a thread of their own, so that no request waits for a disk.
+/// Takes audit lines. They are written by threads of their own, so that no request waits for a disk.
 #[derive(Debug, Clone)]
-pub(crate) struct Audit(Option<Arc<file::Writer>>);
+pub(crate) struct Audit(Arc<Outputs>);
+
+#[derive(Debug)]
+struct Outputs {
+    writers: Vec<file::Writer>,
+    webhook: Option<Webhook>,
+}
 
 impl Audit {
-    /// Opens the output; without one, nothing is written.
+    /// Opens the outputs; without any, nothing is written.
     ///
     /// # Errors
-    /// When it cannot be opened.
-    pub(crate) fn open(output: Option<&Output>) -> Result<Self, AuditError> {
-        Ok(Self(output.map(file::Writer::open).transpose()?.map(Arc::new)))
+    /// When one cannot be opened.
+    pub(crate) fn open(
+        output: Option<&Output>,
+        webhook: Option<&WebhookSettings>,
+    ) -> Result<Self, AuditError> {
+        let webhook = webhook.cloned().map(Webhook::open).transpose()?;
+        let sinks = output.map(file::Sink::open).transpose()?.into_iter();
+        let sinks = sinks.chain(
+            webhook
+                .as_ref()
+                .map(|webhook| file::Sink::Queue(webhook.queue().clone())),
+        );
+        Ok(Self(Arc::new(Outputs {
+            writers: sinks.map(file::Writer::start).collect::<Result<_, _>>()?,
+            webhook,
+        })))
     }
 
-    /// Lines that were not written because the output did not take them.
+    /// Delivers lines to the webhook until `over`, then what is left as long as that succeeds at once.
+    pub(crate) async fn deliver(&self, over: CancellationToken) {
+        match &self.0.webhook {
+            Some(webhook) => webhook.deliver(over).await,
+            None => over.cancelled().await,
+        }
+    }
+
+    /// Waits until the lines that have come are written, for some seconds at most.
+    pub(crate) async fn flush(&self) {
+        let outputs = self.0.clone();
+        // A task that is not run any more flushes nothing; the end of the writers does.
+        let _ =
+            tokio::task::spawn_blocking(move || outputs.writers.iter().for_each(file::Writer::flush)).await;
+    }
+
+    /// Lines that were not written because an output did not take them.
     pub(crate) fn dropped(&self) -> u64 {
-        self.0.as_ref().map_or(0, |writer| writer.dropped())
+        let lost: u64 = self.0.writers.iter().map(file::Writer::dropped).sum();
+        lost + self
+            .0
+            .webhook
+            .as_ref()
+            .map_or(0, |webhook| webhook.queue().dropped())
+    }
+
+    /// Appends counters in the text form for Prometheus.
+    pub(crate) fn render(&self, out: &mut String) {
+        if let Some(webhook) = &self.0.webhook {
+            webhook.render(out);
+        }
     }
 }
 
@@ -173,10 +225,15 @@ impl Record {
     }
 
     fn write(&self, stage: &str) {
-        let Some(writer) = &self.audit.0 else { return };
+        let writers = &self.audit.0.writers;
+        if writers.is_empty() {
+            return;
+        }
         let mut line = self.line(stage);
         line.push(b'\n');
-        writer.write(&line);
+        for writer in writers {
+            writer.write(&line);
+        }
     }
 
     fn line(&self, stage: &str) -> Vec<u8> {

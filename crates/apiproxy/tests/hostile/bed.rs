@@ -62,6 +62,7 @@ impl Bed {
                 max_bytes: u64::MAX,
                 keep: 1,
             })),
+            webhook: None,
         };
         tune(&mut settings);
         let tailnet = Arc::new(Fake::default());
@@ -211,6 +212,12 @@ impl Client {
     /// Waits for the end of the connection.
     pub(crate) async fn ends(&mut self) {
         while self.more().await {}
+    }
+
+    /// Everything up to the end of the connection.
+    pub(crate) async fn rest(&mut self) -> Vec<u8> {
+        self.ends().await;
+        std::mem::take(&mut self.1)
     }
 
     async fn more(&mut self) -> bool {

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use tailwharf_apiproxy::CAPABILITY;
 use tailwharf_recorder::{Limits, Store, serve};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -11,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backend::{Then, raw};
 use crate::bed::{Bed, Client, NAME, device, eventually};
+use crate::shared::accepted;
 
 const EXEC: &str = "/api/v1/namespaces/a/pods/p/exec?command=sh&command=-c&container=c&tty=true";
 const AGREED: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
@@ -38,7 +40,7 @@ impl Place {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        tokio::spawn(serve(listener, store.clone(), stop.clone()));
+        tokio::spawn(serve(accepted(listener), store.clone(), stop.clone()));
         Self {
             addr,
             store,
@@ -322,4 +324,47 @@ async fn r_08_an_answer_is_not_held_up_by_its_recording() {
         })
         .sum::<usize>();
     assert_eq!(events, 32 * 16 * 1024 + 3, "no byte is lost");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r_08_much_that_is_no_text_goes_through_and_is_summed_up() {
+    const FRAMES: usize = 4096;
+    const FRAME: usize = 16 * 1024;
+    let place = Place::start(Limits::default()).await;
+    let bed = Bed::answering(|_| {
+        let mut reply = raw(AGREED, Then::Close);
+        for number in 0..FRAMES {
+            reply.bytes.extend([0x82, 126, 0x40, 1, 1]);
+            reply.bytes.extend(binary(number));
+        }
+        reply
+    })
+    .await;
+    recorded(&bed, &[place.addr], true);
+    let mut client = bed.connect().await;
+    client.write(upgrade(&EXEC.replace("&tty=true", ""), "")).await;
+    assert_eq!(client.response().await.code, 101);
+    let received = client.rest().await;
+    drop(client);
+    let mut wanted = Sha256::new();
+    for (number, frame) in received.chunks_exact(FRAME + 5).take(FRAMES).enumerate() {
+        wanted.update(binary(number));
+        assert_eq!(frame[5..], binary(number), "frame {number}");
+    }
+    assert!(received.len() >= FRAMES * (FRAME + 5), "{}", received.len());
+    eventually("the recording is whole", || bed.proxy.open_streams() == 0).await;
+    let text = place.text();
+    let summed = format!(
+        "{} bytes that are no text, sha256 {:x}",
+        FRAMES * FRAME,
+        wanted.finalize()
+    );
+    assert!(text.contains(&summed), "{}", &text[..text.len().min(2000)]);
+    assert!(text.len() < 64 * 1024, "the bytes themselves are not kept");
+
+    fn binary(number: usize) -> Vec<u8> {
+        let mut bytes = vec![0xff; FRAME];
+        bytes[..8].copy_from_slice(&number.to_be_bytes());
+        bytes
+    }
 }

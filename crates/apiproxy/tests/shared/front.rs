@@ -62,6 +62,7 @@ impl Front {
                 max_bytes: u64::MAX,
                 keep: 1,
             })),
+            webhook: None,
         };
         let runtime = Runtime::new()?;
         let tailnet = Arc::new(Fake::default());

@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
 use futures::future::BoxFuture;
+use futures::stream::unfold;
 use serde_json::{Value, json};
 use tailwharf_apiproxy::{CAPABILITY, Listener, Stream, Tailnet};
 use tailwharf_node::{CheckError, Peer, WhoIs};
@@ -17,6 +18,14 @@ use tokio::net::{TcpListener, TcpStream};
 
 /// The name of the proxy on the tailnet.
 pub(crate) const NAME: &str = "proxy.tail1234.ts.net";
+
+/// The connections of a listener.
+pub(crate) fn accepted(listener: TcpListener) -> impl futures::Stream<Item = TcpStream> {
+    unfold(listener, |listener| async move {
+        let (stream, _) = listener.accept().await.ok()?;
+        Some((stream, listener))
+    })
+}
 
 /// The tailnet as the proxy sees it.
 #[derive(Default)]

@@ -113,6 +113,14 @@ impl Client {
         serde_json::from_slice(&answer).map_err(ClientError::Unexpected)
     }
 
+    /// Reads a text as it is.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn read(&self, path: &[&str]) -> Result<Bytes, ClientError> {
+        self.send(Method::GET, path, Bytes::new()).await
+    }
+
     /// Makes a call with a text, and gives the answer as it is.
     ///
     /// # Errors

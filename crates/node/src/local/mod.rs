@@ -76,6 +76,9 @@ pub struct StatusReport {
     pub network: NetworkReport,
     /// Warnings.
     pub health: Vec<String>,
+    /// Clusters that the tailnet publishes to the node, as they are written: values of [`tailwharf_wire::cluster::CAPABILITY`].
+    #[serde(default)]
+    pub clusters: Vec<serde_json::Value>,
     /// The peers by name.
     pub peers: Vec<PeerReport>,
 }
@@ -104,6 +107,9 @@ pub struct PeerReport {
     pub addresses: Vec<IpAddr>,
     /// Its operating system.
     pub os: String,
+    /// Its tags.
+    #[serde(default)]
+    pub tags: Vec<String>,
     /// Whether it is connected to the control server, if known.
     pub online: Option<bool>,
     /// How packets go to it; `None` while there is no session.

@@ -139,6 +139,21 @@ impl Shared {
 /// # Errors
 /// When a file, a listen address or the control URL cannot be used, or when the control server refuses the node.
 pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
+    run_beside(settings, |_| std::future::pending(), stop).await
+}
+
+/// Runs a node, and something that uses it, until that ends or `stop` is cancelled.
+///
+/// # Errors
+/// As [`run`], and those of what runs beside it.
+pub async fn run_beside<F>(
+    settings: Settings,
+    beside: impl FnOnce(Node) -> F,
+    stop: CancellationToken,
+) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
     let extra_ca = match &settings.ca_file {
         Some(path) => Some(
             tokio::fs::read(path)
@@ -206,7 +221,12 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         failed => failed,
     };
     let ended = match started {
-        Ok(()) => watch_status(node.status(), &stop).await,
+        Ok(()) => {
+            tokio::select! {
+                ended = watch_status(node.status(), &stop) => ended,
+                ended = beside(Node::clone(&node)) => ended,
+            }
+        }
         Err(error) => Err(error),
     };
     tasks.shutdown().await;

@@ -52,6 +52,19 @@ impl Wanted {
             control_server: control_server.to_owned(),
         }
     }
+
+    /// A certificate for the device's own name.
+    #[must_use]
+    pub(crate) fn device(directory: Option<String>, control_server: &str) -> Self {
+        Self {
+            hosts: vec![WebHost {
+                name: HostName::Device,
+                certificate: None,
+            }],
+            directory,
+            control_server: control_server.to_owned(),
+        }
+    }
 }
 
 /// What keeps a name from being served.

@@ -1,5 +1,6 @@
 //! The life of one identity in this pod: claim it, read its Secret, run its node and listeners, tell its status, let go.
 
+mod device;
 mod job;
 mod web;
 
@@ -22,6 +23,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, info, warn};
 
+pub use self::device::Device;
 pub(crate) use self::job::{Job, Order, Report, disown};
 use self::job::{facts, reached};
 pub(crate) use self::web::WebHosting;
@@ -189,7 +191,8 @@ impl Hosting {
         self.facts.mapped = false;
         let end = CancellationToken::new();
         if let Some(service) = &self.job.shared.service {
-            tokio::spawn(service.serve(node.clone(), end.clone()).in_current_span());
+            let device = Device::new(&self.job, node.clone(), &self.identity.spec.login_server);
+            tokio::spawn(service.serve(device, end.clone()).in_current_span());
         }
         let result = self.attend_node(&node, &opened.store, end.clone()).await;
         end.cancel();

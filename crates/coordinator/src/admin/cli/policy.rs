@@ -37,7 +37,7 @@ pub(super) async fn policy(
     const ACL: [&str; 3] = ["tailnet", "-", "acl"];
     match command {
         PolicyCommand::Get => {
-            let text = client.send(Method::GET, &ACL, Vec::new().into()).await?;
+            let text = client.read(&ACL).await?;
             match print.format {
                 Format::Table => print.to.write_all(&text)?,
                 Format::Json => {
