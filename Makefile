@@ -40,7 +40,7 @@ build: $(RELEASE)/tailwharf ## The static release binary
 
 image: build/tailwharf.tar ## The image archive of the release binary
 
-images: image build/nginx.tar ## That, and the servers that demo and tests expose
+images: image build/nginx.tar build/official-operator.tar ## That, the servers that demo and tests expose, and the official operator
 
 $(RELEASE)/tailwharf: $(SOURCES)
 	cargo build --release --locked --target $(TARGET) -p tailwharf -p tailwharf-testkit
@@ -51,6 +51,9 @@ build/tailwharf.tar: $(RELEASE)/tailwharf images/build.sh images/oci-image.py
 
 build/nginx.tar: $(RELEASE)/tailwharf images/servers.sh images/oci-image.py
 	./images/servers.sh build
+
+build/official-operator.tar: images/official.sh images/oci-image.py setup/peers.sh
+	./images/official.sh build
 
 clean:
 	cargo clean

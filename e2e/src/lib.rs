@@ -5,12 +5,15 @@
 
 #![forbid(unsafe_code)]
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::Value;
+use tailwharf_testkit::OfficialClient;
+use tailwharf_testkit::process::output;
 use tailwharf_testkit::requirements::{Need, unmet};
 
 /// A fixture that is started by the first trial that runs.
@@ -101,4 +104,60 @@ pub fn condition(object: &Value, kind: &str) -> Result<(String, String, String)>
     let found = found.ok_or_else(|| anyhow!("no condition {kind}: {}", object["status"]))?;
     let word = |name: &str| found[name].as_str().unwrap_or_default().to_owned();
     Ok((word("status"), word("reason"), word("message")))
+}
+
+/// What a client saw that connected anew again and again.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen {
+    /// How often it tried.
+    pub attempts: usize,
+    /// How often nothing came in time.
+    pub failed: usize,
+    /// The longest time from one answer to the next.
+    pub longest: Duration,
+}
+
+/// Fetches a URL in a loop, each time by a new connection with so much time, while `act` runs.
+///
+/// # Errors
+/// Those of `act`.
+pub fn watched(
+    client: &OfficialClient,
+    url: &str,
+    patience: Duration,
+    act: impl FnOnce() -> Result<()>,
+) -> Result<Seen> {
+    let over = AtomicBool::new(false);
+    let limit = patience.as_secs_f64().to_string();
+    let look = || {
+        let (mut seen, mut since) = (Seen::default(), Instant::now());
+        while !over.load(Ordering::Relaxed) {
+            let mut curl = client.namespace().command("curl");
+            curl.args([
+                "--silent",
+                "--fail",
+                "--max-time",
+                &limit,
+                "--output",
+                "/dev/null",
+                url,
+            ]);
+            seen.attempts += 1;
+            if output(&mut curl).is_ok_and(|output| output.status.success()) {
+                seen.longest = seen.longest.max(since.elapsed());
+                since = Instant::now();
+            } else {
+                seen.failed += 1;
+            }
+        }
+        seen.longest = seen.longest.max(since.elapsed());
+        seen
+    };
+    std::thread::scope(|scope| {
+        let looking = scope.spawn(look);
+        let outcome = act();
+        over.store(true, Ordering::Relaxed);
+        let seen = looking.join().map_err(|_| anyhow!("the client panicked"))?;
+        outcome.map(|()| seen)
+    })
 }

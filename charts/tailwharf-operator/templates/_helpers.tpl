@@ -122,3 +122,34 @@ tolerations:
 {{- range . }}{{ $names = append $names .name }}{{ end -}}
 {{- join "," $names -}}
 {{- end -}}
+
+{{/*
+Gives a ClusterRole to the operator: {root, role}. In the whole cluster or, where values name the namespaces that are served, in these and its own.
+*/}}
+{{- define "tailwharf.bindWhereServed" -}}
+{{- $root := .root -}}
+{{- $role := .role -}}
+{{- $name := include "tailwharf.fullname" $root -}}
+{{- $namespaces := list "" -}}
+{{- with $root.Values.watchNamespaces }}{{ $namespaces = append . $root.Release.Namespace | uniq }}{{ end -}}
+{{- range $namespace := $namespaces }}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: {{ if $namespace }}RoleBinding{{ else }}ClusterRoleBinding{{ end }}
+metadata:
+  name: {{ $role }}
+  {{- with $namespace }}
+  namespace: {{ . }}
+  {{- end }}
+  labels:
+    {{- include "tailwharf.labels" $root | nindent 4 }}
+roleRef:
+  apiGroup: rbac.authorization.k8s.io
+  kind: ClusterRole
+  name: {{ $role }}
+subjects:
+  - kind: ServiceAccount
+    name: {{ $name }}
+    namespace: {{ $root.Release.Namespace }}
+{{- end }}
+{{- end -}}

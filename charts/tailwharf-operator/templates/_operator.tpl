@@ -34,6 +34,10 @@
 - name: OPERATOR_DEFAULT_LOAD_BALANCER
   value: "true"
 {{- end }}
+{{- with .Values.watchNamespaces }}
+- name: OPERATOR_WATCH_NAMESPACES
+  value: {{ join "," . | quote }}
+{{- end }}
 {{- with .Values.proxyConfig.defaultProxyClass }}
 - name: PROXY_DEFAULT_CLASS
   value: {{ . | quote }}

@@ -16,11 +16,23 @@
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
   verbs: [get, list, watch]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create]
+{{- end }}
+
+{{- define "tailwharf.rules.tailscale-operator-cluster" -}}
 - apiGroups: [tailscale.com]
   resources: [connectors, proxyclasses]
   verbs: [get, list, watch, patch]
 - apiGroups: [tailscale.com]
   resources: [connectors/status, proxyclasses/status]
+  verbs: [patch]
+- apiGroups: [tailscale.com]
+  resources: [dnsconfigs]
+  verbs: [get, list, watch]
+- apiGroups: [tailscale.com]
+  resources: [dnsconfigs/status]
   verbs: [patch]
 - apiGroups: [""]
   resources: [nodes]
@@ -28,15 +40,6 @@
 - apiGroups: [networking.k8s.io]
   resources: [servicecidrs]
   verbs: [get, list, watch]
-- apiGroups: [events.k8s.io]
-  resources: [events]
-  verbs: [create]
-- apiGroups: [tailscale.com]
-  resources: [dnsconfigs]
-  verbs: [get, list, watch]
-- apiGroups: [tailscale.com]
-  resources: [dnsconfigs/status]
-  verbs: [patch]
 {{- end }}
 
 {{- define "tailwharf.rules.tailscale-operator-pods" -}}

@@ -54,6 +54,10 @@ pub mod annotation {
     pub const RELEASED_AT: &str = "tailwharf.dev/released-at";
     /// On every object tailwharf applies: a digest of what was applied.
     pub const APPLIED: &str = "tailwharf.dev/applied";
+    /// On a StatefulSet of the Go operator: `true` once its pods have ended and its devices are tailwharf's.
+    pub const HANDED_OVER: &str = "tailwharf.dev/handed-over";
+    /// On what a migration stopped: how many pods it had.
+    pub const REPLICAS_BEFORE: &str = "tailwharf.dev/replicas-before";
 }
 
 /// Labels on what tailwharf makes.

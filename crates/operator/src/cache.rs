@@ -1,6 +1,6 @@
 //! One watch and one cache per kind. A cache holds views: of each object what controllers read, and nothing else.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::fmt::Debug;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use tailwharf_kube_types::Parent;
 use tokio::sync::watch;
 
-use crate::error::is_not_found;
+use crate::error::{is_forbidden, is_not_found};
 
 /// Name of an object within its kind.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -54,17 +54,28 @@ pub(crate) struct Change<'a, V> {
 pub(crate) enum Known {
     /// Nothing yet.
     Nothing,
-    /// That there is no such kind, so far.
+    /// That there is no such kind, or none for this operator, so far.
     Absent,
     /// Its objects.
     Listed,
+}
+
+/// Whether the operator can do without a kind that the API server does not know or does not let it list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// It cannot: what it did not see would be taken for gone.
+    Required,
+    /// It can.
+    Optional,
 }
 
 /// What happens to a watch.
 pub(crate) enum News<'a> {
     /// The API server does not know the kind. Told once.
     Absent,
-    /// It knows it now.
+    /// It does not let this operator list the kind. Told once.
+    Forbidden,
+    /// It lists it now.
     Appeared,
     /// The watch broke and begins again.
     Broke(&'a watcher::Error),
@@ -81,8 +92,12 @@ pub(crate) struct Cache<W, V = W> {
 struct Objects<V> {
     by_key: HashMap<ObjectKey, Entry<V>>,
     by_parent: HashMap<Parent, BTreeSet<ObjectKey>>,
-    /// The newest resource version that the watch has told.
-    seen: u64,
+    /// The newest resource version that each watch has told, by its namespace; that of a watch of all is under an empty name.
+    seen: BTreeMap<String, u64>,
+    /// The namespaces whose first list is here, likewise.
+    listed: BTreeSet<String>,
+    /// How many watches fill the cache.
+    watches: usize,
 }
 
 struct Entry<V> {
@@ -99,7 +114,9 @@ where
         let objects = Objects {
             by_key: HashMap::new(),
             by_parent: HashMap::new(),
-            seen: 0,
+            seen: BTreeMap::new(),
+            listed: BTreeSet::new(),
+            watches: 1,
         };
         Self {
             objects: RwLock::new(objects),
@@ -152,17 +169,25 @@ where
     /// Nothing happens if the watch is further already: it then has told this write, and perhaps what came after.
     pub(crate) fn remember(&self, object: W, mut changed: impl FnMut(&Change<'_, V>)) {
         let (key, version) = (ObjectKey::of(&object), version(&object));
-        if self.read(|objects| version <= objects.seen) {
+        if self.read(|objects| objects.has_seen(&key, version)) {
             return;
         }
         self.put(&key, version, object, &mut changed);
     }
 
-    /// Follows the API server until the task is dropped, and tells `changed` about what it did not know yet.
+    /// Several watches fill the cache, one for each of so many namespaces. To be said before they begin.
+    pub(crate) fn expect(&self, watches: usize) {
+        self.write(|objects| objects.watches = watches);
+    }
+
+    /// Follows the API server until the task is dropped, and tells `changed` about what it did not know yet. `scope` is the namespace that is watched,
+    /// empty for all.
     pub(crate) async fn follow(
         &self,
         api: Api<W>,
+        scope: &str,
         config: watcher::Config,
+        need: Need,
         mut changed: impl FnMut(&Change<'_, V>),
         mut tell: impl FnMut(&News<'_>),
     ) {
@@ -183,7 +208,7 @@ where
                 }
                 Ok(Event::InitDone) => {
                     let before = *self.known.borrow();
-                    self.replace(std::mem::take(&mut listed), &mut changed);
+                    self.replace(scope, std::mem::take(&mut listed), &mut changed);
                     if before == Known::Absent {
                         tell(&News::Appeared);
                     }
@@ -192,12 +217,12 @@ where
                     let (key, version) = (ObjectKey::of(&object), version(&object));
                     self.put(&key, version, object, &mut changed);
                     // Only now: an answer that is left to the watch is in the cache then.
-                    self.write(|objects| objects.seen = objects.seen.max(version));
+                    self.write(|objects| objects.see(scope, version));
                 }
                 Ok(Event::Delete(object)) => {
                     let (key, version) = (ObjectKey::of(&object), version(&object));
                     let before = self.write(|objects| {
-                        objects.seen = objects.seen.max(version);
+                        objects.see(scope, version);
                         objects.remove(&key, self.parent)
                     });
                     if let Some(before) = before {
@@ -208,12 +233,14 @@ where
                         });
                     }
                 }
-                Err(error) if is_of_unknown_kind(&error) && !self.is_listed() => {
-                    if self.known.send_replace(Known::Absent) != Known::Absent {
-                        tell(&News::Absent);
+                Err(error) => match absence(&error) {
+                    Some(news) if need == Need::Optional && !self.is_listed() => {
+                        if self.known.send_replace(Known::Absent) != Known::Absent {
+                            tell(&news);
+                        }
                     }
-                }
-                Err(error) => tell(&News::Broke(&error)),
+                    _ => tell(&News::Broke(&error)),
+                },
             }
         }
     }
@@ -240,20 +267,27 @@ where
         });
     }
 
-    /// Puts a complete list in place of what was known.
-    fn replace(&self, listed: HashMap<ObjectKey, Entry<V>>, changed: &mut impl FnMut(&Change<'_, V>)) {
+    /// Puts a complete list of a namespace, or of all, in place of what was known.
+    fn replace(
+        &self,
+        scope: &str,
+        listed: HashMap<ObjectKey, Entry<V>>,
+        changed: &mut impl FnMut(&Change<'_, V>),
+    ) {
         let keys: Vec<_> = listed.keys().cloned().collect();
-        let mut before = self.write(|objects| {
+        let (mut before, is_complete) = self.write(|objects| {
             let newest = listed.values().map(|entry| entry.version).max().unwrap_or(0);
-            objects.seen = objects.seen.max(newest);
-            objects.by_parent.clear();
-            let before = std::mem::take(&mut objects.by_key);
+            objects.see(scope, newest);
+            let before = objects.take(scope, self.parent);
             for (key, entry) in listed {
                 objects.insert(key, entry, self.parent);
             }
-            before
+            objects.listed.insert(scope.to_owned());
+            (before, objects.listed.len() >= objects.watches)
         });
-        self.known.send_replace(Known::Listed);
+        if is_complete {
+            self.known.send_replace(Known::Listed);
+        }
         for key in &keys {
             let known = before.remove(key);
             let Some((version, after)) = self.read(|objects| {
@@ -292,6 +326,36 @@ where
 }
 
 impl<V> Objects<V> {
+    /// Whether the watch that tells of this object is at `version` or further.
+    fn has_seen(&self, key: &ObjectKey, version: u64) -> bool {
+        let of_namespace = self.seen.get(&key.namespace);
+        let seen = of_namespace.or_else(|| self.seen.get(""));
+        seen.is_some_and(|seen| version <= *seen)
+    }
+
+    fn see(&mut self, scope: &str, version: u64) {
+        let seen = self.seen.entry(scope.to_owned()).or_default();
+        *seen = version.max(*seen);
+    }
+
+    /// Takes everything out that is in a namespace, or all.
+    fn take(&mut self, scope: &str, parent: fn(&V) -> Option<Parent>) -> HashMap<ObjectKey, Entry<V>> {
+        if scope.is_empty() {
+            self.by_parent.clear();
+            return std::mem::take(&mut self.by_key);
+        }
+        let keys: Vec<_> = self
+            .by_key
+            .keys()
+            .filter(|key| key.namespace == scope)
+            .cloned()
+            .collect();
+        let taken = keys
+            .into_iter()
+            .filter_map(|key| Some((key.clone(), self.remove_entry(&key, parent)?)));
+        taken.collect()
+    }
+
     fn insert(
         &mut self,
         key: ObjectKey,
@@ -307,8 +371,12 @@ impl<V> Objects<V> {
     }
 
     fn remove(&mut self, key: &ObjectKey, parent: fn(&V) -> Option<Parent>) -> Option<Arc<V>> {
-        let view = self.by_key.remove(key)?.view;
-        if let Some(parent) = parent(&view)
+        self.remove_entry(key, parent).map(|entry| entry.view)
+    }
+
+    fn remove_entry(&mut self, key: &ObjectKey, parent: fn(&V) -> Option<Parent>) -> Option<Entry<V>> {
+        let entry = self.by_key.remove(key)?;
+        if let Some(parent) = parent(&entry.view)
             && let Some(keys) = self.by_parent.get_mut(&parent)
         {
             keys.remove(key);
@@ -316,13 +384,17 @@ impl<V> Objects<V> {
                 self.by_parent.remove(&parent);
             }
         }
-        Some(view)
+        Some(entry)
     }
 }
 
-/// Whether the API server answered that there is no such kind.
-fn is_of_unknown_kind(error: &watcher::Error) -> bool {
-    matches!(error, watcher::Error::InitialListFailed(source) if is_not_found(source))
+/// What an error means if it says that there is no list of this kind to be had.
+fn absence(error: &watcher::Error) -> Option<News<'static>> {
+    match error {
+        watcher::Error::InitialListFailed(source) if is_not_found(source) => Some(News::Absent),
+        watcher::Error::InitialListFailed(source) if is_forbidden(source) => Some(News::Forbidden),
+        _ => None,
+    }
 }
 
 /// Resource versions of one kind grow: they are revisions of etcd, and Kubernetes promises so since 1.35.
@@ -378,7 +450,7 @@ mod tests {
             })
             .collect();
         let mut told = Told::new();
-        cache.replace(entries, &mut |change| {
+        cache.replace("", entries, &mut |change| {
             told.push((
                 change.key.name.clone(),
                 change.before.cloned(),

@@ -14,6 +14,11 @@ pub(crate) fn is_not_found(error: &kube::Error) -> bool {
     has_code(error, 404)
 }
 
+/// 403: whoever asks may not.
+pub(crate) fn is_forbidden(error: &kube::Error) -> bool {
+    has_code(error, 403)
+}
+
 fn has_code(error: &kube::Error, code: u16) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == code)
 }

@@ -7,8 +7,6 @@ use std::sync::{Arc, PoisonError, RwLock};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::Ingress;
-use kube::api::Api;
-use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
 use tailwharf_kube_types::Parent;
 use tailwharf_kube_types::contract::annotation;
@@ -138,21 +136,19 @@ impl World {
         metrics: &Arc<Metrics>,
         tasks: &mut JoinSet<()>,
     ) {
-        self.watch(
+        self.watch_namespaces(
             tasks,
             metrics,
+            client,
             "Ingress",
-            Api::all(client.clone()),
-            watcher::Config::default(),
             |world| &world.exposing.ingresses,
             Self::ingress_changed,
         );
-        self.watch(
+        self.watch_namespaces(
             tasks,
             metrics,
+            client,
             "EndpointSlice",
-            Api::all(client.clone()),
-            watcher::Config::default(),
             |world| &world.exposing.endpoints,
             Self::endpoints_changed,
         );

@@ -9,6 +9,7 @@
 mod cache;
 mod certificates;
 mod controllers;
+pub mod doctor;
 mod error;
 mod events;
 mod execute;
@@ -18,7 +19,9 @@ mod http;
 mod lease;
 pub mod logs;
 mod metrics;
+pub mod migrate;
 mod operator;
+pub mod overview;
 mod queue;
 mod release;
 mod world;
@@ -86,6 +89,14 @@ async fn client() -> anyhow::Result<kube::Client> {
         .context("no Kubernetes cluster: run in a pod, or set KUBECONFIG to a kubeconfig file")?;
     let agent = HeaderValue::from_static(concat!("tailwharf-operator/", env!("CARGO_PKG_VERSION")));
     config.headers.push((USER_AGENT, agent));
+    kube::Client::try_from(config).context("the Kubernetes client could not be set up")
+}
+
+/// A client of the current kubeconfig's cluster, for commands of people.
+async fn here() -> anyhow::Result<kube::Client> {
+    let config = kube::Config::infer()
+        .await
+        .context("no Kubernetes cluster: set KUBECONFIG to a kubeconfig file")?;
     kube::Client::try_from(config).context("the Kubernetes client could not be set up")
 }
 

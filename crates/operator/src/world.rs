@@ -5,7 +5,6 @@ mod follow;
 mod sources;
 mod wake;
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
@@ -21,6 +20,7 @@ use tailwharf_kube_types::contract::{FINALIZER, annotation};
 use tailwharf_kube_types::dns_config::DNSConfig;
 use tailwharf_kube_types::{ConditionStatus, ConditionType, Connector, Identity, Parent, ProxyClass, names};
 use tailwharf_plan::identity::{Grants, Observed, SecretView};
+use tailwharf_plan::migrate::{self, is_applied};
 use tailwharf_plan::{Kind, ObjectRef, Settings, egress, nameserver, pool};
 use tokio::sync::watch;
 
@@ -139,6 +139,36 @@ impl World {
         self.services.get(key).map(|service| service.as_ref().clone())
     }
 
+    /// Why the Go operator is to be left to bring a key in order, if it is: it runs in this namespace, or pods that it made have the key's devices.
+    pub(crate) fn left_to_another(&self, key: &Key) -> Option<String> {
+        if matches!(key, Key::Pool(_)) {
+            return None;
+        }
+        if let Some(operator) = self.go_operator() {
+            return Some(format!("Deployment {operator} runs"));
+        }
+        let parent = match key {
+            Key::Service(key) => Parent::service(&key.namespace, &key.name),
+            Key::Ingress(key) => Parent::ingress(&key.namespace, &key.name),
+            Key::Connector(name) => Parent::connector(name),
+            Key::OperatorDevice | Key::ProxyClass(_) | Key::Pool(_) | Key::Nameserver => return None,
+        };
+        let sets = self.stateful_sets.of_parent(&parent);
+        let set = sets
+            .iter()
+            .find(|set| migrate::holder(set).as_ref() == Some(&parent))?;
+        Some(format!("StatefulSet {} has its devices", set.name_any()))
+    }
+
+    /// The name of the Deployment of a Go operator that runs in this namespace.
+    pub(crate) fn go_operator(&self) -> Option<String> {
+        let all = self.deployments.all();
+        let running = all
+            .iter()
+            .find(|deployment| migrate::is_running_go_operator(deployment));
+        running.map(|deployment| deployment.name_any())
+    }
+
     /// What exists for a parent.
     pub(crate) fn observed(&self, parent: &Parent) -> Observed {
         Observed {
@@ -152,6 +182,7 @@ impl World {
                 .secrets
                 .of_parent(parent)
                 .iter()
+                .filter(|view| view.pool().is_some())
                 .map(|view| view.as_ref().clone())
                 .collect(),
             granted: self
@@ -168,10 +199,10 @@ impl World {
         }
     }
 
-    /// What leads pods of the cluster to a parent's identity. People's own Services may carry any labels.
+    /// What leads pods of the cluster to a parent's identity. People's own Services may carry any labels, and those of the Go operator carry the same.
     fn egress(&self, parent: &Parent) -> egress::Objects {
         let mut services = self.services.of_parent(parent);
-        services.retain(|service| self.is_in_own_namespace(service.as_ref()));
+        services.retain(|service| self.is_in_own_namespace(service.as_ref()) && is_applied(service.meta()));
         let slices = self.endpoint_slices.of_parent(parent);
         egress::Objects {
             services: services.iter().map(|object| object.as_ref().clone()).collect(),
@@ -266,15 +297,16 @@ impl World {
 
     /// What is left that was made for somebody, and who still waits for its removal.
     pub(crate) fn remains(&self) -> Vec<String> {
-        let made_for = |labels: &BTreeMap<String, String>| Parent::from_labels(labels).is_some();
         let counts = [
             (
-                count(&self.identities, |object| made_for(object.labels())),
+                count(&self.identities, |object| parent_of(object).is_some()),
                 "Identities",
             ),
-            (count(&self.secrets, |view| made_for(&view.labels)), "Secrets"),
+            (count(&self.secrets, |view| view.pool().is_some()), "Secrets"),
             (
-                count(&self.stateful_sets, |object| made_for(object.labels())),
+                count(&self.stateful_sets, |object| {
+                    parent_of(object).is_some() && is_applied(object.meta())
+                }),
                 "StatefulSets",
             ),
             (count(&self.services, waits), "Services"),

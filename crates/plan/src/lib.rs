@@ -16,9 +16,11 @@
 //! - [`ingress`]: Ingresses, in the same manner.
 //! - [`connector`]: Connectors, which lead out of the tailnet.
 //! - [`operator_device`]: the operator's own device.
+//! - [`overview`] and [`doctor`]: everything at a glance, and what is wrong with it.
 //! - [`explain`]: the chain from an object to its backend, for people.
 //! - [`pool`]: the pods that host identities, and which Secrets they may read.
 //! - [`proxy_class`] and [`class`]: ProxyClasses, and what they mean for devices.
+//! - [`migrate`]: taking a namespace over from the Go operator, and giving it back.
 //! - [`identity`]: what these share: making and removing one device.
 //!
 //! A [`Plan`] is a value: printable, comparable, free of secrets. What it does not do yet is in its [`Report`], with the reason. Planning what a plan
@@ -29,13 +31,16 @@ mod applied;
 pub mod class;
 pub mod connector;
 mod diff;
+pub mod doctor;
 pub mod egress;
 mod endpoints;
 pub mod explain;
 pub mod identity;
 pub mod ingress;
+pub mod migrate;
 pub mod nameserver;
 pub mod operator_device;
+pub mod overview;
 mod plan;
 pub mod pool;
 pub mod proxy_class;

@@ -33,6 +33,9 @@ pub struct Settings {
     /// The ProxyClass of Services and Ingresses that name none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_class: Option<String>,
+    /// The namespaces whose objects are served; all, if none is named.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub watch_namespaces: Vec<String>,
     /// Whether the operator leaves the cluster: no object is to have a device any more.
     #[serde(default)]
     pub releasing: bool,
@@ -54,6 +57,14 @@ pub struct PoolSettings {
     /// Names of the Secrets for the registry of the image.
     #[serde(default)]
     pub pull_secrets: Vec<String>,
+}
+
+impl Settings {
+    /// Whether objects of people in a namespace are served. What is elsewhere is not seen, so nothing follows from its absence.
+    #[must_use]
+    pub fn serves(&self, namespace: &str) -> bool {
+        self.watch_namespaces.is_empty() || self.watch_namespaces.iter().any(|name| name == namespace)
+    }
 }
 
 impl PoolSettings {

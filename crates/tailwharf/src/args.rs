@@ -72,8 +72,10 @@ pub(crate) enum Command {
     Nameserver(NameserverArgs),
     /// Store recordings of sessions on a device of the tailnet, list them, or play one
     Recorder(Box<RecorderArgs>),
-    /// Tell how a running node and its peers are
+    /// Tell how a running node and its peers are, or with --cluster how everything of a cluster is
     Status(StatusArgs),
+    /// Look for what is wrong with an installation in a cluster, and say what to do; fails when there is something
+    Doctor(DoctorArgs),
     /// Tell how a Service or Ingress of a cluster reaches the tailnet, and where that ends
     Explain(ExplainArgs),
     /// Print what is logged of the device of a Service or Ingress, by the pod that hosts it
@@ -82,6 +84,8 @@ pub(crate) enum Command {
     Access(AccessArgs),
     /// Let a running node ping a peer, and tell the way of the answers
     Ping(PingArgs),
+    /// Take a namespace over from Tailscale's operator, or give it back: devices keep names, addresses and keys
+    Migrate(MigrateArgs),
 }
 
 /// Which running node is meant.
@@ -96,9 +100,61 @@ pub(crate) struct SocketArgs {
 pub(crate) struct StatusArgs {
     #[command(flatten)]
     pub(crate) socket: SocketArgs,
+    /// Tell of a cluster instead: pools, their pods and all devices; fails when one is not ready
+    #[arg(long, conflicts_with = "output")]
+    pub(crate) cluster: bool,
+    /// Go on and tell of each change
+    #[arg(long, requires = "cluster")]
+    pub(crate) watch: bool,
+    /// Namespace of the operator
+    #[arg(long, env = "OPERATOR_NAMESPACE", default_value = "tailscale")]
+    pub(crate) operator_namespace: String,
     /// How to print
     #[arg(long, value_enum, default_value_t = OutputFormat::Table)]
     pub(crate) output: OutputFormat,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DoctorArgs {
+    /// Namespace of the operator
+    #[arg(long, env = "OPERATOR_NAMESPACE", default_value = "tailscale")]
+    pub(crate) operator_namespace: String,
+    /// Use the operator's credentials, too: ask the control server for an auth key with the tags of its devices, and revoke it
+    #[arg(long)]
+    pub(crate) credentials: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct MigrateArgs {
+    #[command(subcommand)]
+    pub(crate) command: MigrateCommand,
+    /// Namespace of both operators
+    #[arg(long, env = "OPERATOR_NAMESPACE", default_value = "tailscale", global = true)]
+    pub(crate) operator_namespace: String,
+    /// Objects whose devices move at a time
+    #[arg(long, default_value_t = 4, global = true)]
+    pub(crate) parallel: usize,
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub(crate) enum MigrateCommand {
+    /// Print what would be done, and what has to be solved before; changes nothing
+    Plan {
+        /// Of the way back
+        #[arg(long)]
+        back: bool,
+    },
+    /// Move everything to tailwharf
+    Go {
+        /// Move the rest although there are objects that tailwharf does not serve
+        #[arg(long)]
+        leave_unserved: bool,
+        /// Keep what Tailscale's operator made, with no pods
+        #[arg(long)]
+        keep_old: bool,
+    },
+    /// Move everything to Tailscale's operator
+    Back,
 }
 
 #[derive(Debug, clap::Args)]
@@ -208,6 +264,9 @@ pub(crate) struct OperatorArgs {
     /// ProxyClass of Services and Ingresses that name none
     #[arg(long, env = "PROXY_DEFAULT_CLASS")]
     pub(crate) default_class: Option<String>,
+    /// Namespaces whose Services and Ingresses are served, with commas between several; all if none is named
+    #[arg(long, env = "OPERATOR_WATCH_NAMESPACES", value_delimiter = ',')]
+    pub(crate) watch_namespaces: Vec<String>,
     /// Name of this pod; part of its claim to lead
     #[arg(long, env = "POD_NAME")]
     pub(crate) pod_name: String,

@@ -3,9 +3,11 @@
 mod access;
 mod apiproxy;
 mod args;
+mod cluster;
 mod kubeconfig;
 mod local;
 mod memory;
+mod migrate;
 mod objects;
 mod recorder;
 mod run;

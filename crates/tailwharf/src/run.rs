@@ -17,7 +17,7 @@ use crate::args::{
     Args, Command, ConfigureArgs, ConfigureCommand, CoordinatorArgs, LogArgs, LogFormat, NameserverArgs,
     SetUpArgs,
 };
-use crate::{kubeconfig, local, memory, objects, recorder, settings};
+use crate::{cluster, kubeconfig, local, memory, migrate, objects, recorder, settings};
 
 /// Worker threads of a process: more than two bring nothing to what waits for sockets.
 const THREADS: usize = 2;
@@ -99,8 +99,11 @@ fn start(args: Args) -> Result<ExitCode> {
                 let printed = stop.run_until_cancelled(objects::print_logs(logs)).await;
                 return printed.unwrap_or(Ok(ExitCode::SUCCESS));
             }
+            Command::Status(status) if status.cluster => return cluster::status(status, stop).await,
             Command::Status(status) => return local::status(status).await,
+            Command::Doctor(args) => return cluster::doctor(args).await,
             Command::Ping(ping) => return local::ping(ping).await,
+            Command::Migrate(args) => return migrate::migrate(args).await,
             Command::Configure(ConfigureArgs {
                 command: ConfigureCommand::Kubeconfig(args),
             }) => return kubeconfig::configure(args).await,

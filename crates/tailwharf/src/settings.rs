@@ -61,6 +61,11 @@ pub(crate) fn operator(args: OperatorArgs, log: &str) -> Result<tailwharf_operat
         ingress_class: args.ingress_class,
         acme_directory: args.acme_directory.map(String::from),
         default_class: args.default_class.filter(|name| !name.is_empty()),
+        watch_namespaces: args
+            .watch_namespaces
+            .into_iter()
+            .filter(|name| !name.is_empty())
+            .collect(),
         releasing: false,
         pool: PoolSettings {
             replicas: args.pool_replicas,

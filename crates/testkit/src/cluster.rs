@@ -1,4 +1,4 @@
-//! A real cluster of one node, by `cluster/cluster.sh`.
+//! A real cluster of one or more nodes, by `cluster/cluster.sh`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,8 +33,18 @@ impl Cluster {
     /// # Errors
     /// When a part does not come up; the message has the end of its log.
     pub fn up_tuned(name: &str, variables: &[(&str, &str)]) -> Result<Self> {
+        Self::up_nodes(name, 1, variables)
+    }
+
+    /// The same with this many nodes; the first has the control plane and the cluster's name, the others are called `NAME-2`, `NAME-3` and so on.
+    ///
+    /// # Errors
+    /// When a part does not come up; the message has the end of its log.
+    pub fn up_nodes(name: &str, nodes: u8, variables: &[(&str, &str)]) -> Result<Self> {
         let mut command = Command::new(workspace::root().join("cluster/cluster.sh"));
-        run(command.args(["up", name]).envs(variables.iter().copied()))?;
+        run(command
+            .args(["up", name, &nodes.to_string()])
+            .envs(variables.iter().copied()))?;
         let path = script(&["kubeconfig", name])?;
         Ok(Self {
             name: name.to_owned(),
@@ -62,6 +72,22 @@ impl Cluster {
     /// When it cannot be imported.
     pub fn load(&self, archive: &Path) -> Result<()> {
         script(&["load", &self.name, &archive.display().to_string()]).map(drop)
+    }
+
+    /// Ends a node at once, as a power failure does.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill_node(&self, node: &str) -> Result<()> {
+        script(&["kill", &format!("{}/{node}", self.name)]).map(drop)
+    }
+
+    /// Starts a node again with what its disk holds, and returns when it is ready.
+    ///
+    /// # Errors
+    /// When it runs, or does not come up.
+    pub fn start_node(&self, node: &str) -> Result<()> {
+        script(&["start", &format!("{}/{node}", self.name)]).map(drop)
     }
 
     /// Runs a program inside the node and returns what it printed.

@@ -87,10 +87,24 @@ impl Lab {
         variables: &[(&str, &str)],
         progress: impl Fn(&str),
     ) -> Result<Self> {
+        Self::on_nodes(name, dir, 1, variables, progress)
+    }
+
+    /// All but the operator, with a cluster of several nodes.
+    ///
+    /// # Errors
+    /// When a part does not come up.
+    pub fn on_nodes(
+        name: &str,
+        dir: &Path,
+        nodes: u8,
+        variables: &[(&str, &str)],
+        progress: impl Fn(&str),
+    ) -> Result<Self> {
         Self::remove(name, dir)?;
         fs::create_dir_all(dir)?;
         progress("a Kubernetes cluster: API server, kubelet, containerd, kube-proxy, CoreDNS");
-        let cluster = Cluster::up_tuned(name, variables)?;
+        let cluster = Cluster::up_nodes(name, nodes, variables)?;
         progress("images into the cluster: tailwharf, nginx of Debian, an echo server");
         load_images(&cluster)?;
         progress("the coordinator with its relay, and the policy");

@@ -34,6 +34,15 @@ pub(crate) struct Context {
 
 /// Brings one key in order and says when it comes again.
 pub(crate) async fn reconcile(context: &Context, key: &Key, now: Timestamp) -> Result<Done, NotLeading> {
+    if let Some(reason) = context.world.left_to_another(key) {
+        tracing::debug!(key = ?key, reason, "left to the Go operator");
+        return Ok(Done::left_to_another());
+    }
+    if let Key::Service(object) | Key::Ingress(object) = key
+        && !context.world.settings.serves(&object.namespace)
+    {
+        return Ok(Done::not_served());
+    }
     match key {
         Key::Service(service) => service::reconcile(context, service, now).await,
         Key::Ingress(ingress) => ingress::reconcile(context, ingress, now).await,
@@ -58,6 +67,22 @@ impl Done {
         Self {
             next: Next::OnChange,
             result: "kind_absent",
+        }
+    }
+
+    /// Nothing was looked at, since it is in a namespace that is not watched.
+    const fn not_served() -> Self {
+        Self {
+            next: Next::OnChange,
+            result: "not_served",
+        }
+    }
+
+    /// Nothing was looked at, since the Go operator looks after it.
+    const fn left_to_another() -> Self {
+        Self {
+            next: Next::OnChange,
+            result: "left_to_another",
         }
     }
 

@@ -1,16 +1,17 @@
 //! Following the cluster: the watches that fill the caches, and what answers to own writes tell.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 
 use kube::Client;
 use kube::api::{Api, DynamicObject, Resource};
 use kube::runtime::watcher;
 use serde::de::DeserializeOwned;
-use tailwharf_plan::Kind;
+use tailwharf_plan::{Kind, Settings};
 use tokio::task::JoinSet;
 
 use super::{Key, World};
-use crate::cache::{Cache, Change, Known, News};
+use crate::cache::{Cache, Change, Known, Need, News};
 use crate::metrics::Metrics;
 
 impl World {
@@ -24,7 +25,7 @@ impl World {
         begun.then(|| self.kinds_of(Known::Nothing))
     }
 
-    /// The kinds that the API server does not know.
+    /// The kinds that the API server does not know, or does not let the operator list.
     pub(crate) fn absent(&self) -> Vec<&'static str> {
         self.kinds_of(Known::Absent)
     }
@@ -60,12 +61,11 @@ impl World {
 
     /// Starts the watches.
     pub(crate) fn follow(self: &Arc<Self>, client: &Client, metrics: &Arc<Metrics>, tasks: &mut JoinSet<()>) {
-        self.watch(
+        self.watch_namespaces(
             tasks,
             metrics,
+            client,
             "Service",
-            Api::all(client.clone()),
-            watcher::Config::default(),
             |world| &world.services,
             Self::service_changed,
         );
@@ -180,7 +180,7 @@ impl World {
             client,
             "Deployment",
             |world| &world.deployments,
-            Self::child_changed,
+            Self::deployment_changed,
         );
         self.watch_namespace(
             tasks,
@@ -192,7 +192,7 @@ impl World {
         );
     }
 
-    /// Watches a kind that has no namespaces.
+    /// Watches a kind that has no namespaces, and that the operator can do without.
     fn watch_cluster<W, V>(
         self: &Arc<Self>,
         tasks: &mut JoinSet<()>,
@@ -207,7 +207,17 @@ impl World {
     {
         let api = Api::all(client.clone());
         let config = watcher::Config::default();
-        self.watch(tasks, metrics, kind, api, config, cache, changed);
+        let apis = vec![(String::new(), api)];
+        self.watch(
+            tasks,
+            metrics,
+            kind,
+            apis,
+            &config,
+            Need::Optional,
+            cache,
+            changed,
+        );
     }
 
     /// Watches a kind in the operator's namespace: also what somebody else made, so that the names which are taken are known.
@@ -234,8 +244,54 @@ impl World {
             tasks,
             metrics,
             kind,
-            api,
-            watcher::Config::default(),
+            vec![(String::new(), api)],
+            &watcher::Config::default(),
+            Need::Required,
+            cache,
+            changed,
+        );
+    }
+
+    /// Watches a kind in the namespaces whose objects are served, and in the operator's own: in all, unless the settings name some.
+    pub(crate) fn watch_namespaces<W, V>(
+        self: &Arc<Self>,
+        tasks: &mut JoinSet<()>,
+        metrics: &Arc<Metrics>,
+        client: &Client,
+        kind: &'static str,
+        cache: fn(&Self) -> &Cache<W, V>,
+        changed: fn(&Self, &Change<'_, V>),
+    ) where
+        W: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+            + Clone
+            + std::fmt::Debug
+            + DeserializeOwned
+            + Send
+            + Sync
+            + 'static,
+        V: Send + Sync + 'static,
+    {
+        let Settings {
+            namespace,
+            watch_namespaces,
+            ..
+        } = &self.settings;
+        let named: BTreeSet<&String> = watch_namespaces.iter().chain([namespace]).collect();
+        let apis = match watch_namespaces.is_empty() {
+            true => vec![(String::new(), Api::all(client.clone()))],
+            false => named
+                .into_iter()
+                .map(|name| (name.clone(), Api::namespaced(client.clone(), name)))
+                .collect(),
+        };
+        let config = watcher::Config::default();
+        self.watch(
+            tasks,
+            metrics,
+            kind,
+            apis,
+            &config,
+            Need::Required,
             cache,
             changed,
         );
@@ -250,8 +306,9 @@ impl World {
         tasks: &mut JoinSet<()>,
         metrics: &Arc<Metrics>,
         kind: &'static str,
-        api: Api<W>,
-        config: watcher::Config,
+        apis: Vec<(String, Api<W>)>,
+        config: &watcher::Config,
+        need: Need,
         cache: fn(&Self) -> &Cache<W, V>,
         changed: fn(&Self, &Change<'_, V>),
     ) where
@@ -262,21 +319,61 @@ impl World {
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .push((kind, cache(self).known()));
+        cache(self).expect(apis.len());
+        for (scope, api) in apis {
+            self.watch_one(
+                tasks,
+                metrics,
+                kind,
+                scope,
+                api,
+                config.clone(),
+                need,
+                cache,
+                changed,
+            );
+        }
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one call per kind, each spelled out in a table"
+    )]
+    fn watch_one<W, V>(
+        self: &Arc<Self>,
+        tasks: &mut JoinSet<()>,
+        metrics: &Arc<Metrics>,
+        kind: &'static str,
+        scope: String,
+        api: Api<W>,
+        config: watcher::Config,
+        need: Need,
+        cache: fn(&Self) -> &Cache<W, V>,
+        changed: fn(&Self, &Change<'_, V>),
+    ) where
+        W: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
+        V: Send + Sync + 'static,
+    {
         let (world, metrics) = (self.clone(), metrics.clone());
         tasks.spawn(async move {
             world
-                .follow_kind(&metrics, kind, api, config, cache, changed)
+                .follow_kind(&metrics, kind, (&scope, api), config, need, cache, changed)
                 .await;
         });
     }
 
     /// Fills a cache until the task is dropped.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one call per kind, each spelled out in a table"
+    )]
     pub(super) async fn follow_kind<W, V>(
         &self,
         metrics: &Metrics,
         kind: &'static str,
-        api: Api<W>,
+        (scope, api): (&str, Api<W>),
         config: watcher::Config,
+        need: Need,
         cache: fn(&Self) -> &Cache<W, V>,
         changed: fn(&Self, &Change<'_, V>),
     ) where
@@ -290,8 +387,15 @@ impl World {
                     "the cluster does not know this kind; going on without it until it does"
                 );
             }
+            News::Forbidden => {
+                tracing::warn!(
+                    kind,
+                    "the operator may not list this kind; going on without it until its ClusterRole says so: \
+                     apply the one of this version"
+                );
+            }
             News::Appeared => {
-                tracing::info!(kind, "the cluster knows this kind now");
+                tracing::info!(kind, "the cluster lists this kind now");
                 // What was left alone meanwhile.
                 self.wake_all();
             }
@@ -303,7 +407,7 @@ impl World {
         // Small pages keep the peak of memory low while a large cluster is listed.
         let config = config.page_size(100);
         cache(self)
-            .follow(api, config, |change| changed(self, change), tell)
+            .follow(api, scope, config, need, |change| changed(self, change), tell)
             .await;
     }
 
@@ -325,7 +429,7 @@ impl World {
             Kind::DnsConfig => self.take(answer, &self.dns_configs, |world, _| {
                 world.queue.add(Key::Nameserver);
             }),
-            Kind::Deployment => self.take(answer, &self.deployments, Self::child_changed),
+            Kind::Deployment => self.take(answer, &self.deployments, Self::deployment_changed),
             Kind::ConfigMap => self.take(answer, &self.config_maps, Self::child_changed),
         }
     }

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::{Key, World, parent_of};
-use crate::cache::{Cache, Change, Known, ObjectKey};
+use crate::cache::{Cache, Change, Known, Need, ObjectKey};
 use crate::metrics::Metrics;
 
 /// The pods and namespaces of the cluster, and who goes by them.
@@ -173,7 +173,7 @@ impl World {
             let _ = wanted.wait_for(|wanted| *wanted).await;
             let config = watcher::Config::default();
             world
-                .follow_kind(&metrics, kind, api, config, cache, changed)
+                .follow_kind(&metrics, kind, ("", api), config, Need::Required, cache, changed)
                 .await;
         });
     }

@@ -2,12 +2,14 @@
 
 use std::sync::{Arc, PoisonError};
 
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::rbac::v1::Role;
 use kube::ResourceExt;
 use tailwharf_kube_types::contract::DEFAULT_POOL;
 use tailwharf_kube_types::{Identity, Parent, ParentKind, names};
 use tailwharf_plan::identity::SecretView;
+use tailwharf_plan::migrate::is_running_go_operator;
 use tailwharf_plan::{operator_device, pool};
 
 use super::{Key, World, has_all_ports, parent_of};
@@ -59,6 +61,23 @@ impl World {
     pub(super) fn child_changed<V: ResourceExt>(&self, change: &Change<'_, V>) {
         for object in [change.before, change.after].into_iter().flatten() {
             self.wake(parent_of(object).as_ref());
+        }
+    }
+
+    /// A Go operator that starts or stops concerns everything.
+    pub(super) fn deployment_changed(&self, change: &Change<'_, Deployment>) {
+        self.child_changed(change);
+        let [before, after] =
+            [change.before, change.after].map(|found| found.is_some_and(is_running_go_operator));
+        if before != after {
+            match after {
+                true => tracing::warn!(
+                    deployment = change.key.name,
+                    "the Go operator runs in this namespace; everything is left to it until `tailwharf migrate go` has stopped it"
+                ),
+                false => tracing::info!(deployment = change.key.name, "the Go operator has stopped"),
+            }
+            self.wake_all();
         }
     }
 

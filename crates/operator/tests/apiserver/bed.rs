@@ -74,7 +74,8 @@ impl Bed {
 fn install(kubectl: &Kubectl) -> Result<()> {
     let manifest = |path: &str| workspace::root().join("deploy").join(path).display().to_string();
     let (crds, operator) = (manifest("crds"), manifest("operator.yaml"));
-    kubectl.run(&["apply", "--server-side", "-f", &crds, "-f", &operator])?;
+    let apply = ["apply", "--server-side", "--force-conflicts"];
+    kubectl.run(&[&apply[..], &["-f", &crds, "-f", &operator]].concat())?;
     let wait = [
         "wait",
         "--for",
@@ -168,11 +169,22 @@ impl Cluster {
 
     /// Starts an operator, as a replica of this name.
     pub(crate) fn operate_as(&mut self, control: Arc<Fake>, replica: &str) -> Result<Running> {
+        self.operate_with(control, replica, &[])
+    }
+
+    /// Starts an operator that serves these namespaces only.
+    pub(crate) fn operate_with(
+        &mut self,
+        control: Arc<Fake>,
+        replica: &str,
+        namespaces: &[&str],
+    ) -> Result<Running> {
         self.operators += 1;
         // A closing letter, so that no name begins with another.
         let agent = format!("operator-test-{}x", self.operators);
         let health = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
-        let settings = settings(replica, health)?;
+        let mut settings = settings(replica, health)?;
+        settings.plan.watch_namespaces = namespaces.iter().map(|name| (*name).to_owned()).collect();
         let stop = CancellationToken::new();
         let kubeconfig = self.server.kubeconfig().clone();
         let (stopping, its_agent) = (stop.clone(), agent.clone());

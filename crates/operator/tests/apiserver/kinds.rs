@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{DeleteParams, PostParams};
-use serde_json::json;
+use serde_json::{Value, json};
 use tailwharf_kube_types::Parent;
 
 use crate::bed::{Bed, exposed, until};
@@ -69,6 +69,49 @@ pub(crate) fn kinds_that_the_cluster_does_not_know_are_done_without(bed: &mut Be
             .await?;
         cluster.delete("kinds", "web").await?;
         cluster.empty().await?;
+        operator.stop().await
+    })
+}
+
+/// A ClusterRole of an older version does not name every kind.
+pub(crate) fn kinds_that_the_operator_may_not_list_are_done_without(bed: &mut Bed) -> Result<()> {
+    let Bed {
+        runtime,
+        cluster,
+        tailnet,
+    } = bed;
+    let role = cluster
+        .kubectl()
+        .get(&["clusterrole", "tailscale-operator-cluster"])?;
+    let rules = role["rules"].as_array().cloned().unwrap_or_default();
+    let newer = |rule: &&Value| rule["resources"][0] != "dnsconfigs" && rule["resources"][0] != "connectors";
+    let older: Vec<&Value> = rules.iter().filter(newer).collect();
+    let patch = json!({ "rules": older }).to_string();
+    cluster.kubectl().run(&[
+        "patch",
+        "clusterrole",
+        "tailscale-operator-cluster",
+        "--type=merge",
+        "-p",
+        &patch,
+    ])?;
+    runtime.block_on(async {
+        let operator = cluster.operate(tailnet.clone())?;
+        until("it goes on without the kinds", async || {
+            let page = operator.page("/readyz").await?;
+            ensure!(page.starts_with("HTTP/1.1 200"), "{page}");
+            Ok(())
+        })
+        .await?;
+        let absent = operator.metric("tailwharf_operator_kind_absent{", "").await?;
+        ensure!(absent == 3, "{absent} kinds are absent");
+        cluster.install()?;
+        until("the kinds are listed", async || {
+            let absent = operator.metric("tailwharf_operator_kind_absent{", "").await?;
+            ensure!(absent == 0, "{absent} kinds are absent");
+            Ok(())
+        })
+        .await?;
         operator.stop().await
     })
 }

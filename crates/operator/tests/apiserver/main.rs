@@ -9,6 +9,8 @@ mod faults;
 mod ingress;
 mod kinds;
 mod life;
+mod migrate;
+mod rights;
 
 use std::process::ExitCode;
 
@@ -82,6 +84,14 @@ fn main() -> ExitCode {
                 kinds::kinds_that_the_cluster_does_not_know_are_done_without,
             ),
             (
+                "kinds_that_the_operator_may_not_list_are_done_without",
+                kinds::kinds_that_the_operator_may_not_list_are_done_without,
+            ),
+            (
+                "rights_end_with_the_namespaces_that_are_served",
+                rights::rights_end_with_the_namespaces_that_are_served,
+            ),
+            (
                 "an_invalid_hostname_makes_nothing",
                 faults::an_invalid_hostname_makes_nothing,
             ),
@@ -101,6 +111,10 @@ fn main() -> ExitCode {
             (
                 "killed_at_any_point_it_converges",
                 faults::killed_at_any_point_it_converges,
+            ),
+            (
+                "a_namespace_goes_to_tailwharf_and_back",
+                migrate::a_namespace_goes_to_tailwharf_and_back,
             ),
             (
                 "refused_credentials_end_the_start",

@@ -36,6 +36,7 @@ pub(crate) fn settings() -> Settings {
         ingress_class: "tailscale".to_owned(),
         acme_directory: None,
         default_class: None,
+        watch_namespaces: Vec::new(),
         releasing: false,
         pool: PoolSettings {
             replicas: 2,
