@@ -199,7 +199,7 @@ impl Haproxy {
         let address = free()?.to_string();
         let (shown, trusted) = (dir.join("proxy-key.pem"), dir.join("api.pem"));
         let config = format!(
-            "global\n  maxconn 20000\ndefaults\n  mode http\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n\
+            "global\n  maxconn 4000\ndefaults\n  mode http\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n\
              frontend front\n  bind {address} ssl crt {} alpn h2,http/1.1\n  default_backend back\n\
              backend back\n  http-reuse always\n  server api {api} ssl verify required ca-file {} alpn h2,http/1.1\n",
             shown.display(),
