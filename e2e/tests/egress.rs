@@ -81,6 +81,13 @@ fn service(name: &str, annotations: &str, spec: &str) -> String {
 }
 
 impl Fixture {
+    /// Which Pod Security Standard pods of the operator's namespace in B have to keep.
+    fn enforce(&self, standard: &str) -> Result<()> {
+        let label = format!("pod-security.kubernetes.io/enforce={standard}");
+        let words = ["label", "namespace", NAMESPACE, "--overwrite", &label];
+        self.b.kubectl().run(&words).map(drop)
+    }
+
     /// A Service of B that stands for something on the tailnet.
     fn reach(&self, name: &str, annotation: &str, target: &str, ports: &str) -> Result<()> {
         let annotations = format!("tailscale.com/{annotation}: \"{target}\"");
@@ -286,6 +293,7 @@ fn only_some_pods(fixture: &mut Fixture) -> Result<()> {
 
 /// A Service without ports reaches TCP and UDP ports that nobody has declared, through a pod of its own; with ports, it goes back to the shared ones.
 fn all_ports(fixture: &mut Fixture) -> Result<()> {
+    fixture.enforce("privileged")?;
     fixture.reach("everything", "tailnet-fqdn", "default-web", "[]")?;
     let name = fixture.ready("everything")?;
     fixture.page("http://everything/")?;
@@ -320,7 +328,8 @@ fn all_ports(fixture: &mut Fixture) -> Result<()> {
         ensure!(!sets.contains("everything"), "{sets}");
         Ok(())
     })?;
-    fixture.delete("everything")
+    fixture.delete("everything")?;
+    fixture.enforce("restricted")
 }
 
 fn host_killed(fixture: &mut Fixture) -> Result<()> {

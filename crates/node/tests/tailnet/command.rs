@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::common::{DEADLINE, Tailnet, eventually, free_tcp_port};
+use crate::common::{DEADLINE, Tailnet, eventually, free_port};
 use crate::nodes::serve_echo;
 
 type Attempt = Result<(), Box<dyn std::error::Error + Send + Sync>>;
@@ -84,7 +84,7 @@ async fn proxies_and_forwards_lead_into_the_tailnet() {
     let tailnet = Tailnet::start().await;
     let server = tailnet.join("server", "tag:server").await;
     let _serving = serve_echo(&server);
-    let (socks, http, forward) = (free_tcp_port(), free_tcp_port(), free_tcp_port());
+    let (socks, http, forward) = (free_port(), free_port(), free_port());
     let settings = Settings {
         socks5_listen: Some(socks),
         http_proxy_listen: Some(http),
@@ -147,7 +147,7 @@ async fn a_plain_request_goes_through_the_http_proxy() {
             .unwrap();
         String::from_utf8(head).unwrap()
     });
-    let http = free_tcp_port();
+    let http = free_port();
     let client = settings(&tailnet, "laptop", tailnet.auth_key("tag:client").await);
     let running = tokio::spawn(run(
         Settings {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tailwharf_coordinator::model::Actor;
@@ -48,14 +49,14 @@ impl Tailnet {
 
     pub(crate) async fn start_with(host: &HostConfig) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let control = free_tcp_port();
+        let control = free_port();
         Self::start_in(dir, control, &format!("http://{control}"), "", host).await
     }
 
     /// A tailnet whose coordinator is behind TLS, with a certificate that only its own host trusts.
     pub(crate) async fn start_with_tls() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let control = free_tcp_port();
+        let control = free_port();
         let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
         std::fs::write(&cert, certified.cert.pem()).unwrap();
@@ -84,7 +85,7 @@ impl Tailnet {
     ) -> Self {
         let policy_file = dir.path().join("policy.hujson");
         std::fs::write(&policy_file, POLICY).unwrap();
-        let (relay, stun) = (free_tcp_port(), free_udp_port());
+        let (relay, stun) = (free_port(), free_port());
         let text = format!(
             r#"
             server_url = "{url}"
@@ -213,16 +214,16 @@ pub(crate) fn is_online(status: &NodeStatus) -> bool {
     status.phase == Phase::Online
 }
 
-pub(crate) fn free_tcp_port() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .unwrap()
-        .local_addr()
-        .unwrap()
-}
-
-pub(crate) fn free_udp_port() -> SocketAddr {
-    UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))
-        .unwrap()
-        .local_addr()
-        .unwrap()
+/// An address of loopback that nothing uses, by TCP or UDP. Its port is outside of the range from which the system takes those of connections, so that none
+/// of them comes in between.
+pub(crate) fn free_port() -> SocketAddr {
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let step = std::process::id() % 97 * 120 + TAKEN.fetch_add(1, Ordering::Relaxed);
+        let port = 20_000 + u16::try_from(step % 12_000).unwrap();
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        if TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok() {
+            return address;
+        }
+    }
 }

@@ -50,7 +50,7 @@ pub(crate) fn answer_with(query: &[u8], address: [u8; 4]) -> Vec<u8> {
 async fn the_command_answers_over_udp_and_tcp() {
     let tailnet = Tailnet::start().await;
     let server = tailnet.join("server", "tag:server").await;
-    let listen = crate::common::free_udp_port();
+    let listen = crate::common::free_port();
     let settings = Settings {
         dns_listen: Some(listen),
         ..settings(&tailnet, "laptop", tailnet.auth_key("tag:client").await)
@@ -92,8 +92,8 @@ async fn the_command_answers_over_udp_and_tcp() {
 
 /// A resolver that answers over UDP as `answer` says, and over TCP with 192.0.2.2.
 async fn resolver(answer: impl Fn(&[u8]) -> Option<Vec<u8>> + Send + 'static) -> SocketAddr {
-    let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let addr = udp.local_addr().unwrap();
+    let addr = crate::common::free_port();
+    let udp = UdpSocket::bind(addr).await.unwrap();
     let tcp = TcpListener::bind(addr).await.unwrap();
     tokio::spawn(async move {
         let mut query = vec![0; 1500];
